@@ -1,0 +1,1 @@
+"""The only importers of Ray, MLflow and object storage, one module for each use."""

@@ -1,0 +1,1 @@
+"""From bytes to an answer, on numpy, pillow and onnxruntime alone."""
