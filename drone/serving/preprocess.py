@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from drone.errors import ConfigError, ImageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "PPM", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "PPM", "BMP", "TIFF", "AVIF")
 """What Pillow may open. A whitelist: some of its other readers run outside programs."""
 
 # The limit of `Preprocessing.max_pixels`, checked before anything is decoded, replaces Pillow's.

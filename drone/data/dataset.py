@@ -1,0 +1,170 @@
+"""A prepared data set: a folder that never changes, named by its fingerprint.
+
+    dataset.json        settings, classes, counts, fingerprint
+    manifest.parquet    a row for each file seen, with its verdict and split
+    ledger.jsonl        every decision, oldest first
+    pixels/             the kept pictures as the model sees them
+    tables/             counts by step and class; the original's table of duplicates
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from drone.data.pixels import PixelStore
+from drone.data.split import SPLITS
+from drone.errors import ConfigError, DataError
+from drone.labels import nearest
+from drone.serving.preprocess import Preprocessing
+
+SCHEMA = 1
+"""Raised whenever an older program could misread the folder."""
+
+DATASET_FILE = "dataset.json"
+MANIFEST_FILE = "manifest.parquet"
+PIXELS_FOLDER = "pixels"
+
+
+def fingerprint(frame: pd.DataFrame, settings: dict[str, Any]) -> str:
+    """SHA-256 of all that decides the training data, hexadecimal.
+
+    Those are the settings (classes, preprocessing, policy, split) and, of each kept picture, its
+    content, class, split and group. Where the files lie and what they are called does not count.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    kept = frame.loc[frame["kept"], ["md5", "class_name", "split", "group"]]
+    for row in sorted(kept.itertuples(index=False, name=None)):
+        digest.update("\t".join(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The pictures of one split, in the order of the manifest; N of them."""
+
+    name: str
+    paths: tuple[str, ...]
+    labels_N: NDArray[np.int64]
+    """Class indices."""
+
+    keys_N: NDArray[np.int64]
+    """A number for each picture that depends on its content alone; seeds its augmentation."""
+
+    rows_N: NDArray[np.int64]
+    """Its rows in the store."""
+
+    store: PixelStore
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def gather(self, positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pixels of the pictures at these positions, (B, side_px, side_px, 3) uint8."""
+        return self.store.gather(self.rows_N[positions_B])
+
+    @property
+    def counts_K(self) -> NDArray[np.int64]:
+        """Pictures by class."""
+        return np.bincount(self.labels_N, minlength=self.num_classes)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set, opened for reading."""
+
+    folder: Path
+    description: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the training data."""
+        return str(self.description["fingerprint"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their indices."""
+        return tuple(self.description["settings"]["classes"])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How its pixels were made."""
+        return Preprocessing(**self.description["settings"]["preprocessing"])
+
+    @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """A row for each file seen."""
+        try:
+            return pd.read_parquet(self.folder / MANIFEST_FILE)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.folder / MANIFEST_FILE} is missing or damaged; prepare the data set again."
+            ) from error
+
+    def split(self, name: str) -> Split:
+        """The pictures of one split.
+
+        Raises:
+            ConfigError: no such split.
+            DataError: the folder is damaged.
+        """
+        if name not in SPLITS:
+            like = nearest(name, SPLITS) or SPLITS[0]
+            raise ConfigError(f"There is no split {name!r}; did you mean {like!r}?")
+        rows = self.manifest[self.manifest["split"] == name]
+        index = {class_name: number for number, class_name in enumerate(self.classes)}
+        return Split(
+            name=name,
+            paths=tuple(rows["path"]),
+            labels_N=rows["class_name"].map(index).to_numpy(np.int64),
+            keys_N=content_keys(rows["md5"]),
+            rows_N=rows["pixel_row"].to_numpy(np.int64),
+            store=self._store,
+            num_classes=len(self.classes),
+        )
+
+    @cached_property
+    def _store(self) -> PixelStore:
+        rows = int(self.manifest["kept"].sum())
+        return PixelStore(self.folder / PIXELS_FOLDER, rows, self.preprocessing.side_px)
+
+
+def content_keys(md5: "pd.Series[str]") -> NDArray[np.int64]:
+    """The first 63 bits of each md5."""
+    return np.array([int(value[:16], 16) >> 1 for value in md5], dtype=np.int64)
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether the folder holds a prepared data set."""
+    return (folder / DATASET_FILE).is_file()
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Opens a folder that `prepare` wrote.
+
+    Raises:
+        DataError: there is none, or it is of another schema or damaged.
+    """
+    file = folder / DATASET_FILE
+    if not file.is_file():
+        raise DataError(
+            f"{folder} is not a prepared data set (it has no {DATASET_FILE}). "
+            f"Make one: python ray_jobs/prepare.py --raw RAW_FOLDER --out {folder}"
+        )
+    try:
+        description: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is damaged ({error}); prepare the data set again.") from error
+    if description.get("schema") != SCHEMA:
+        raise DataError(
+            f"{folder} has the schema {description.get('schema')}, this program reads {SCHEMA}; "
+            f"prepare the data set again."
+        )
+    return Dataset(folder=folder, description=description)

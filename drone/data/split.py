@@ -1,0 +1,132 @@
+"""Which pictures train, which choose and which judge: no group in two of them."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from drone.data.clean import BRIDGE, near_groups
+from drone.errors import ConfigError, DataError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """How kept pictures are shared out."""
+
+    train: float = 0.70
+    """Share of each class that the model learns from."""
+
+    validation: float = 0.15
+    """Share that chooses the epoch and the configuration."""
+
+    test: float = 0.15
+    """Share that only `evaluate` reads."""
+
+    seed: int = 0
+    """Another seed gives another split of the same pictures."""
+
+    def __post_init__(self) -> None:
+        shares = (self.train, self.validation, self.test)
+        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(
+                f"The shares of train, validation and test are {shares}; "
+                f"each must be above 0 and their sum 1."
+            )
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """In the order of SPLITS."""
+        return np.array([self.train, self.validation, self.test])
+
+
+def assign(
+    frame: pd.DataFrame,
+    classes: Sequence[str],
+    settings: SplitSettings,
+    max_distance: int,
+    previous: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """A copy of the frame with a `split` for each kept file ("" for the others).
+
+    Groups go as a whole to the split that lacks most of their classes, the large ones first and
+    equals in an order that the seed draws; so every class is shared out as asked, to within a
+    group. Files that `previous` knows stay where they are, and new ones join their group there.
+    A new file that joins groups of two splits would leak from one to the other: it is left out
+    (reason "joins-splits").
+
+    Args:
+        frame: from `clean.judge`.
+        classes: in order.
+        settings: shares and seed.
+        max_distance: of near duplicates, in bits, as `clean.judge` had it.
+        previous: split of each md5 that an earlier data set assigned.
+
+    Raises:
+        DataError: a class has too few groups for three splits.
+    """
+    frame = frame.copy()
+    frame["split"] = ""
+    previous = previous or {}
+    kept = frame[frame["kept"]]
+    old = kept["md5"].map(previous).fillna("")
+    if _leave_out_bridges(frame, kept, old):
+        frame["group"] = near_groups(frame, max_distance)
+    kept = frame[frame["kept"]]
+    _check_sizes(kept, classes)
+    frame.loc[kept.index, "split"] = _place(kept, old[kept.index], classes, settings)
+    return frame
+
+
+def _leave_out_bridges(frame: pd.DataFrame, kept: pd.DataFrame, old: "pd.Series[str]") -> bool:
+    known = old != ""
+    splits_of_group = old[known].groupby(kept["group"][known]).nunique()
+    torn = splits_of_group.index[splits_of_group > 1]
+    bridges = kept.index[kept["group"].isin(torn) & ~known]
+    frame.loc[bridges, "kept"] = False
+    frame.loc[bridges, "reason"] = BRIDGE
+    return len(bridges) > 0
+
+
+def _check_sizes(kept: pd.DataFrame, classes: Sequence[str]) -> None:
+    groups = kept.groupby("class_name")["group"].nunique().reindex(list(classes), fill_value=0)
+    few = groups[groups < len(SPLITS)]
+    if len(few):
+        counts = ", ".join(f"{name}: {count}" for name, count in few.items())
+        raise DataError(
+            f"Too few different pictures for train, validation and test, which need one each "
+            f"({counts}). Add pictures to these classes, or look at the reasons in the table of "
+            f"steps (--dry-run) if files were left out."
+        )
+
+
+def _place(
+    kept: pd.DataFrame, old: "pd.Series[str]", classes: Sequence[str], settings: SplitSettings
+) -> "pd.Series[str]":
+    counts = pd.crosstab(kept["group"], kept["class_name"])
+    counts = counts.reindex(columns=list(classes), fill_value=0)
+    wanted_SC = np.outer(settings.shares, counts.sum(axis=0).to_numpy())
+    lacking_SC = wanted_SC.copy()
+    chosen: dict[str, str] = {}
+    settled = pd.DataFrame({"group": kept["group"], "old": old})
+    for group, split in settled[settled["old"] != ""].drop_duplicates("group").to_numpy():
+        chosen[group] = split
+        lacking_SC[SPLITS.index(split)] -= counts.loc[group].to_numpy()
+    rows = {str(group): row for group, row in zip(counts.index, counts.to_numpy(), strict=True)}
+    open_groups = [group for group in rows if group not in chosen]
+    open_groups.sort(key=lambda group: (-rows[group].sum(), _draw(settings.seed, group)))
+    for group in open_groups:
+        # How far each split still is from its share of the classes in this group.
+        need_S = (lacking_SC / np.maximum(wanted_SC, 1e-9)) @ rows[group]
+        best = int(np.argmax(need_S))
+        chosen[group] = SPLITS[best]
+        lacking_SC[best] -= rows[group]
+    return kept["group"].map(chosen)
+
+
+def _draw(seed: int, group: str) -> bytes:
+    return hashlib.sha256(f"{seed} {group}".encode()).digest()
