@@ -123,9 +123,9 @@ class Dataset:
         return Split(
             name=name,
             paths=tuple(rows["path"]),
-            labels_N=rows["class_name"].map(index).to_numpy(np.int64),
+            labels_N=rows["class_name"].map(index).to_numpy(np.int64, copy=True),
             keys_N=content_keys(rows["md5"]),
-            rows_N=rows["pixel_row"].to_numpy(np.int64),
+            rows_N=rows["pixel_row"].to_numpy(np.int64, copy=True),
             store=self._store,
             num_classes=len(self.classes),
         )

@@ -1,0 +1,118 @@
+"""Named ways to train: the original's recipes as they were, and ours.
+
+The scores are measured; docs/performance.md says on what and how.
+"""
+
+from dataclasses import dataclass
+
+from drone.data.augment import AugmentConfig
+from drone.errors import ConfigError
+from drone.labels import nearest
+from drone.model.config import ModelConfig
+from drone.training.config import OptimConfig, TrainConfig
+
+_SEED_AUGMENT = AugmentConfig(
+    strength=1.0,
+    brightness=0.2,
+    brightness_p=0.5,
+    contrast=0.2,
+    contrast_p=0.5,
+    rotation_deg=10.0,
+    rotation_p=0.7,
+    scale=0.0,
+    shift=16 / 224,
+    shift_p=0.2,
+    flip_p=1.0,
+    cutout_p=0.7,
+    elastic_p=0.1,
+)
+"""Padding 224 to 256 px and cropping 224 is a shift by up to 16 px."""
+
+_SEED_OPTIM = OptimConfig(
+    optimizer="sgd",
+    schedule="seed-cyclic",
+    lr_head=0.1,
+    lr_backbone=0.1,
+    weight_decay=1e-4,
+    head_epochs=0.0,
+    warmup_epochs=0.0,
+    label_smoothing=0.0,
+    clip_norm=0.0,
+    ema_decay=0.0,
+)
+
+
+def _seed_model(unfreeze_depth: int) -> ModelConfig:
+    return ModelConfig(
+        unfreeze_depth=unfreeze_depth, head="seed", batchnorm="drift", flip_test=False
+    )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration and what to expect of it."""
+
+    about: str
+    config: TrainConfig
+
+
+PRESETS: dict[str, Preset] = {
+    "smoke": Preset(
+        "Two short epochs of the head, to see that everything works.",
+        TrainConfig(
+            preset="smoke",
+            epochs=2,
+            model=ModelConfig(unfreeze_depth=0, flip_test=False),
+        ),
+    ),
+    "frozen": Preset(
+        "Only a linear head learns, on a frozen backbone.",
+        TrainConfig(
+            preset="frozen",
+            epochs=12,
+            model=ModelConfig(unfreeze_depth=0),
+            optim=OptimConfig(lr_head=3e-3),
+        ),
+    ),
+    "finetune": Preset(
+        "The head first, then the last blocks at a lower rate. The one to use.",
+        TrainConfig(preset="finetune", epochs=12, model=ModelConfig(unfreeze_depth=5)),
+    ),
+    "seed-attempt-1": Preset(
+        "The original's first attempt as it was: frozen backbone, 30 epochs of cyclic SGD.",
+        TrainConfig(
+            preset="seed-attempt-1",
+            epochs=30,
+            batch_size=128,
+            precision="fp32",
+            model=_seed_model(0),
+            augment=_SEED_AUGMENT,
+            optim=_SEED_OPTIM,
+        ),
+    ),
+    "seed-attempt-2": Preset(
+        "The original's second attempt as it was: features 16 to 18 unfrozen, 25 epochs.",
+        TrainConfig(
+            preset="seed-attempt-2",
+            epochs=25,
+            batch_size=256,
+            precision="fp32",
+            model=_seed_model(3),
+            augment=_SEED_AUGMENT,
+            optim=_SEED_OPTIM,
+        ),
+    ),
+}
+
+
+def get(name: str) -> TrainConfig:
+    """The configuration of a preset.
+
+    Raises:
+        ConfigError: there is none of that name; it offers the nearest.
+    """
+    if name not in PRESETS:
+        like = nearest(name, list(PRESETS))
+        hint = f"Did you mean {like!r}?" if like else f"There are: {', '.join(PRESETS)}."
+        raise ConfigError(f"There is no preset {name!r}. {hint}")
+    return PRESETS[name].config

@@ -1,0 +1,98 @@
+"""How a model is trained."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from drone.data.augment import AugmentConfig
+from drone.errors import ConfigError
+from drone.model.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser and its schedule."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum 0.9 as the original had it."""
+
+    schedule: Literal["cosine", "seed-cyclic"] = "cosine"
+    """cosine: warm-up, then down to zero, per step. seed-cyclic: triangular2, per epoch."""
+
+    lr_head: float = 1e-3
+    """Peak learning rate of the head."""
+
+    lr_backbone: float = 2e-4
+    """Peak learning rate of the unfrozen blocks."""
+
+    weight_decay: float = 0.05
+    """Of weights; with AdamW, biases and normalisation have none."""
+
+    head_epochs: float = 1.0
+    """Epochs in which only the head learns."""
+
+    warmup_epochs: float = 0.5
+    """Epochs in which a learning rate rises to its peak."""
+
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+    ema_decay: float = 0.99
+    """Of the moving average of the weights, per step, that is evaluated; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr_head", "lr_backbone"):
+            if not 0 < getattr(self, name) <= 10:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; above 0, at most 10.")
+        for name in ("weight_decay", "head_epochs", "warmup_epochs", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more.")
+        for name in ("label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; 0 to below 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides what a run computes; the number of workers does not."""
+
+    preset: str = "finetune"
+    """Name of the preset that this began as."""
+
+    epochs: int = 12
+    """Passes over the training pictures."""
+
+    batch_size: int = 64
+    """Pictures in an optimiser step, over all workers together."""
+
+    seed: int = 0
+    """Of the head's first weights, the order, the views and dropout."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device computes in it, else fp32. Weights are always fp32."""
+
+    checkpoint_every_s: float = 300.0
+    """Seconds between checkpoints in the middle of an epoch; each epoch ends with one anyway."""
+
+    compile: bool = False
+    """Compile the model with torch.compile (needs a C++ compiler; pays for long runs)."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What the model is made of."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How the pictures vary from epoch to epoch."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimiser and its schedule."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed is {self.seed}; it must be 0 to {2**31 - 1}.")
+        if self.checkpoint_every_s <= 0:
+            raise ConfigError(f"checkpoint_every_s is {self.checkpoint_every_s}; above 0.")

@@ -1,0 +1,381 @@
+"""The training loop: the only one, whoever launches it.
+
+Every rank runs it with the same arguments and a context of its own. The global batches, views and
+dropout masks do not depend on the number of ranks; losses and counts are summed over ranks and
+divided once. So the number of workers changes the speed and not the result.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from drone.config import to_dict
+from drone.data import augment
+from drone.data.batches import Feed, epoch_order, num_steps
+from drone.data.dataset import Split
+from drone.errors import Interrupted, RunError, TrainingError
+from drone.model.inference import probabilities
+from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
+from drone.training import checkpoint
+from drone.training.checkpoint import Identity, Position
+from drone.training.config import TrainConfig
+from drone.training.context import Context, History, Progress, Stop
+from drone.training.device import autocast
+from drone.training.memory import keep_freed_memory
+from drone.training.optim import MovingAverage, build_optimizer, rates, set_rates
+from drone.training.tally import Tally
+
+_EVALUATION_BATCH = 128
+
+
+class Preempted(Exception):
+    """The machine of a worker goes away; a checkpoint was written, the launcher starts again."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is trained on."""
+
+    train: Split
+    validation: Split
+    classes: tuple[str, ...]
+    fingerprint: str
+    commit: str = "unknown"
+    """Git commit of the program, for the checkpoint."""
+
+
+def fit(config: TrainConfig, material: Material, model: Classifier, context: Context) -> History:
+    """Trains a model, or goes on where the context's checkpoint stands.
+
+    Args:
+        config: what to compute.
+        material: the pictures.
+        model: with its starting weights; on every rank the same.
+        context: rank, device, reports, stops.
+
+    Returns:
+        An entry for each epoch. The checkpoint that was reported last holds the weights of the
+        best epoch, chosen by macro F1 on validation.
+
+    Raises:
+        TrainingError: a loss is not finite; every rank raises it before the optimiser's step.
+        Interrupted: asked to stop, after a checkpoint.
+        Preempted: a worker's machine goes away, after a checkpoint.
+    """
+    keep_freed_memory()
+    return _Run(config, material, model, context).go()
+
+
+class _Run:
+    """The state of a run on one rank."""
+
+    def __init__(
+        self, config: TrainConfig, material: Material, model: Classifier, context: Context
+    ) -> None:
+        self.config, self.material, self.context = config, material, context
+        self.identity = Identity(
+            config=to_dict(config),
+            classes=material.classes,
+            fingerprint=material.fingerprint,
+            commit=material.commit,
+        )
+        device = context.device
+        self.model = model.to(device)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        decay = config.optim.ema_decay
+        self.average = MovingAverage(self.model, decay) if decay else None
+        self.train_feed = Feed(material.train, device)
+        self.validation_feed = Feed(material.validation, device)
+        self.steps = num_steps(len(self.train_feed), config.batch_size)
+        self.mean_C = torch.tensor(IMAGENET_MEAN, device=device)
+        self.std_C = torch.tensor(IMAGENET_STD, device=device)
+        self.position = Position()
+        self.best = _copy_state(self.evaluated)
+        self.tally = Tally(len(material.classes), device)
+        self._resume()
+        self.network = self._distribute()
+        self.control = _Control(config, context)
+        self.finite = _FiniteCheck(self.optimizer, device)
+
+    @property
+    def evaluated(self) -> Classifier:
+        """The weights that validation sees."""
+        return self.average.model if self.average else self.model
+
+    def go(self) -> History:
+        for epoch in range(self.position.epoch, self.config.epochs):
+            self._train_epoch(epoch)
+            self._end_epoch(epoch)
+        return self.position.history
+
+    def _distribute(self) -> nn.Module:
+        network: nn.Module = self.model
+        if self.context.world_size > 1:
+            network = DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        return torch.compile(network) if self.config.compile else network  # type: ignore[return-value]
+
+    def _train_epoch(self, epoch: int) -> None:
+        feed, config = self.train_feed, self.config
+        order = epoch_order(len(feed), config.batch_size, config.seed, epoch)
+        began = time.monotonic() - self.position.elapsed_s
+        done = self.position.batch
+        self.network.train()
+        for batch in range(done, self.steps):
+            self._step(epoch, batch, order[batch])
+            self.position.batch = batch + 1
+            self.position.elapsed_s = time.monotonic() - began
+            self._tell_progress(epoch)
+            if batch + 1 < self.steps:
+                self._heed(self.control.after_step())
+        self.finite.check()
+
+    def _step(self, epoch: int, batch: int, positions_B: NDArray[np.int64]) -> None:
+        config, world = self.config, self.context.world_size
+        own = positions_B[self.context.rank :: world]
+        step = epoch * self.steps + batch
+        images = self._views(epoch, own)
+        labels_N = self.train_feed.labels_N[torch.from_numpy(own).to(self.context.device)]
+        self.model.key_dropout(
+            config.seed, epoch, self.train_feed.keys_N[own].to(self.context.device)
+        )
+        set_rates(self.optimizer, rates(config, step, self.steps))
+        with self._autocast():
+            logits_NK = self.network(images).float()
+        loss_sum = functional.cross_entropy(
+            logits_NK, labels_N, label_smoothing=config.optim.label_smoothing, reduction="sum"
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP takes the mean of the ranks' gradients: this makes it the mean over the batch.
+        (loss_sum * (world / len(positions_B))).backward()  # type: ignore[no-untyped-call]
+        norm = self._clip()
+        self.finite.before_step(norm, epoch, batch)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.model, step)
+        self.tally.add(loss_sum.detach(), logits_NK.detach().argmax(dim=1), labels_N)
+
+    def _views(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
+        """Augmented pictures, a pure function of seed, epoch and picture."""
+        keys_B = self.train_feed.keys_N[positions_B]
+        views = augment.draw(self.config.augment, self.config.seed, epoch, keys_B)
+        pixels = self.train_feed.pixels(positions_B)
+        return augment.apply(pixels, views, self.mean_C, self.std_C)
+
+    def _clip(self) -> Tensor:
+        """Clips the gradient, if so configured; its norm is not finite if any part is not."""
+        parameters = [value for value in self.model.parameters() if value.grad is not None]
+        most = self.config.optim.clip_norm or float("inf")
+        return nn.utils.clip_grad_norm_(parameters, most, foreach=True)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(self.config.precision, self.context.device)
+
+    def _tell_progress(self, epoch: int) -> None:
+        if self.context.rank == 0:
+            batch = self.position.batch
+            images = batch * min(self.config.batch_size, len(self.train_feed))
+            speed = images / max(self.position.elapsed_s, 1e-9)
+            self.context.progress(
+                Progress(epoch + 1, self.config.epochs, batch, self.steps, speed)
+            )
+
+    def _heed(self, wish: "_Wish") -> None:
+        """Writes a checkpoint if one is due, and stops if asked to."""
+        if wish.checkpoint or wish.stop is not Stop.NO:
+            self._report()
+        if wish.stop is Stop.INTERRUPTED:
+            raise Interrupted("Training was stopped; --resume goes on from here.")
+        if wish.stop is Stop.PREEMPTED:
+            raise Preempted
+
+    def _end_epoch(self, epoch: int) -> None:
+        metrics = self.tally.reduced().metrics("train", self.material.classes)
+        metrics |= self.evaluate()
+        for name, rate in rates(self.config, (epoch + 1) * self.steps - 1, self.steps).items():
+            metrics[f"lr/{name}"] = rate
+        images = self.steps * min(self.config.batch_size, len(self.train_feed))
+        metrics["speed/images_per_s"] = images / max(self.position.elapsed_s, 1e-9)
+        metrics["speed/epoch_s"] = self.position.elapsed_s
+        # The time is fixed here and kept, so that a replay gives the tracker the same point.
+        entry = {"epoch": epoch + 1, "time_ms": int(time.time() * 1000), "metrics": metrics}
+        self._remember_best(epoch + 1, metrics)
+        self.position = Position(
+            epoch=epoch + 1,
+            history=[*self.position.history, entry],
+            best=self.position.best,
+        )
+        self.tally = Tally(len(self.material.classes), self.context.device)
+        self._report()
+        wish = self.control.after_step()
+        if epoch + 1 < self.config.epochs:
+            self._heed(_Wish(checkpoint=False, stop=wish.stop, written=True))
+
+    def _remember_best(self, epoch: int, metrics: dict[str, float]) -> None:
+        score, loss = metrics["validation/macro_f1"], metrics["validation/loss"]
+        best = self.position.best
+        if not best or (score, -loss) > (best["macro_f1"], -best["loss"]):
+            self.position.best = {"epoch": epoch, "macro_f1": score, "loss": loss}
+            self.best = _copy_state(self.evaluated)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on validation, each picture counted once over all ranks."""
+        feed, model = self.validation_feed, self.evaluated.eval()
+        tally = Tally(len(self.material.classes), self.context.device)
+        own = np.arange(self.context.rank, len(feed), self.context.world_size)
+        for start in range(0, len(own), _EVALUATION_BATCH):
+            positions = own[start : start + _EVALUATION_BATCH]
+            images = augment.normalise(feed.pixels(positions), self.mean_C, self.std_C)
+            labels_N = feed.labels_N[torch.from_numpy(positions).to(self.context.device)]
+            with self._autocast():
+                probs_NK = probabilities(model, images)
+            losses_N = functional.nll_loss(
+                probs_NK.clamp_min(1e-12).log(), labels_N, reduction="sum"
+            )
+            tally.add(losses_N, probs_NK.argmax(dim=1), labels_N)
+        return tally.reduced().metrics("validation", self.material.classes)
+
+    def _report(self) -> None:
+        """Reports with a checkpoint; all ranks together."""
+        self.finite.check()
+        self.control.restart_timer()
+        total = self.tally.reduced().state()
+        if self.context.rank != 0:
+            self.context.report(self.position.history, None)
+            return
+        self.position.tally = total
+        weights = {"model": _copy_state(self.model)}
+        if self.average:
+            weights["average"] = _copy_state(self.average.model)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "checkpoint"
+            state = self.optimizer.state_dict()
+            checkpoint.save(folder, self.position, self.identity, weights, state, self.best)
+            self.context.report(self.position.history, folder)
+
+    def _resume(self) -> None:
+        folder = self.context.resume_from()
+        if folder is None:
+            return
+        loaded = checkpoint.load(folder)
+        if loaded.identity.fingerprint != self.material.fingerprint:
+            raise RunError(
+                f"The checkpoint {folder} was trained on the data set "
+                f"{loaded.identity.fingerprint[:12]}, this one is "
+                f"{self.material.fingerprint[:12]}. Resume with the data set that it began with."
+            )
+        self.model.load_state_dict(loaded.weights["model"])
+        if self.average:
+            self.average.model.load_state_dict(loaded.weights["average"])
+        self.optimizer.load_state_dict(loaded.optimizer)
+        self.best = loaded.best
+        self.position = loaded.position
+        if self.context.rank == 0 and self.position.tally:  # The sums of all ranks go to one.
+            self.tally.restore(self.position.tally)
+
+
+def _copy_state(model: Classifier) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What all ranks agree to do after a step."""
+
+    checkpoint: bool
+    stop: Stop
+    written: bool = False
+
+
+class _Control:
+    """Lets all ranks agree on checkpoints and stops, which any of them may want."""
+
+    def __init__(self, config: TrainConfig, context: Context) -> None:
+        self.context = context
+        self.every_s = config.checkpoint_every_s
+        self.last = time.monotonic()
+        self._steps = 0
+        # Asking costs a collective on the processor; a GPU's steps are too short for one each.
+        self._every_steps = 1 if context.device.type == "cpu" else 20
+        self._group = self._processor_group()
+
+    def _processor_group(self) -> distributed.ProcessGroup | None:
+        if not distributed.is_initialized() or distributed.get_backend() == "gloo":
+            return None
+        return distributed.new_group(backend="gloo")  # type: ignore[no-any-return]
+
+    def restart_timer(self) -> None:
+        self.last = time.monotonic()
+
+    def after_step(self) -> _Wish:
+        self._steps += 1
+        if self._steps % self._every_steps:
+            return _Wish(checkpoint=False, stop=Stop.NO)
+        due = self.context.rank == 0 and time.monotonic() - self.last >= self.every_s
+        wish = torch.tensor([int(due), int(self.context.stop())])
+        if self.context.world_size > 1:
+            distributed.all_reduce(wish, distributed.ReduceOp.MAX, group=self._group)
+        return _Wish(checkpoint=bool(wish[0]), stop=Stop(int(wish[1])))
+
+
+class _FiniteCheck:
+    """Stops all ranks before the optimiser's step when a loss is not finite.
+
+    The gradients of all ranks are summed, so one that is not finite makes the norm so on every
+    rank, and all of them find it without a further exchange. On a GPU the optimiser is told on
+    the device to leave the step out and the processor looks only now and then, so that it does
+    not wait for the device in every step.
+    """
+
+    EVERY = 50
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.optimizer = optimizer
+        self.lazy = device.type == "cuda"
+        self.first_bad = torch.full((2,), -1, dtype=torch.int64, device=device)
+        self._steps = 0
+
+    def before_step(self, norm: Tensor, epoch: int, batch: int) -> None:
+        bad = ~torch.isfinite(norm)
+        if not self.lazy:
+            if bad:
+                self._fail(epoch, batch)
+            return
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        here = torch.tensor([epoch, batch], device=norm.device)
+        fresh = bad & (self.first_bad[0] < 0)
+        self.first_bad = torch.where(fresh, here, self.first_bad)
+        self._steps += 1
+        if self._steps % self.EVERY == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Looks whether a step was left out."""
+        if self.lazy and int(self.first_bad[0]) >= 0:
+            epoch, batch = self.first_bad.tolist()
+            self._fail(epoch, batch)
+
+    @staticmethod
+    def _fail(epoch: int, batch: int) -> None:
+        raise TrainingError(
+            f"The loss or its gradient is not finite in epoch {epoch + 1}, step {batch + 1}. "
+            f"Lower --optim.lr-head and --optim.lr-backbone, or set --precision fp32."
+        )
+
+
+def history_rows(history: History) -> Sequence[dict[str, float]]:
+    """The metrics of each epoch as flat rows, for a table."""
+    return [{"epoch": entry["epoch"], **entry["metrics"]} for entry in history]

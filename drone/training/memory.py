@@ -1,0 +1,27 @@
+"""Keeps freed memory in the process, which makes training on a processor 2 to 3 times as fast."""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def keep_freed_memory() -> bool:
+    """Tells the GNU C library to hold on to large blocks that are freed.
+
+    By default each activation of more than 32 MB is fetched from the system and given back in
+    every step, and the system clears each of its pages anew: that took more than half of the time
+    of a step of MobileNet_V2 at batch 64 on two cores (12.2 ms an image forward, 5.2 with this).
+    The process keeps its largest size until it ends.
+
+    Returns:
+        Whether the C library took the settings; on other systems nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    mallopt = getattr(library, "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
+    return all(mallopt(name, value) == 1 for name, value in settings)

@@ -1,0 +1,105 @@
+"""Optimiser, learning rates and the moving average of the weights."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from drone.model.mobilenet import Classifier
+from drone.training.config import OptimConfig, TrainConfig
+
+_SEED_CYCLE_EPOCHS = 8
+_SEED_RATIO = 100
+"""The original's cycle: 8 epochs up from a hundredth of the peak and 8 down."""
+
+
+def build_optimizer(model: Classifier, config: OptimConfig) -> torch.optim.Optimizer:
+    """An optimiser over what learns, in groups named "backbone" and "head".
+
+    Rates are set before each step by `set_rates`.
+    """
+    groups = []
+    for name, module in (("backbone", model.learning), ("head", model.head)):
+        parameters = [value for value in module.parameters() if value.requires_grad]
+        if config.optimizer == "sgd":
+            groups.append({"params": parameters, "name": name})
+            continue
+        decayed = [value for value in parameters if value.ndim > 1]
+        others = [value for value in parameters if value.ndim <= 1]
+        groups.append({"params": decayed, "name": name})
+        groups.append({"params": others, "name": name, "weight_decay": 0.0})
+    groups = [group for group in groups if group["params"]]
+    decay = config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=0.0, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
+        )
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=decay, fused=True)
+
+
+def rates(config: TrainConfig, step: int, steps_per_epoch: int) -> dict[str, float]:
+    """Learning rates of "backbone" and "head" in a step, counted from the start of the run."""
+    optim = config.optim
+    peaks = {"backbone": optim.lr_backbone, "head": optim.lr_head}
+    if optim.schedule == "seed-cyclic":
+        factor = _triangular2(step // steps_per_epoch)
+        return {name: peak * factor for name, peak in peaks.items()}
+    total = config.epochs * steps_per_epoch
+    warmup = optim.warmup_epochs * steps_per_epoch
+    # In a run shorter than the head's own epochs everything learns from the start.
+    head_epochs = optim.head_epochs if optim.head_epochs < config.epochs else 0
+    starts = {"backbone": head_epochs * steps_per_epoch, "head": 0.0}
+    return {
+        name: peak * _warm_cosine(step - starts[name], total - starts[name], warmup)
+        for name, peak in peaks.items()
+    }
+
+
+def _warm_cosine(step: float, total: float, warmup: float) -> float:
+    """0 before the start, up to 1 over the warm-up, then a half cosine to 0 at the end."""
+    if step < 0:
+        return 0.0
+    if step < warmup:
+        return min(1.0, (step + 1) / (warmup + 1))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+
+
+def _triangular2(epoch: int) -> float:
+    """Cyclical learning rate (Smith 2017, "triangular2"), as a share of the peak."""
+    cycle = epoch // (2 * _SEED_CYCLE_EPOCHS)
+    distance = abs(epoch / _SEED_CYCLE_EPOCHS - 2 * cycle - 1)
+    base = 1 / _SEED_RATIO
+    return base + (1 - base) * (1 - distance) / 2**cycle
+
+
+def set_rates(optimizer: torch.optim.Optimizer, by_name: dict[str, float]) -> None:
+    """Gives each group the rate of its name."""
+    for group in optimizer.param_groups:
+        group["lr"] = by_name[group["name"]]
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights (Polyak and Juditsky 1992).
+
+    It begins as the first weights and follows faster in the first steps: the decay of step t is
+    at most (1 + t) / (10 + t).
+    """
+
+    def __init__(self, model: Classifier, decay: float) -> None:
+        """Copies the model."""
+        self.model = copy.deepcopy(model).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Moves the average towards the weights after a step."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages, values = _learned(self.model), _learned(model)
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
+            average.copy_(value)
+
+
+def _learned(model: nn.Module) -> list[Tensor]:
+    return [value.data for value in model.parameters() if value.requires_grad]
