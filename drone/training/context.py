@@ -33,6 +33,7 @@ class Progress:
     epochs: int
     step: int
     steps: int
+    batch_size: int
     images_per_s: float
 
 

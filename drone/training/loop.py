@@ -97,7 +97,8 @@ class _Run:
         self.average = MovingAverage(self.model, decay) if decay else None
         self.train_feed = Feed(material.train, device)
         self.validation_feed = Feed(material.validation, device)
-        self.steps = num_steps(len(self.train_feed), config.batch_size)
+        self.batch_size = min(config.batch_size, len(self.train_feed))
+        self.steps = num_steps(len(self.train_feed), self.batch_size)
         self.mean_C = torch.tensor(IMAGENET_MEAN, device=device)
         self.std_C = torch.tensor(IMAGENET_STD, device=device)
         self.position = Position()
@@ -186,10 +187,16 @@ class _Run:
     def _tell_progress(self, epoch: int) -> None:
         if self.context.rank == 0:
             batch = self.position.batch
-            images = batch * min(self.config.batch_size, len(self.train_feed))
-            speed = images / max(self.position.elapsed_s, 1e-9)
+            speed = batch * self.batch_size / max(self.position.elapsed_s, 1e-9)
             self.context.progress(
-                Progress(epoch + 1, self.config.epochs, batch, self.steps, speed)
+                Progress(
+                    epoch=epoch + 1,
+                    epochs=self.config.epochs,
+                    step=batch,
+                    steps=self.steps,
+                    batch_size=self.batch_size,
+                    images_per_s=speed,
+                )
             )
 
     def _heed(self, wish: "_Wish") -> None:
@@ -206,7 +213,7 @@ class _Run:
         metrics |= self.evaluate()
         for name, rate in rates(self.config, (epoch + 1) * self.steps - 1, self.steps).items():
             metrics[f"lr/{name}"] = rate
-        images = self.steps * min(self.config.batch_size, len(self.train_feed))
+        images = self.steps * self.batch_size
         metrics["speed/images_per_s"] = images / max(self.position.elapsed_s, 1e-9)
         metrics["speed/epoch_s"] = self.position.elapsed_s
         # The time is fixed here and kept, so that a replay gives the tracker the same point.

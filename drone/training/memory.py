@@ -3,6 +3,17 @@
 import ctypes
 import sys
 
+ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""The same settings for a process that is still to be started.
+
+Needed where training runs in a thread: what a thread allocates comes from an arena of its own,
+which settings made later do not reach.
+"""
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 

@@ -1,0 +1,165 @@
+"""Models in MLflow: ONNX with the preprocessing inside, answering for pictures."""
+
+import base64
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from PIL import Image
+
+from drone.adapters.mlflow_tracking import FAILURES, download, find_run
+from drone.adapters.ray_cluster import ROOT
+from drone.data.dataset import Dataset
+from drone.errors import RunError
+from drone.model import export, mobilenet
+from drone.serving.predictor import Predictor
+from drone.training import checkpoint
+from drone.training.config import TrainConfig
+
+NAME = "model"
+ONNX_FILE = "model.onnx"
+
+MOST_DIFFERENCE = 1e-3
+"""Of a probability between the trained and the exported model, both in fp32."""
+
+_REQUIREMENTS = ("mlflow", "onnxruntime", "pillow", "numpy", "pandas")
+
+
+def log_model(onnx_file: Path, classes: Sequence[str], metadata: dict[str, str]) -> str:
+    """Logs an exported model to the active run.
+
+    Returns:
+        Its URI.
+    """
+    outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.long, "index")]
+    outputs += [ColSpec(DataType.double, name) for name in classes]
+    info = mlflow.pyfunc.log_model(
+        name=NAME,
+        python_model=str(Path(__file__).with_name("mlflow_pyfunc.py")),
+        artifacts={"onnx": str(onnx_file)},
+        code_paths=[str(ROOT / "drone")],
+        signature=ModelSignature(
+            inputs=Schema([ColSpec(DataType.string, "image")]), outputs=Schema(outputs)
+        ),
+        input_example=pd.DataFrame({"image": [_example()]}),
+        pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
+        metadata=metadata,
+    )
+    return str(info.model_uri)
+
+
+def _example() -> str:
+    """A small picture as base64."""
+    buffer = io.BytesIO()
+    ramp = np.linspace(90, 220, 32, dtype=np.uint8)[:, None, None]
+    Image.fromarray(np.broadcast_to(ramp, (32, 32, 3)).copy()).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def run_of_model(uri: str) -> str:
+    """The run that a model came from.
+
+    Args:
+        uri: such as models:/drone-classifier@champion or models:/drone-classifier/3.
+
+    Raises:
+        RunError: there is no such model.
+    """
+    if not uri.startswith("models:/"):
+        raise RunError(f"{uri!r} names no model; write models:/NAME@ALIAS or models:/NAME/VERSION.")
+    name, _, rest = uri.removeprefix("models:/").partition("@")
+    client = mlflow.MlflowClient()
+    try:
+        if rest:
+            return str(client.get_model_version_by_alias(name, rest).run_id)
+        name, _, number = name.partition("/")
+        return str(client.get_model_version(name, number).run_id)
+    except FAILURES as error:
+        known = ", ".join(model.name for model in client.search_registered_models()) or "none yet"
+        raise RunError(f"There is no model {uri}. Registered models: {known}.") from error
+
+
+def fetch_onnx(run_id: str, target: Path) -> Path:
+    """The exported model of a run.
+
+    Raises:
+        RunError: the run logged none.
+    """
+    run = find_run(run_id)
+    outputs = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+    if not outputs:
+        raise RunError(
+            f"Run {run.info.run_name} ({run_id}, {run.info.status}) has no model. If it was "
+            f"stopped, python ray_jobs/train.py --resume {run_id} finishes it."
+        )
+    try:
+        folder = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"models:/{outputs[-1]}", dst_path=str(target)
+        )
+    except FAILURES as error:
+        raise RunError(f"The model of run {run_id} cannot be read: {error}") from error
+    found = sorted(Path(folder).rglob("*.onnx"))
+    if not found:
+        raise RunError(f"The model of run {run_id} holds no ONNX file.")
+    return found[0]
+
+
+def read_json(run_id: str, artifact: str, target: Path) -> dict[str, object]:
+    """A JSON artifact of a run."""
+    content: dict[str, object] = json.loads(download(run_id, artifact, target).read_text("utf-8"))
+    return content
+
+
+def deliver(folder: Path, config: TrainConfig, dataset: Dataset, metadata: dict[str, str]) -> str:
+    """Exports the best weights of a checkpoint and logs the model to the active run.
+
+    Args:
+        folder: of the checkpoint.
+        config: of the run.
+        dataset: that it was trained on.
+        metadata: of the model, beside classes, preprocessing and fingerprint.
+
+    Returns:
+        The model's URI.
+
+    Raises:
+        RunError: the exported model does not answer as the trained one does.
+    """
+    model = mobilenet.build(config.model, len(dataset.classes), config.seed, None).eval()
+    model.load_state_dict(checkpoint.load_best(folder))
+    facts = {
+        **metadata,
+        "classes": json.dumps(dataset.classes),
+        "preprocessing": dataset.preprocessing.to_json(),
+        "fingerprint": dataset.fingerprint,
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary) / ONNX_FILE
+        export.to_onnx(model, target, dataset.preprocessing.side_px, facts)
+        difference = _difference(model, target, dataset)
+        mlflow.log_metric("model/onnx_max_difference", difference)
+        mlflow.log_metric("model/onnx_mb", target.stat().st_size / 1e6)
+        if difference > MOST_DIFFERENCE:
+            raise RunError(
+                f"The exported model's probabilities differ from the trained one's by up to "
+                f"{difference:.1e} (at most {MOST_DIFFERENCE:.0e}). It was not logged."
+            )
+        return log_model(target, dataset.classes, facts)
+
+
+def _difference(model: mobilenet.Classifier, onnx_file: Path, dataset: Dataset) -> float:
+    """Largest difference of a probability between torch and ONNX on validation pictures."""
+    validation = dataset.split("validation")
+    pixels = validation.gather(np.arange(min(16, len(validation))))
+    with torch.no_grad():
+        expected = export.Served(model)(torch.from_numpy(pixels)).numpy()
+    return float(np.abs(expected - Predictor(onnx_file).predict_pixels(pixels)).max())

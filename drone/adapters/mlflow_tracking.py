@@ -1,0 +1,290 @@
+"""Runs in MLflow: the one place of a run or study that writes to it."""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before mlflow is imported: a server that does not answer must not hold anyone up for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
+
+import mlflow
+import pandas as pd
+import requests
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from drone.data.dataset import Dataset
+from drone.errors import RunError, TrackingError
+from drone.training.context import History
+
+EXPERIMENT = "drone"
+DEFAULT_STORE = "mlflow.db"
+DEFAULT_ARTIFACTS = "mlartifacts"
+
+_RETRY_S = 15.0
+FAILURES = (MlflowException, requests.RequestException, OSError)
+"""What a store that is away or refuses raises."""
+
+
+def connect(experiment: str = EXPERIMENT) -> str:
+    """Chooses the tracking store and makes sure that it answers.
+
+    MLFLOW_TRACKING_URI if set, else sqlite beside the working folder's mlartifacts/.
+
+    Returns:
+        The store's URI.
+
+    Raises:
+        TrackingError: it does not answer or cannot be used.
+    """
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_STORE).resolve()}"
+    mlflow.set_tracking_uri(uri)
+    try:
+        if MlflowClient().get_experiment_by_name(experiment) is None:
+            local = uri.startswith("sqlite:")
+            place = Path(DEFAULT_ARTIFACTS).resolve().as_uri() if local else None
+            MlflowClient().create_experiment(experiment, artifact_location=place)
+        mlflow.set_experiment(experiment)
+    except FAILURES as error:
+        raise TrackingError(
+            f"The tracking server {uri} cannot be used: {_reason(error)}. Start it, or correct "
+            f"MLFLOW_TRACKING_URI, or unset it to track in {DEFAULT_STORE} here."
+        ) from error
+    return uri
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].removesuffix(".")[:300] if text else type(error).__name__
+
+
+@dataclass
+class TrackedRun:
+    """A run that is being written; use `tracked` to get one."""
+
+    run_id: str
+    name: str
+    warn: Callable[[str], None]
+    _logged: set[int]
+    _retry_at: float = 0.0
+    _pending: tuple[int, ...] = ()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Settings, flat, once."""
+        entries = [Param(name, str(value)) for name, value in params.items()]
+        MlflowClient().log_batch(self.run_id, params=entries)
+
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Facts to filter runs by."""
+        entries = [RunTag(name, str(value)) for name, value in tags.items()]
+        MlflowClient().log_batch(self.run_id, tags=entries)
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        """The data set as an input, named by its fingerprint, and which picture was in which split."""
+        source = HTTPDatasetSource(dataset.folder.resolve().as_uri())
+        described = MetaDataset(
+            source, name=dataset.folder.name, digest=dataset.fingerprint[:36]
+        )
+        mlflow.log_input(described, context="training")
+        kept = dataset.manifest.loc[
+            dataset.manifest["kept"], ["md5", "class_name", "split", "group", "path"]
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "pictures.parquet"
+            kept.to_parquet(file, index=False)
+            mlflow.log_artifact(str(file), "data")
+
+    def log_history(self, history: History) -> None:
+        """Epochs that are not in the store yet, each in one batch.
+
+        A store that does not answer is asked again later and never stops training.
+        """
+        self._pending = tuple(
+            number for number, entry in enumerate(history) if entry["epoch"] not in self._logged
+        )
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            for number in self._pending:
+                self._log_epoch(history[number])
+            if self._retry_at:
+                self.warn("The tracking server is back; what was missing has been logged.")
+            self._retry_at, self._pending = 0.0, ()
+        except FAILURES as error:
+            if not self._retry_at:
+                self.warn(
+                    f"The tracking server does not answer ({_reason(error)}). Training goes on; "
+                    f"the log catches up when it is back."
+                )
+            self._retry_at = time.monotonic() + _RETRY_S
+
+    def _log_epoch(self, entry: Mapping[str, Any]) -> None:
+        metrics = [
+            Metric(name, value, entry["time_ms"], entry["epoch"])
+            for name, value in entry["metrics"].items()
+        ]
+        MlflowClient().log_batch(self.run_id, metrics=metrics)
+        self._logged.add(entry["epoch"])
+
+    def log_summary(self, metrics: Mapping[str, float]) -> None:
+        """Figures of the whole run."""
+        mlflow.log_metrics(dict(metrics))
+
+    def log_text(self, text: str, target: str) -> None:
+        """A text file as artifact."""
+        mlflow.log_text(text, target)
+
+    def log_folder(self, folder: Path, target: str) -> None:
+        """A folder of files as artifacts."""
+        mlflow.log_artifacts(str(folder), target)
+
+    def catch_up(self, history: History, patience_s: float = 60.0) -> None:
+        """Logs what is still missing, waiting for the store a while.
+
+        Raises:
+            TrackingError: it did not come back; says what is missing and how to log it later.
+        """
+        give_up_at = time.monotonic() + patience_s
+        while True:
+            self._retry_at = 0.0
+            self.log_history(history)
+            if not self._pending:
+                return
+            if time.monotonic() >= give_up_at:
+                epochs = ", ".join(str(history[number]["epoch"]) for number in self._pending)
+                raise TrackingError(
+                    f"The tracking server is still away; epochs {epochs} of run {self.name} are "
+                    f"not logged, nor is its model. Nothing is lost: start the server, then "
+                    f"python ray_jobs/train.py --resume {self.run_id}"
+                )
+            time.sleep(2)
+
+
+@contextmanager
+def tracked(
+    name: str,
+    warn: Callable[[str], None],
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[TrackedRun]:
+    """A new run, or one that goes on, for as long as the block runs.
+
+    It ends FINISHED, KILLED after an interruption, or FAILED after any other error.
+
+    Args:
+        name: of a new run.
+        warn: tells a person that the store does not answer.
+        run_id: of the run that goes on.
+        tags: of a new run.
+    """
+    run = mlflow.start_run(
+        run_id=run_id,
+        run_name=None if run_id else name,
+        tags=None if run_id else dict(tags or {}),
+        log_system_metrics=True,
+    )
+    status = "FAILED"
+    try:
+        yield TrackedRun(run.info.run_id, run.info.run_name, warn, _logged_epochs(run.info.run_id))
+        status = "FINISHED"
+    except BaseException as error:
+        status = "KILLED" if getattr(error, "exit_code", None) == 130 else status
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else status
+        raise
+    finally:
+        _end(run.info.run_id, status, warn)
+
+
+def _end(run_id: str, status: str, warn: Callable[[str], None]) -> None:
+    try:
+        mlflow.end_run(status)
+    except FAILURES as error:
+        warn(f"Run {run_id} could not be marked {status}: {_reason(error)}")
+
+
+def _logged_epochs(run_id: str) -> set[int]:
+    return {metric.step for metric in MlflowClient().get_metric_history(run_id, "train/loss")}
+
+
+def find_run(wanted: str) -> Run:
+    """The run of an id, or the newest one of a name.
+
+    Raises:
+        RunError: there is none.
+    """
+    client = MlflowClient()
+    try:
+        return client.get_run(wanted)
+    except MlflowException:
+        pass
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    name = wanted.replace("'", "''")
+    found = client.search_runs(
+        experiments, f"attributes.run_name = '{name}'", order_by=["attributes.start_time DESC"]
+    )
+    if not found:
+        newest = client.search_runs(
+            experiments, max_results=5, order_by=["attributes.start_time DESC"]
+        )
+        names = ", ".join(run.info.run_name or run.info.run_id for run in newest) or "none yet"
+        raise RunError(
+            f"There is no run {wanted!r} in {mlflow.get_tracking_uri()}. The newest are: {names}."
+        )
+    run: Run = found[0]
+    return run
+
+
+def download(run_id: str, artifact: str, target: Path) -> Path:
+    """Fetches a file or folder of a run's artifacts.
+
+    Raises:
+        RunError: the run has none of that name.
+    """
+    try:
+        return Path(
+            mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=artifact, dst_path=str(target)
+            )
+        )
+    except FAILURES as error:
+        raise RunError(f"Run {run_id} has no {artifact}: {_reason(error)}") from error
+
+
+def history(run_id: str) -> pd.DataFrame:
+    """A run's metrics by epoch: a row an epoch, a column a metric; empty if there are none."""
+    client = MlflowClient()
+    names = [
+        name
+        for name in client.get_run(run_id).data.metrics
+        if name.startswith(("train/", "validation/", "lr/", "speed/"))
+    ]
+    columns = {
+        name: pd.Series({point.step: point.value for point in client.get_metric_history(run_id, name)})
+        for name in sorted(names)
+    }
+    return pd.DataFrame(columns).sort_index().rename_axis("epoch")
+
+
+@contextmanager
+def reopened(run_id: str) -> Iterator[None]:
+    """Writes to a run that has ended, and leaves its status as it was."""
+    status = MlflowClient().get_run(run_id).info.status
+    mlflow.start_run(run_id=run_id, log_system_metrics=False)
+    try:
+        yield
+    finally:
+        mlflow.end_run(status if status != "RUNNING" else "FINISHED")

@@ -1,0 +1,357 @@
+"""Ray Train launches the loop: any number of workers, on processors or GPUs."""
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.actor import ActorHandle
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from drone.adapters import storage
+from drone.config import override
+from drone.data.dataset import open_dataset
+from drone.errors import ConfigError, DroneError, Interrupted, TrainingError
+from drone.model import mobilenet
+from drone.model.weights import Weights
+from drone.training import memory
+from drone.training.config import TrainConfig
+from drone.training.context import Context, History, Progress, Stop
+from drone.training.loop import Material, fit
+
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """What a run computes on."""
+
+    count: int
+    cpus: int
+    """Processor cores of each."""
+
+    gpus: float
+    """GPUs of each; 0 trains on the processor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What is trained, on what, and where its checkpoints go."""
+
+    config: TrainConfig
+    data: Path
+    weights: Weights
+    workers: Workers
+    storage: str
+    """Folder or URI of this run's checkpoints; every node must reach it."""
+
+    attempt: str
+    """Name of this start of the run, different from earlier ones'."""
+
+    resume: str | None
+    """Checkpoint folder to go on from."""
+
+    max_failures: int
+    """How often lost workers are replaced."""
+
+    commit: str
+
+
+@dataclass
+class Listener:
+    """Who hears of the run while it lasts; called in the process that launched it."""
+
+    on_progress: Callable[[Progress], None]
+    on_history: Callable[[History], None]
+    """Gets all epochs so far, each time one ends."""
+
+    on_wait: Callable[[], None]
+    """Called about twice a second."""
+
+
+def choose_workers(count: int | None, gpus_per_worker: float | None) -> Workers:
+    """As many workers as asked for; else one for each GPU, or one for all processors.
+
+    Raises:
+        ConfigError: Ray has not that many processors or GPUs.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 1)), float(resources.get("GPU", 0))
+    if gpus_per_worker is None:
+        gpus_per_worker = 1.0 if gpus else 0.0
+    if count is None:
+        count = max(1, int(gpus / gpus_per_worker)) if gpus_per_worker else 1
+    if count < 1:
+        raise ConfigError(f"--num-workers is {count}; it must be at least 1.")
+    if count > cpus:
+        raise ConfigError(
+            f"--num-workers is {count}, but Ray has {cpus} processor cores; take at most {cpus}."
+        )
+    if count * gpus_per_worker > gpus:
+        raise ConfigError(
+            f"{count} workers with --gpus-per-worker {gpus_per_worker:g} need "
+            f"{count * gpus_per_worker:g} GPUs, but Ray has {gpus:g}."
+        )
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    smallest = int(min(node["Resources"]["CPU"] for node in nodes))
+    per_node = -(-count // len(nodes))
+    return Workers(count=count, cpus=max(1, smallest // per_node), gpus=gpus_per_worker)
+
+
+@ray.remote(num_cpus=0)
+class _Relay:
+    """Carries news from the workers to the driver, and the wish to stop back."""
+
+    def __init__(self) -> None:
+        self._news: list[Progress | History] = []
+        self._stop = False
+
+    def publish(self, news: Progress | History) -> None:
+        if isinstance(news, Progress) and self._news and isinstance(self._news[-1], Progress):
+            self._news.pop()  # Only the latest counts.
+        self._news.append(news)
+
+    def drain(self) -> list[Progress | History]:
+        news, self._news = self._news, []
+        return news
+
+    def ask_to_stop(self) -> None:
+        self._stop = True
+
+    def stop_asked(self) -> bool:
+        return self._stop
+
+
+def train(launch: Launch, listener: Listener) -> None:
+    """Trains to the end; blocks, and hears Ctrl-C.
+
+    Raises:
+        Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
+        TrainingError: training cannot go on.
+    """
+    relay = _Relay.remote()
+    outcome: dict[str, Any] = {}
+    thread = threading.Thread(target=_fit, args=(launch, relay, outcome), daemon=True)
+    thread.start()
+    try:
+        _listen(thread, relay, listener)
+    except KeyboardInterrupt:
+        # From here a second one ends at once.
+        ray.get(relay.ask_to_stop.remote())
+        _listen(thread, relay, listener)
+    _raise_failure(outcome, launch.storage)
+
+
+def _fit(launch: Launch, relay: ActorHandle, outcome: dict[str, Any]) -> None:
+    """Runs Ray's trainer; in a thread, so that the main one hears signals."""
+    workers = launch.workers
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "config": launch.config,
+            "data": str(launch.data),
+            "weights": ray.put(launch.weights),
+            "resume": launch.resume,
+            "cpus": workers.cpus,
+            "commit": launch.commit,
+            "relay": relay,
+        },
+        torch_config=_StoppableTorchConfig(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={
+                "CPU": workers.cpus,
+                **({"GPU": workers.gpus} if workers.gpus else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(
+            name=launch.attempt,
+            storage_path=launch.storage,
+            failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": memory.ENVIRONMENT},
+        ),
+    )
+    try:
+        outcome["result"] = trainer.fit()
+    except Exception as error:  # Carried to the main thread, which raises it.
+        outcome["error"] = error
+
+
+def _listen(thread: threading.Thread, relay: ActorHandle, listener: Listener) -> None:
+    while True:
+        alive = thread.is_alive()
+        for news in ray.get(relay.drain.remote()):
+            if isinstance(news, Progress):
+                listener.on_progress(news)
+            else:
+                listener.on_history(news)
+        listener.on_wait()
+        if not alive:
+            return
+        thread.join(_POLL_S)
+
+
+def _raise_failure(outcome: dict[str, Any], place: str) -> None:
+    if "error" in outcome:
+        error = outcome["error"]
+        for cause in getattr(error, "worker_failures", {}).values():
+            root = getattr(cause, "cause", cause)
+            if isinstance(root, DroneError):
+                raise root from error
+        if isinstance(error, TrainingFailedError):
+            raise TrainingError(
+                f"Workers were lost too often (see --max-failures). Checkpoints are in {place}; "
+                f"--resume goes on from the last. Ray says: {_last_line(error)}"
+            ) from error
+        raise error
+    status = outcome["result"].return_value or {"status": "done"}
+    if status["status"] == "interrupted":
+        raise Interrupted(status["message"])
+    if status["status"] == "failed":
+        raise TrainingError(status["message"])
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _work(loop_config: dict[str, Any]) -> dict[str, str]:
+    """What each worker runs.
+
+    An end that all ranks reach together is returned: raised, Ray would try it again.
+    """
+    torch.set_num_threads(loop_config["cpus"])
+    config: TrainConfig = loop_config["config"]
+    dataset = open_dataset(Path(loop_config["data"]))
+    material = Material(
+        train=dataset.split("train"),
+        validation=dataset.split("validation"),
+        classes=dataset.classes,
+        fingerprint=dataset.fingerprint,
+        commit=loop_config["commit"],
+    )
+    weights: Weights = ray.get(loop_config["weights"])
+    model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())
+    with tempfile.TemporaryDirectory() as temporary:
+        context = RayContext(loop_config["relay"], loop_config["resume"], Path(temporary))
+        try:
+            fit(config, material, model, context)
+        except Interrupted as stop:
+            return {"status": "interrupted", "message": str(stop)}
+        except TrainingError as error:
+            return {"status": "failed", "message": str(error)}
+    return {"status": "done"}
+
+
+class RayContext(Context):
+    """The loop's surroundings in a worker of Ray Train."""
+
+    def __init__(self, relay: ActorHandle, resume: str | None, scratch: Path) -> None:
+        """Takes rank and device from Ray.
+
+        Args:
+            relay: to the driver.
+            resume: checkpoint of an earlier attempt.
+            scratch: an empty local folder.
+        """
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self._relay, self._resume, self._scratch = relay, resume, scratch
+        self._asked: ray.ObjectRef | None = None
+        self._stopped = False
+        self._last_progress = 0.0
+
+    def report(self, history: History, checkpoint: Path | None) -> None:
+        """Reports to Ray, which keeps the checkpoint, then tells the driver.
+
+        The driver learns of an epoch only when its checkpoint is safe.
+        """
+        kept = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
+        metrics = history[-1]["metrics"] if history else {}
+        ray.train.report(metrics, checkpoint=kept)
+        if self.rank == 0 and history:
+            ray.get(self._relay.publish.remote(history))
+
+    def progress(self, progress: Progress) -> None:
+        """Tells the driver, at most twice a second."""
+        now = time.monotonic()
+        if now - self._last_progress >= _POLL_S or progress.step == progress.steps:
+            self._last_progress = now
+            self._relay.publish.remote(progress)
+
+    def resume_from(self) -> Path | None:
+        """Ray's newest checkpoint of this attempt, else that of an earlier one."""
+        kept = ray.train.get_checkpoint()
+        if kept is not None:
+            return Path(kept.to_directory(str(self._scratch / "resumed")))
+        if self._resume is not None:
+            return storage.fetch(self._resume, self._scratch / "resumed")
+        return None
+
+    def stop(self) -> Stop:
+        """Whether the driver asks to stop, or this machine is about to go."""
+        if _terminated.is_set():
+            return Stop.PREEMPTED
+        if self.rank == 0 and not self._stopped:
+            self._stopped = self._driver_asks()
+        return Stop.INTERRUPTED if self._stopped else Stop.NO
+
+    def _driver_asks(self) -> bool:
+        """Looks at the answer to the last question, if there is one, without waiting."""
+        if self._asked is None:
+            self._asked = self._relay.stop_asked.remote()
+        ready, _ = ray.wait([self._asked], timeout=0)
+        if not ready:
+            return False
+        answer, self._asked = bool(ray.get(self._asked)), None
+        return answer
+
+
+_terminated = threading.Event()
+"""Set in a worker that got SIGTERM."""
+
+
+def _hear_sigterm() -> None:
+    """Makes a worker's SIGTERM a wish to stop; the second one ends the process.
+
+    Runs on the worker's main thread, the only one that may set a handler.
+    """
+    _terminated.clear()
+
+    def handle(*_: object) -> None:
+        if _terminated.is_set():
+            os._exit(1)
+        _terminated.set()
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+@dataclass
+class _StoppableTorchConfig(TorchConfig):
+    """Torch's process group, and workers that hear SIGTERM."""
+
+    @property
+    def backend_cls(self) -> type:
+        """The class that sets workers up."""
+        base: type = super().backend_cls
+
+        class Stoppable(base):  # type: ignore[misc]
+            def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+                super().on_training_start(worker_group, backend_config)
+                worker_group.execute(_hear_sigterm)
+
+        return Stoppable
