@@ -33,6 +33,9 @@ EXPERIMENT = "drone"
 DEFAULT_STORE = "mlflow.db"
 DEFAULT_ARTIFACTS = "mlartifacts"
 
+PICTURES_FILE = "pictures.parquet"
+"""Artifact of a run: which picture was in which split."""
+
 _RETRY_S = 15.0
 FAILURES = (MlflowException, requests.RequestException, OSError)
 """What a store that is away or refuses raises."""
@@ -101,12 +104,12 @@ class TrackedRun:
         )
         mlflow.log_input(described, context="training")
         kept = dataset.manifest.loc[
-            dataset.manifest["kept"], ["md5", "class_name", "split", "group", "path"]
+            dataset.manifest["kept"], ["md5", "phash", "class_name", "split", "group", "path"]
         ]
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "pictures.parquet"
+            file = Path(folder) / PICTURES_FILE
             kept.to_parquet(file, index=False)
-            mlflow.log_artifact(str(file), "data")
+            mlflow.log_artifact(str(file))
 
     def log_history(self, history: History) -> None:
         """Epochs that are not in the store yet, each in one batch.
@@ -280,11 +283,11 @@ def history(run_id: str) -> pd.DataFrame:
 
 
 @contextmanager
-def reopened(run_id: str) -> Iterator[None]:
+def reopened(run_id: str) -> Iterator[TrackedRun]:
     """Writes to a run that has ended, and leaves its status as it was."""
-    status = MlflowClient().get_run(run_id).info.status
+    info = MlflowClient().get_run(run_id).info
     mlflow.start_run(run_id=run_id, log_system_metrics=False)
     try:
-        yield
+        yield TrackedRun(run_id, info.run_name, lambda _: None, set())
     finally:
-        mlflow.end_run(status if status != "RUNNING" else "FINISHED")
+        mlflow.end_run(info.status if info.status != "RUNNING" else "FINISHED")

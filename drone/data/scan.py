@@ -73,10 +73,17 @@ class Listing:
     unknown_folders: tuple[str, ...]
 
 
-def list_sources(roots: Sequence[Path], classes: Sequence[str] = CLASSES) -> Listing:
+def list_sources(
+    roots: Sequence[Path], classes: Sequence[str] = CLASSES, *, all_classes: bool = True
+) -> Listing:
     """Every file in the class folders of the roots, sorted by path, then root.
 
     Links to folders are not followed, so that a loop of links cannot trap the walk.
+
+    Args:
+        roots: folders with one subfolder a class.
+        classes: to look for.
+        all_classes: whether each of them must have a file.
 
     Raises:
         DataError: a root is no folder, no folder means a class, or a class has no file.
@@ -86,7 +93,7 @@ def list_sources(roots: Sequence[Path], classes: Sequence[str] = CLASSES) -> Lis
     for root in roots:
         if not root.is_dir():
             raise DataError(
-                f"There is no folder {root}. --raw takes a folder with one subfolder a class: "
+                f"There is no folder {root}. Wanted is a folder with one subfolder a class: "
                 f"{', '.join(classes)}."
             )
         for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
@@ -98,7 +105,7 @@ def list_sources(roots: Sequence[Path], classes: Sequence[str] = CLASSES) -> Lis
                 Source(root=str(root), path=file.relative_to(root).as_posix(), class_name=name)
                 for file in _files_below(folder)
             )
-    _check_classes(sources, unknown, roots, classes)
+    _check_classes(sources, unknown, roots, classes, all_classes=all_classes)
     sources.sort(key=lambda source: (source.path, source.root))
     return Listing(sources=tuple(sources), unknown_folders=tuple(unknown))
 
@@ -110,7 +117,12 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _check_classes(
-    sources: Sequence[Source], unknown: Sequence[str], roots: Sequence[Path], classes: Sequence[str]
+    sources: Sequence[Source],
+    unknown: Sequence[str],
+    roots: Sequence[Path],
+    classes: Sequence[str],
+    *,
+    all_classes: bool,
 ) -> None:
     found = {source.class_name for source in sources}
     where = ", ".join(map(str, roots))
@@ -121,7 +133,7 @@ def _check_classes(
             f"Wanted: {', '.join(classes)}."
         )
     missing = [name for name in classes if name not in found]
-    if missing:
+    if missing and all_classes:
         raise DataError(
             f"{where} holds no file of {_list(missing)}: the folder is missing or empty. "
             f"Add pictures, or name the classes that you have with --classes."

@@ -1,0 +1,88 @@
+"""Figures of the report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from drone.evaluation.metrics import Answers
+from drone.labels import SHORT
+
+matplotlib.use("Agg")
+
+
+def save(figure: Figure, target: Path) -> None:
+    """Writes a figure as PNG."""
+    figure.savefig(target, dpi=110, bbox_inches="tight", facecolor="white")
+
+
+def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """The confusion matrix as counts and with normalised rows, side by side."""
+    figure = Figure(figsize=(10.5, 4.6))
+    rows_K = matrix_KK.sum(axis=1, keepdims=True)
+    shares_KK = matrix_KK / np.maximum(rows_K, 1)
+    names = [SHORT.get(name, name) for name in classes]
+    for position, (title, values, form) in enumerate(
+        [("Pictures", matrix_KK, "d"), ("Share of the true class", shares_KK, ".2f")], start=1
+    ):
+        axes = figure.add_subplot(1, 2, position)
+        axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
+        for row, column in np.ndindex(*values.shape):
+            dark = shares_KK[row, column] > 0.55
+            axes.text(
+                column,
+                row,
+                format(values[row, column], form),
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+            )
+        axes.set_xticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="predicted", ylabel="true", title=title)
+    figure.tight_layout()
+    return figure
+
+
+def curves(history: pd.DataFrame, best_epoch: int) -> Figure:
+    """Loss, accuracy and macro F1 by epoch, train and validation, the best epoch marked.
+
+    Args:
+        history: a row an epoch with columns like "train/loss" and "validation/loss".
+        best_epoch: whose weights were kept.
+    """
+    figure = Figure(figsize=(12, 3.4))
+    for position, (name, title) in enumerate(
+        [("loss", "Loss"), ("accuracy", "Accuracy"), ("macro_f1", "Macro F1")], start=1
+    ):
+        axes = figure.add_subplot(1, 3, position)
+        for part, style in (("train", "--"), ("validation", "-")):
+            if f"{part}/{name}" in history:
+                axes.plot(history.index, history[f"{part}/{name}"], style, marker=".", label=part)
+        axes.axvline(best_epoch, color="tab:green", lw=1, label=f"best epoch, {best_epoch}")
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def reliability(answers: Answers) -> Figure:
+    """Accuracy against confidence: how far the probabilities can be believed."""
+    figure = Figure(figsize=(4.4, 3.6))
+    axes = figure.add_subplot()
+    edges = np.linspace(0, 1, 11)
+    bins = np.clip(np.digitize(answers.confidence_N, edges) - 1, 0, 9)
+    right_N = answers.labels_N == answers.predicted_N
+    for number in np.unique(bins):
+        inside = bins == number
+        axes.bar(edges[number] + 0.05, right_N[inside].mean(), 0.09, color="tab:blue", alpha=0.75)
+        axes.text(edges[number] + 0.05, 0.02, str(inside.sum()), ha="center", fontsize=7)
+    axes.plot([0, 1], [0, 1], color="gray", lw=1, ls="--")
+    axes.set(xlabel="confidence", ylabel="accuracy", title="Reliability", xlim=(0, 1), ylim=(0, 1))
+    figure.tight_layout()
+    return figure
