@@ -76,7 +76,12 @@ PRESETS: dict[str, Preset] = {
     ),
     "finetune": Preset(
         "The head first, then the last blocks at a lower rate. The one to use.",
-        TrainConfig(preset="finetune", epochs=12, model=ModelConfig(unfreeze_depth=5)),
+        TrainConfig(
+            preset="finetune",
+            epochs=12,
+            model=ModelConfig(unfreeze_depth=5),
+            augment=AugmentConfig(strength=1.0),
+        ),
     ),
     "seed-attempt-1": Preset(
         "The original's first attempt as it was: frozen backbone, 30 epochs of cyclic SGD.",
@@ -85,6 +90,7 @@ PRESETS: dict[str, Preset] = {
             epochs=30,
             batch_size=128,
             precision="fp32",
+            select="macro_f1",
             model=_seed_model(0),
             augment=_SEED_AUGMENT,
             optim=_SEED_OPTIM,
@@ -97,6 +103,7 @@ PRESETS: dict[str, Preset] = {
             epochs=25,
             batch_size=256,
             precision="fp32",
+            select="macro_f1",
             model=_seed_model(3),
             augment=_SEED_AUGMENT,
             optim=_SEED_OPTIM,

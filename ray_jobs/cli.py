@@ -3,14 +3,15 @@
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
 from rich.console import Console
+from rich.progress import track as rich_track
 from rich.table import Table
 
-from drone.errors import ConfigError, DroneError
+from drone.errors import DroneError
 
 
 class Job(Protocol):
@@ -44,6 +45,7 @@ def start(
     """
     try:
         words = sys.argv[1:]
+        arguments: AnyJob
         if isinstance(job, type):
             arguments = tyro.cli(job, args=words, description=description)
         else:
@@ -74,11 +76,6 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def parse(job: type[AnyJob], words: Sequence[str], default: AnyJob | None = None) -> AnyJob:
-    """The words as a job, with defaults of one's own."""
-    return tyro.cli(job, args=words, default=default)
-
-
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a table: the first column left, the others right."""
     drawn = Table(title=title, title_justify="left")
@@ -93,11 +90,6 @@ def _cell(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def require(value: Any, flag: str, why: str) -> None:
-    """Fails if a flag that this use of the job needs was not given.
-
-    Raises:
-        ConfigError: it was not.
-    """
-    if value is None:
-        raise ConfigError(f"{flag} is missing: {why}")
+def track(numbers: Iterable[int], label: str, total: int) -> Iterable[int]:
+    """Passes the numbers on and shows how far they are."""
+    return rich_track(numbers, label, total, console=console, transient=True)

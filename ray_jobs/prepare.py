@@ -16,6 +16,7 @@ from typing import Annotated
 PLACES = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
 sys.path.insert(0, str(next(place for place in PLACES if (place / "drone").is_dir())))
 
+import pandas as pd
 import tyro
 
 from drone.adapters import ray_cluster
@@ -80,8 +81,8 @@ def show(planned: Plan) -> None:
     # Steps that removed nothing say nothing.
     steps = steps[steps["total"] != 0]
     names = [SHORT.get(name, name) for name in steps.columns]
-    cli.table("Files by class", ["step", *names], [[step, *row] for step, row in _rows(steps)])
-    cli.table("Splits", ["split", *names], [[name, *row] for name, row in _rows(planned.splits)])
+    cli.table("Files by class", ["step", *names], _rows(steps))
+    cli.table("Splits", ["split", *names], _rows(planned.splits))
     groups = planned.near_groups
     cli.console.print(
         f"{len(groups)} groups of near duplicates hold {groups.sum()} pictures; "
@@ -89,12 +90,13 @@ def show(planned: Plan) -> None:
     )
 
 
-def _rows(table):  # type: ignore[no-untyped-def]
-    return [(name, list(row)) for name, row in table.iterrows()]
+def _rows(table: pd.DataFrame) -> list[list[object]]:
+    return [[name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
 
 
-def _counts(table):  # type: ignore[no-untyped-def]
-    return {name: {key: int(count) for key, count in row.items()} for name, row in table.iterrows()}
+def _counts(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = table.to_dict("index")
+    return counts
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ The run must have been evaluated on its test split, and the champion on the same
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # `ray submit` copies a job alone to the cluster: find the project beside it, here or in ~/app.
 PLACES = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
@@ -17,6 +18,9 @@ sys.path.insert(0, str(next(place for place in PLACES if (place / "drone").is_di
 
 from drone.errors import ConfigError, RunError
 from ray_jobs import cli
+
+if TYPE_CHECKING:
+    from drone.adapters.mlflow_registry import Holder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,7 @@ def _promote(job: Promote) -> cli.Result:
     return _result(job, run_id, version, promoted=True, **decision.as_dict())
 
 
-def _champions_result(job, champion, fingerprint):  # type: ignore[no-untyped-def]
+def _champions_result(job: Promote, champion: "Holder", fingerprint: str) -> dict[str, Any]:
     """The champion's metrics on the candidate's test split."""
     from drone.adapters import mlflow_registry as registry
     from drone.adapters import mlflow_tracking as tracking
@@ -124,7 +128,9 @@ def _champions_result(job, champion, fingerprint):  # type: ignore[no-untyped-de
     return result
 
 
-def _result(job, run_id, version, promoted, **more):  # type: ignore[no-untyped-def]
+def _result(
+    job: Promote, run_id: str, version: str | None, promoted: bool, **more: Any
+) -> cli.Result:
     return {
         "name": job.name,
         "run_id": run_id,

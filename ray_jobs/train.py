@@ -8,12 +8,8 @@
 Ctrl-C writes a checkpoint and ends the run as KILLED; --resume goes on in the same run.
 """
 
-import datetime
-import json as jsonlib
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,8 +22,8 @@ sys.path.insert(0, str(next(place for place in PLACES if (place / "drone").is_di
 import tyro
 import yaml
 
-from drone.config import flatten, override, to_dict
-from drone.errors import ConfigError, RunError
+from drone.config import override
+from drone.errors import ConfigError
 from drone.presets import PRESETS, get
 from drone.training.config import TrainConfig
 from ray_jobs import cli
@@ -115,168 +111,59 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def main(job: Train) -> cli.Result:
     """Runs the job."""
     from drone.adapters import mlflow_tracking as tracking
-    from drone.adapters import ray_cluster, storage
+    from drone.adapters import ray_cluster, storage, training_run
     from drone.data.dataset import open_dataset
     from drone.model import weights
-
-    store = tracking.connect(job.experiment)
-    run_id, place = None, storage.resolve(job.storage)
-    if job.resume:
-        run_id, job, place = _taken_from_run(job)
-    dataset = open_dataset(job.data)
-    started = weights.load(job.weights)
-    if started.pretrained == "none":
-        cli.console.print(
-            "[bold yellow]Starting from random weights (--weights none): expect far lower scores "
-            "than with ImageNet weights. The run is tagged pretrained=none.[/]"
-        )
-    name = job.name or f"{job.train.preset}-s{job.train.seed}"
-    warn = lambda text: cli.console.print(f"[yellow]{text}[/]")  # noqa: E731
-    with tracking.tracked(name, warn, run_id) as run:
-        cli.console.print(f"Run {run.name} ({run.run_id}) in {store}")
-        place = f"{place}/{run.run_id}" if run_id is None else place
-        if run_id is None:
-            _describe(run, job, dataset, started, place)
-        with ray_cluster.connected():
-            checkpoint = _train(run, job, dataset.folder, started, place)
-        return _finish(run, job, dataset, checkpoint)
-
-
-def _taken_from_run(job: Train) -> tuple[str, Train, str]:
-    """The run to resume, the job as it was started, and where its checkpoints are."""
-    from drone.adapters import mlflow_model
-    from drone.adapters import mlflow_tracking as tracking
-
-    assert job.resume is not None
-    found = tracking.find_run(job.resume)
-    run_id, status = found.info.run_id, found.info.status
-    if status == "FINISHED":
-        raise RunError(f"Run {job.resume} is finished; there is nothing to resume.")
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            launch = mlflow_model.read_json(run_id, "launch.json", Path(temporary))
-        except RunError as error:
-            raise RunError(
-                f"Run {job.resume} cannot be resumed: it did not get as far as training. "
-                f"Start it anew."
-            ) from error
-    config = override(get("finetune"), launch["config"], f"run {run_id}")  # type: ignore[arg-type]
-    job = replace(
-        job,
-        train=config,
-        data=Path(str(launch["data"])),
-        weights=str(launch["weights"]),
-        name=found.info.run_name,
-    )
-    return run_id, job, str(launch["storage"])
-
-
-def _describe(run, job, dataset, started, place):  # type: ignore[no-untyped-def]
-    """Logs all that decides the run before it begins."""
-    from drone.model import mobilenet
-
-    model = mobilenet.build(job.train.model, len(dataset.classes), job.train.seed, started.state())
-    counts = model.parameter_counts()
-    cli.console.print(
-        f"{counts.total:,} parameters, {counts.trainable:,} of them learn; "
-        f"data set {dataset.fingerprint[:12]}"
-    )
-    run.log_params(flatten(to_dict(job.train)))
-    run.log_params({"parameters": counts.total, "parameters_trainable": counts.trainable})
-    run.log_tags(
-        {
-            "preset": job.train.preset,
-            "pretrained": started.pretrained,
-            "weights_sha256": started.sha256,
-            "fingerprint": dataset.fingerprint,
-            "commit": commit(),
-            "classes": jsonlib.dumps(dataset.classes),
-        }
-    )
-    run.log_dataset(dataset)
-    launch = {
-        "config": to_dict(job.train),
-        "data": str(dataset.folder.resolve()),
-        "weights": job.weights if job.weights in ("imagenet", "none") else str(Path(job.weights).resolve()),
-        "storage": place,
-    }
-    run.log_text(jsonlib.dumps(launch, indent=1), "launch.json")
-
-
-def commit() -> str:
-    """The git commit of the program, or "unknown"."""
-    root = Path(__file__).resolve().parent
-    try:
-        words = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _train(run, job, data, started, place):  # type: ignore[no-untyped-def]
-    """Trains what is left and fetches the last checkpoint."""
-    from drone.adapters import ray_train, storage
-    from drone.training.checkpoint import read_position
     from ray_jobs.watch import Watch
 
-    stored = storage.newest(place)
-    known = []
-    if stored:
-        with tempfile.TemporaryDirectory() as temporary:
-            known = read_position(storage.fetch(stored.place, Path(temporary)))[0].history
-        cli.console.print(f"Going on from epoch {stored.epoch}, step {stored.batch}")
-    if stored is None or stored.epoch < job.train.epochs:
-        workers = ray_train.choose_workers(job.num_workers, job.gpus_per_worker)
-        run.log_tags({"num_workers": workers.count, "gpus_per_worker": workers.gpus})
-        launch = ray_train.Launch(
-            config=job.train,
-            data=data.resolve(),
-            weights=started,
-            workers=workers,
-            storage=place,
-            attempt=f"attempt_{datetime.datetime.now():%Y%m%d_%H%M%S}",
-            resume=stored.place if stored else None,
-            max_failures=job.max_failures,
-            commit=commit(),
+    store = tracking.connect(job.experiment)
+    run_id, name = None, job.name or f"{job.train.preset}-s{job.train.seed}"
+    if job.resume:
+        run_id, name = training_run.resumable(job.resume)
+        plan = training_run.plan_of(run_id)
+    else:
+        place = storage.resolve(job.storage)
+        plan = training_run.Plan(
+            config=job.train, data=job.data, weights=job.weights, storage=place
         )
-        with Watch(job.train.epochs) as watch:
-            watch.skip(known)
-            latest = [known]
-
-            def on_history(history):  # type: ignore[no-untyped-def]
-                latest[0] = history
-                watch.history(history)
-                run.log_history(history)
-
-            listener = ray_train.Listener(
-                on_progress=watch.progress,
-                on_history=on_history,
-                on_wait=lambda: run.log_history(latest[0]),
-            )
-            ray_train.train(launch, listener)
-        stored = storage.newest(place)
-    if stored is None:
-        raise RunError(f"No checkpoint was found in {place}; the storage is not shared or full.")
-    return storage.fetch(stored.place, Path(tempfile.mkdtemp(prefix="drone-")) / "checkpoint")
-
-
-def _finish(run, job, dataset, checkpoint):  # type: ignore[no-untyped-def]
-    """Logs what is left: all epochs, the best one, the model."""
-    from drone.adapters import mlflow_model
-    from drone.training.checkpoint import read_position
-
-    position, _ = read_position(checkpoint)
-    run.catch_up(position.history)
-    best = position.best
-    run.log_summary({f"best/{name}": value for name, value in best.items()})
-    cli.console.print("Exporting the model ...")
-    metadata = {"run_id": run.run_id, "preset": job.train.preset}
-    uri = mlflow_model.deliver(checkpoint, job.train, dataset, metadata)
+    dataset = open_dataset(plan.data)
+    started = weights.load(plan.weights)
+    if started.pretrained == "none":
+        warn(
+            "Starting from random weights: expect far lower scores than with ImageNet weights. "
+            "The run is tagged pretrained=none."
+        )
+    with tracking.tracked(name, warn, run_id) as run:
+        cli.console.print(f"Run {run.name} ({run.run_id}) in {store}", soft_wrap=True)
+        if run_id is None:
+            plan = replace(plan, storage=f"{plan.storage}/{run.run_id}")
+            cli.console.print(training_run.describe(run, plan, dataset, started))
+        resources = training_run.Resources(
+            num_workers=job.num_workers,
+            gpus_per_worker=job.gpus_per_worker,
+            max_failures=job.max_failures,
+        )
+        known = training_run.known_history(plan)
+        with ray_cluster.connected(), Watch(plan.config.epochs, known) as watch:
+            training_run.train(run, plan, started, resources, watch, cli.console.print)
+        finished = training_run.finish(run, plan, dataset, cli.console.print)
+    best = finished.best
     cli.console.print(
-        f"Best epoch {best['epoch']:.0f}: macro F1 {best['macro_f1']:.4f} on validation. "
-        f"Next: python ray_jobs/evaluate.py --run {run.run_id} --data {dataset.folder}"
+        f"Best epoch {best['epoch']:.0f}: macro F1 {best['macro_f1']:.4f} on validation.\n"
+        f"Next: python ray_jobs/evaluate.py --run {run.run_id}",
+        soft_wrap=True,
     )
-    return {"run_id": run.run_id, "run_name": run.name, "model_uri": uri, "best": best}
+    return {
+        "run_id": run.run_id,
+        "run_name": run.name,
+        "model_uri": finished.model_uri,
+        "best": best,
+    }
+
+
+def warn(text: str) -> None:
+    """A warning for a person."""
+    cli.console.print(f"[bold yellow]{text}[/]")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ from ray_jobs import cli
 class Watch:
     """A bar for the epoch and a line for each that ended."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, known: History) -> None:
         """Begins to show.
 
         Args:
             epochs: of the whole run.
+            known: the epochs that an earlier attempt has shown.
         """
         self.epochs = epochs
-        self._shown = 0
+        self._shown = len(known)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -30,15 +31,13 @@ class Watch:
         self._task = self._bar.add_task("starting", total=None, note="")
 
     def __enter__(self) -> "Watch":
+        """Shows the bar."""
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Takes it away."""
         self._bar.stop()
-
-    def skip(self, history: History) -> None:
-        """Epochs that an earlier attempt showed."""
-        self._shown = len(history)
 
     def progress(self, where: Where) -> None:
         """Moves the bar."""

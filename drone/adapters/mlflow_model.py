@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -113,9 +114,9 @@ def fetch_onnx(run_id: str, target: Path) -> Path:
     return found[0]
 
 
-def read_json(run_id: str, artifact: str, target: Path) -> dict[str, object]:
+def read_json(run_id: str, artifact: str, target: Path) -> dict[str, Any]:
     """A JSON artifact of a run."""
-    content: dict[str, object] = json.loads(download(run_id, artifact, target).read_text("utf-8"))
+    content: dict[str, Any] = json.loads(download(run_id, artifact, target).read_text("utf-8"))
     return content
 
 

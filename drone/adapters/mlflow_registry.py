@@ -65,9 +65,7 @@ def register(name: str, run_id: str, facts: Mapping[str, str]) -> str:
     if not outputs:
         raise RunError(f"Run {run_id} has no model to register.")
     try:
-        made: ModelVersion = mlflow.register_model(
-            f"models:/{outputs[-1]}", name, tags=dict(facts)
-        )
+        made: ModelVersion = mlflow.register_model(f"models:/{outputs[-1]}", name, tags=dict(facts))
     except FAILURES as error:
         raise RunError(f"Run {run_id} could not be registered as {name}: {error}") from error
     return str(made.version)
@@ -107,7 +105,9 @@ def rollback(name: str) -> tuple[Holder, Holder]:
 def attach(name: str, version: str, run_id: str, decision: Mapping[str, Any]) -> None:
     """Keeps a decision with the version (as tags) and its run (as a document)."""
     client = MlflowClient()
-    client.set_model_version_tag(name, version, "gate", "passed" if decision["passed"] else "failed")
+    client.set_model_version_tag(
+        name, version, "gate", "passed" if decision["passed"] else "failed"
+    )
     for rule in decision["rules"]:
         tag = f"gate.{rule['name'].replace(' ', '_')}"
         client.set_model_version_tag(name, version, tag, rule["figures"])

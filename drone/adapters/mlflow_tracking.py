@@ -97,11 +97,9 @@ class TrackedRun:
         MlflowClient().log_batch(self.run_id, tags=entries)
 
     def log_dataset(self, dataset: Dataset) -> None:
-        """The data set as an input, named by its fingerprint, and which picture was in which split."""
+        """The data set as an input, named by its fingerprint, and each picture's split."""
         source = HTTPDatasetSource(dataset.folder.resolve().as_uri())
-        described = MetaDataset(
-            source, name=dataset.folder.name, digest=dataset.fingerprint[:36]
-        )
+        described = MetaDataset(source, name=dataset.folder.name, digest=dataset.fingerprint[:36])
         mlflow.log_input(described, context="training")
         kept = dataset.manifest.loc[
             dataset.manifest["kept"], ["md5", "phash", "class_name", "split", "group", "path"]
@@ -276,7 +274,9 @@ def history(run_id: str) -> pd.DataFrame:
         if name.startswith(("train/", "validation/", "lr/", "speed/"))
     ]
     columns = {
-        name: pd.Series({point.step: point.value for point in client.get_metric_history(run_id, name)})
+        name: pd.Series(
+            {point.step: point.value for point in client.get_metric_history(run_id, name)}
+        )
         for name in sorted(names)
     }
     return pd.DataFrame(columns).sort_index().rename_axis("epoch")

@@ -18,7 +18,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from drone.adapters import storage
-from drone.config import override
 from drone.data.dataset import open_dataset
 from drone.errors import ConfigError, DroneError, Interrupted, TrainingError
 from drone.model import mobilenet
@@ -107,7 +106,6 @@ def choose_workers(count: int | None, gpus_per_worker: float | None) -> Workers:
     return Workers(count=count, cpus=max(1, smallest // per_node), gpus=gpus_per_worker)
 
 
-@ray.remote(num_cpus=0)
 class _Relay:
     """Carries news from the workers to the driver, and the wish to stop back."""
 
@@ -138,7 +136,7 @@ def train(launch: Launch, listener: Listener) -> None:
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
         TrainingError: training cannot go on.
     """
-    relay = _Relay.remote()
+    relay = ray.remote(num_cpus=0)(_Relay).remote()
     outcome: dict[str, Any] = {}
     thread = threading.Thread(target=_fit, args=(launch, relay, outcome), daemon=True)
     thread.start()
@@ -341,7 +339,7 @@ def _hear_sigterm() -> None:
 
 
 @dataclass
-class _StoppableTorchConfig(TorchConfig):
+class _StoppableTorchConfig(TorchConfig):  # type: ignore[misc]
     """Torch's process group, and workers that hear SIGTERM."""
 
     @property

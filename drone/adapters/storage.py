@@ -86,7 +86,10 @@ def fetch(place: str, target: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     try:
         fs.copy_files(
-            path, str(target), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem()
+            path,
+            str(target),
+            source_filesystem=filesystem,
+            destination_filesystem=fs.LocalFileSystem(),
         )
     except OSError as error:
         raise RunError(f"The checkpoint {place} cannot be read: {error}") from error

@@ -1,10 +1,10 @@
 """A prepared data set: a folder that never changes, named by its fingerprint.
 
-    dataset.json        settings, classes, counts, fingerprint
-    manifest.parquet    a row for each file seen, with its verdict and split
-    ledger.jsonl        every decision, oldest first
-    pixels/             the kept pictures as the model sees them
-    tables/             counts by step and class; the original's table of duplicates
+dataset.json        settings, classes, counts, fingerprint
+manifest.parquet    a row for each file seen, with its verdict and split
+ledger.jsonl        every decision, oldest first
+pixels/             the kept pictures as the model sees them
+tables/             counts by step and class; the original's table of duplicates
 """
 
 import hashlib

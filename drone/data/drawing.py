@@ -1,5 +1,6 @@
 """Drawn pictures of the four classes: silhouettes over skies and clutter."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -68,7 +69,7 @@ def _ground(image: Image.Image, rng: Rng) -> None:
     rough = height * rng.uniform(0.02, 0.14)
     line = [(width * i / steps, horizon - rng.uniform(0, rough)) for i in range(steps + 1)]
     if rng.random() < 0.4:
-        for (left, top), (right, _) in zip(line, line[1:], strict=False):
+        for (left, top), (right, _) in itertools.pairwise(line):
             pen.rectangle((left, top - rng.uniform(0, rough), right, height), fill=colour)
     pen.polygon([(0, height), *line, (width, height)], fill=colour)
     if rng.random() < 0.3:

@@ -40,7 +40,10 @@ def perceptual_hash(image: Image.Image) -> bytes:
 
 def distances(first_NB: NDArray[np.uint8], second_NB: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Hamming distances of hashes, row by row, in bits."""
-    return np.bitwise_count(first_NB ^ second_NB).sum(axis=-1, dtype=np.int64)
+    counts_N: NDArray[np.int64] = np.bitwise_count(first_NB ^ second_NB).sum(
+        axis=-1, dtype=np.int64
+    )
+    return counts_N
 
 
 def near_pairs(

@@ -313,7 +313,11 @@ def _add_broken(folder: Path, settings: SynthSettings, rng: Rng, truth: Truth) -
         suffix, damage = _DAMAGES[number % len(_DAMAGES)]
         add(f"broken_{number:03d}{suffix}", damage(picture), "undecodable")
     for number in range(settings.one_pixel):
-        add(f"pixel_{number:03d}.png", _encode(Image.new("RGB", (1, 1 + number)), "PNG"), "too-small")
+        add(
+            f"pixel_{number:03d}.png",
+            _encode(Image.new("RGB", (1, 1 + number)), "PNG"),
+            "too-small",
+        )
     for number in range(settings.very_large):
         huge = Image.new("1", (9000, 9000 + number))
         add(f"huge_{number:03d}.png", _encode(huge, "PNG"), "too-large")

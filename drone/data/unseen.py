@@ -1,7 +1,7 @@
 """Pictures of any folder, without those that a model was trained on."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ def load_unseen(
     classes: Sequence[str],
     preprocessing: Preprocessing,
     trained_on: pd.DataFrame | None,
-    on_file: Callable[[int], None],
+    track: Callable[[Iterable[int], str, int], Iterable[int]],
 ) -> Unseen:
     """Reads a folder of class folders.
 
@@ -44,7 +44,7 @@ def load_unseen(
         classes: in the order of their indices.
         preprocessing: of the model.
         trained_on: columns md5, phash and split of the model's data set, or None if unknown.
-        on_file: is told the number of files, once for each file that is done.
+        track: passes numbers on and shows how far they are: numbers, a word for it, how many.
 
     Raises:
         DataError: there is no picture of any class, or none that is new.
@@ -57,11 +57,11 @@ def load_unseen(
             pixels = None if record.problem else to_pixels(source.file.read_bytes(), preprocessing)
         except (ImageError, OSError):
             pixels = None
-        on_file(len(sources))
         return record, pixels
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Decoding leaves Python's lock alone.
-        found = list(pool.map(read, sources))
+        results = pool.map(read, sources)
+        found = [next(results) for _ in track(range(len(sources)), "reading", len(sources))]
     left_out = {record.path: record.detail for record, pixels in found if pixels is None}
     good = [(record, pixels) for record, pixels in found if pixels is not None]
     known = _known([record for record, _ in good], trained_on)

@@ -26,7 +26,8 @@ class Answers:
     @property
     def predicted_N(self) -> NDArray[np.int64]:
         """Index of the most probable class."""
-        return self.probs_NK.argmax(axis=1)
+        indices_N: NDArray[np.int64] = self.probs_NK.argmax(axis=1)
+        return indices_N
 
     @property
     def confidence_N(self) -> NDArray[np.float32]:
@@ -142,9 +143,7 @@ def _bird_or_drone(answers: Answers) -> float | None:
 
 def worst_mistakes(answers: Answers, class_index: int, most: int) -> list[int]:
     """Positions of a class's misclassified pictures, the surest mistakes first."""
-    wrong = np.flatnonzero(
-        (answers.labels_N == class_index) & (answers.predicted_N != class_index)
-    )
+    wrong = np.flatnonzero((answers.labels_N == class_index) & (answers.predicted_N != class_index))
     surest_first = np.argsort(-answers.confidence_N[wrong], kind="stable")
     return [int(position) for position in wrong[surest_first][:most]]
 

@@ -91,7 +91,7 @@ def _gallery(
     for index, name in enumerate(answers.classes):
         shown = worst_mistakes(answers, index, GALLERY_MOST)
         wrong = (answers.labels_N == index) & (answers.predicted_N != index)
-        pictures = pixels_of(np.array(shown, dtype=np.int64)) if shown else []
+        pictures = pixels_of(np.array(shown, dtype=np.int64))
         gallery[name] = {
             "wrong": int(wrong.sum()),
             "support": int((answers.labels_N == index).sum()),

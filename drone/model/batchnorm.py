@@ -1,5 +1,7 @@
 """Batch normalisation over the whole batch when it is spread over several processes."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
@@ -15,12 +17,14 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalised activations, (N, C, H, W)."""
         if not self.training or not distributed.is_initialized():
-            return super().forward(input)
+            plain: Tensor = super().forward(input)
+            return plain
         values = input.float()
         sums_C = values.sum(dim=(0, 2, 3))
         squares_C = values.square().sum(dim=(0, 2, 3))
         count = values.new_full((1,), values.numel() / values.shape[1])
-        total = all_reduce(torch.cat([sums_C, squares_C, count]))
+        parts = torch.cat([sums_C, squares_C, count])
+        total: Tensor = all_reduce(parts)  # type: ignore[no-untyped-call]
         mean_C = total[: self.num_features] / total[-1]
         square_C = total[self.num_features : -1] / total[-1]
         variance_C = (square_C - mean_C.square()).clamp_min(0)
@@ -28,18 +32,19 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         scale_C = self.weight * torch.rsqrt(variance_C + self.eps)
         shift_C = self.bias - mean_C * scale_C
         shape = (1, -1, 1, 1)
-        return (values * scale_C.view(shape) + shift_C.view(shape)).to(input.dtype)
+        normalised: Tensor = values * scale_C.view(shape) + shift_C.view(shape)
+        return normalised.to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean_C: Tensor, variance_C: Tensor, count: Tensor) -> None:
         """Moves the stored statistics as BatchNorm2d does, with the unbiased variance."""
-        momentum = self.momentum or 0.0
-        unbiased_C = variance_C * count / (count - 1).clamp_min(1)
         assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum or 1 / float(self.num_batches_tracked)
+        unbiased_C = variance_C * count / (count - 1).clamp_min(1)
         self.running_mean.lerp_(mean_C, momentum)
         self.running_var.lerp_(unbiased_C, momentum)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
 
 
 def spread_batchnorm(module: nn.Module) -> None:
@@ -47,3 +52,34 @@ def spread_batchnorm(module: nn.Module) -> None:
     for child in module.modules():
         if type(child) is nn.BatchNorm2d:
             child.__class__ = GlobalBatchNorm2d
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether the batch normalisation below the module has ever seen a picture."""
+    layers = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
+    return any(bool(layer.running_mean.any()) for layer in layers if layer.running_mean is not None)
+
+
+@torch.no_grad()
+def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Sets the stored statistics to the mean over some batches.
+
+    For a network of random weights: with the statistics it is made with, which are those of no
+    data, its activations shrink to nothing and no head can learn from them.
+
+    Args:
+        module: with BatchNorm2d layers; its modes and momenta are as before afterwards.
+        batches: inputs of the module.
+    """
+    layers = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
+    modes, momenta = [layer.training for layer in layers], [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # The plain mean over all batches.
+        # Not the module's own train(), which may hold frozen blocks back.
+        layer.training = True
+    for batch in batches:
+        # The plain layer's way: every process computes the same, none waits for another.
+        module(batch)
+    for layer, mode, momentum in zip(layers, modes, momenta, strict=True):
+        layer.training, layer.momentum = mode, momentum

@@ -24,6 +24,8 @@ class Served(nn.Module):
         super().__init__()
         self.model = model
         shape = (1, 3, 1, 1)
+        self.mean: Tensor
+        self.scale: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(shape) * 255)
         self.register_buffer("scale", 1 / (torch.tensor(IMAGENET_STD).view(shape) * 255))
 
@@ -43,7 +45,7 @@ def to_onnx(model: Classifier, target: Path, side_px: int, metadata: Mapping[str
         metadata: goes into the file's properties.
     """
     served = Served(model).eval()
-    example = torch.zeros((2, side_px, side_px, 3), dtype=torch.uint8)
+    example = torch.zeros((3, side_px, side_px, 3), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -11,5 +11,6 @@ def probabilities(model: Classifier, images_NCHW: Tensor) -> Tensor:
     if not model.config.flip_test:
         return torch.softmax(model(images_NCHW).float(), dim=1)
     both = torch.cat([images_NCHW, images_NCHW.flip(3)])
-    plain_NK, mirrored_NK = torch.softmax(model(both).float(), dim=1).chunk(2)
-    return (plain_NK + mirrored_NK) / 2
+    probs_NK = torch.softmax(model(both).float(), dim=1)
+    count = images_NCHW.shape[0]
+    return (probs_NK[:count] + probs_NK[count:]) / 2

@@ -42,12 +42,12 @@ class Classifier(nn.Module):
     @property
     def frozen(self) -> nn.Sequential:
         """The blocks that do not learn."""
-        return self.features[: self.config.cut]
+        return nn.Sequential(*self.features[: self.config.cut])
 
     @property
     def learning(self) -> nn.Sequential:
         """The blocks that learn."""
-        return self.features[self.config.cut :]
+        return nn.Sequential(*self.features[self.config.cut :])
 
     def train(self, mode: bool = True) -> "Classifier":
         """As in torch, but blocks that are to use their stored statistics always do.
@@ -123,4 +123,4 @@ def build(
                 "The weights do not fit MobileNet_V2 1.0 as torchvision builds it: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=torch.channels_last)

@@ -83,9 +83,7 @@ class Predictor:
     def describe(self, probs_K: NDArray[np.float32]) -> Prediction:
         """Probabilities of one picture as an answer."""
         index = int(probs_K.argmax())
-        named = {
-            name: float(value) for name, value in zip(self.classes, probs_K, strict=True)
-        }
+        named = {name: float(value) for name, value in zip(self.classes, probs_K, strict=True)}
         drone = 1 - named[BIRD] if BIRD in named else None
         return Prediction(index, self.classes[index], named, drone)
 

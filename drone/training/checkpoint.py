@@ -71,7 +71,7 @@ def save(
     optimizer: dict[str, Any],
     best: State,
 ) -> None:
-    """Writes a checkpoint into a folder that is not there yet, under another name until it is whole."""
+    """Writes a checkpoint folder, under another name until it is whole."""
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -124,7 +124,8 @@ def read_position(folder: Path) -> tuple[Position, Identity]:
         state = json.loads((folder / _STATE).read_text("utf-8"))
         if state["schema"] != SCHEMA:
             raise RunError(
-                f"The checkpoint {folder} has schema {state['schema']}, this program reads {SCHEMA}."
+                f"The checkpoint {folder} has schema {state['schema']}; "
+                f"this program reads {SCHEMA}."
             )
         identity = Identity(
             config=state["config"],

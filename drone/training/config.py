@@ -73,6 +73,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the device computes in it, else fp32. Weights are always fp32."""
 
+    select: Literal["loss", "macro_f1"] = "loss"
+    """What chooses the best epoch on validation; the loss is steadier where pictures are few."""
+
     checkpoint_every_s: float = 300.0
     """Seconds between checkpoints in the middle of an epoch; each epoch ends with one anyway."""
 

@@ -7,7 +7,7 @@ divided once. So the number of workers changes the speed and not the result.
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from drone.data import augment
 from drone.data.batches import Feed, epoch_order, num_steps
 from drone.data.dataset import Split
 from drone.errors import Interrupted, RunError, TrainingError
+from drone.model.batchnorm import estimate_statistics, has_statistics
 from drone.model.inference import probabilities
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
 from drone.training import checkpoint
@@ -37,6 +38,7 @@ from drone.training.optim import MovingAverage, build_optimizer, rates, set_rate
 from drone.training.tally import Tally
 
 _EVALUATION_BATCH = 128
+_STATISTICS_BATCH = 64
 
 
 class Preempted(Exception):
@@ -66,7 +68,7 @@ def fit(config: TrainConfig, material: Material, model: Classifier, context: Con
 
     Returns:
         An entry for each epoch. The checkpoint that was reported last holds the weights of the
-        best epoch, chosen by macro F1 on validation.
+        best epoch on validation.
 
     Raises:
         TrainingError: a loss is not finite; every rank raises it before the optimiser's step.
@@ -92,15 +94,17 @@ class _Run:
         )
         device = context.device
         self.model = model.to(device)
+        self.train_feed = Feed(material.train, device)
+        self.validation_feed = Feed(material.validation, device)
+        self.mean_C = torch.tensor(IMAGENET_MEAN, device=device)
+        self.std_C = torch.tensor(IMAGENET_STD, device=device)
+        if not has_statistics(self.model.features):
+            estimate_statistics(self.model.features, self._first_pictures())
         self.optimizer = build_optimizer(self.model, config.optim)
         decay = config.optim.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
-        self.train_feed = Feed(material.train, device)
-        self.validation_feed = Feed(material.validation, device)
         self.batch_size = min(config.batch_size, len(self.train_feed))
         self.steps = num_steps(len(self.train_feed), self.batch_size)
-        self.mean_C = torch.tensor(IMAGENET_MEAN, device=device)
-        self.std_C = torch.tensor(IMAGENET_STD, device=device)
         self.position = Position()
         self.best = _copy_state(self.evaluated)
         self.tally = Tally(len(material.classes), device)
@@ -127,6 +131,13 @@ class _Run:
                 self.model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         return torch.compile(network) if self.config.compile else network  # type: ignore[return-value]
+
+    def _first_pictures(self) -> Iterator[Tensor]:
+        """A few batches of training pictures as they are."""
+        count = min(len(self.train_feed), 4 * _STATISTICS_BATCH)
+        for start in range(0, count, _STATISTICS_BATCH):
+            positions = np.arange(start, min(start + _STATISTICS_BATCH, count))
+            yield augment.normalise(self.train_feed.pixels(positions), self.mean_C, self.std_C)
 
     def _train_epoch(self, epoch: int) -> None:
         feed, config = self.train_feed, self.config
@@ -233,9 +244,13 @@ class _Run:
     def _remember_best(self, epoch: int, metrics: dict[str, float]) -> None:
         score, loss = metrics["validation/macro_f1"], metrics["validation/loss"]
         best = self.position.best
-        if not best or (score, -loss) > (best["macro_f1"], -best["loss"]):
+        if not best or self._rank(score, loss) > self._rank(best["macro_f1"], best["loss"]):
             self.position.best = {"epoch": epoch, "macro_f1": score, "loss": loss}
             self.best = _copy_state(self.evaluated)
+
+    def _rank(self, macro_f1: float, loss: float) -> tuple[float, float]:
+        """Epochs of a higher rank are better."""
+        return (-loss, macro_f1) if self.config.select == "loss" else (macro_f1, -loss)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -322,7 +337,9 @@ class _Control:
     def _processor_group(self) -> distributed.ProcessGroup | None:
         if not distributed.is_initialized() or distributed.get_backend() == "gloo":
             return None
-        return distributed.new_group(backend="gloo")  # type: ignore[no-any-return]
+        group = distributed.new_group(backend="gloo")
+        assert isinstance(group, distributed.ProcessGroup)
+        return group
 
     def restart_timer(self) -> None:
         self.last = time.monotonic()

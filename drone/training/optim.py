@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def build_optimizer(model: Classifier, config: OptimConfig) -> torch.optim.Optim
 
     Rates are set before each step by `set_rates`.
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
     for name, module in (("backbone", model.learning), ("head", model.head)):
         parameters = [value for value in module.parameters() if value.requires_grad]
         if config.optimizer == "sgd":
@@ -70,7 +71,7 @@ def _triangular2(epoch: int) -> float:
     cycle = epoch // (2 * _SEED_CYCLE_EPOCHS)
     distance = abs(epoch / _SEED_CYCLE_EPOCHS - 2 * cycle - 1)
     base = 1 / _SEED_RATIO
-    return base + (1 - base) * (1 - distance) / 2**cycle
+    return float(base + (1 - base) * (1 - distance) / 2**cycle)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, by_name: dict[str, float]) -> None:

@@ -1,0 +1,148 @@
+"""The whole way on one machine: raw folders, data set, runs, reports, a champion.
+
+    python ray_jobs/demo.py                                    (a made-up set, drawn for this)
+    python ray_jobs/demo.py --raw pictures --weights FILE      (your own)
+
+Each step is the command that you would type; it is shown before it runs.
+"""
+
+import json as jsonlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# `ray submit` copies a job alone to the cluster: find the project beside it, here or in ~/app.
+PLACES = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
+ROOT = next(place for place in PLACES if (place / "drone").is_dir())
+sys.path.insert(0, str(ROOT))
+
+from drone.errors import DroneError, RunError, WeightsError
+from ray_jobs import cli
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Arguments of the job."""
+
+    raw: Path | None = None
+    """Folder with one subfolder a class; by default a made-up set is drawn."""
+
+    weights: str = field(default_factory=lambda: os.environ.get("DRONE_WEIGHTS", "imagenet"))
+    """imagenet (downloaded once), none (random) or a file."""
+
+    out: Path = Path("demo")
+    """Folder for the pictures, the data set and the reports."""
+
+    images_per_class: int = 60
+    """Pictures to draw of each class."""
+
+    epochs: int = 4
+    """Epochs of each run."""
+
+    json: bool = False
+    """Print the result as one JSON object, last."""
+
+
+def main(job: Demo) -> cli.Result:
+    """Runs the job."""
+    began = time.monotonic()
+    job.out.mkdir(parents=True, exist_ok=True)
+    weights = _weights(job.weights)
+    raw = job.raw or _draw(job)
+    data = job.out / "dataset"
+    _step("prepare", "--raw", str(raw), "--out", str(data))
+    rows = []
+    for preset in ("frozen", "finetune"):
+        words = [preset, "--data", str(data), "--weights", weights, "--epochs", str(job.epochs)]
+        run = _step("train", *words, "--storage", str(job.out / "runs"))
+        found = _step("evaluate", "--run", run["run_id"], "--out", str(job.out / "reports"))
+        rows.append({**run, **found})
+    best = max(rows, key=lambda row: row["best"]["macro_f1"])
+    promoted = _promote(best["run_id"])
+    cli.table(
+        "Runs",
+        ["run", "id", "validation macro F1", "test accuracy", "test macro F1", "pretrained"],
+        [
+            [
+                row["run_name"],
+                row["run_id"][:8],
+                row["best"]["macro_f1"],
+                row["accuracy"],
+                row["macro_f1"],
+                "none" if weights == "none" else Path(weights).name,
+            ]
+            for row in rows
+        ],
+    )
+    if weights == "none":
+        _loud("These scores come from random weights (every run is tagged pretrained=none).")
+    cli.console.print(f"Report of the best run:  {best['report']}", soft_wrap=True)
+    cli.console.print(f"Champion:                {promoted}")
+    cli.console.print("Compare the runs:        make ui   (then http://127.0.0.1:5000)")
+    cli.console.print(f"Done in {time.monotonic() - began:.0f} s.")
+    return {"runs": [row["run_id"] for row in rows], "report": best["report"]}
+
+
+def _weights(wanted: str) -> str:
+    """The weights that can be had: those wanted, or random ones with a loud warning."""
+    from drone.model import weights
+
+    try:
+        weights.load(wanted)
+    except WeightsError as error:
+        if wanted != "imagenet":
+            raise
+        _loud(
+            f"{error}\n\nThe demonstration goes on from RANDOM WEIGHTS. Its scores say nothing "
+            f"about the method; every run is tagged pretrained=none."
+        )
+        return "none"
+    return wanted
+
+
+def _loud(text: str) -> None:
+    from rich.panel import Panel
+
+    cli.console.print(Panel(text, title="No pretrained weights", border_style="bold yellow"))
+
+
+def _draw(job: Demo) -> Path:
+    """Draws the made-up set, unless it is there already."""
+    from drone.data.synth import SynthSettings, make, write_truth
+
+    raw, truth = job.out / "raw", job.out / "truth.json"
+    if not truth.exists():
+        cli.console.print(f"Drawing {4 * job.images_per_class} pictures with known dirt ...")
+        write_truth(make(raw, SynthSettings(images_per_class=job.images_per_class)), truth)
+    cli.console.print(f"Made-up pictures are in {raw}; what is wrong with them in {truth}")
+    return raw
+
+
+def _promote(run_id: str) -> str:
+    try:
+        result = _step("promote", "--run", run_id)
+    except DroneError:  # The gate said no; that is an outcome, not a failure of the demo.
+        return "unchanged: the best run did not beat it"
+    return f"models:/{result['name']}@champion (version {result['version']})"
+
+
+def _step(name: str, *words: str) -> dict[str, Any]:
+    """Runs a job as a person would and gives its result."""
+    script = ROOT / "ray_jobs" / f"{name}.py"
+    cli.console.print(f"\n[bold]$ python ray_jobs/{name}.py {' '.join(words)}[/]", soft_wrap=True)
+    command = [sys.executable, str(script), *words, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise RunError(f"{name} ended with exit code {done.returncode}; see above.")
+    result: dict[str, Any] = jsonlib.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+if __name__ == "__main__":
+    cli.start(Demo, main, __doc__)
