@@ -73,7 +73,7 @@ def assign(
     frame["split"] = ""
     previous = previous or {}
     kept = frame[frame["kept"]]
-    old = kept["md5"].map(previous).fillna("")
+    old = kept["md5"].map(lambda md5: previous.get(md5, ""))
     if _leave_out_bridges(frame, kept, old):
         frame["group"] = near_groups(frame, max_distance)
     kept = frame[frame["kept"]]

@@ -1,0 +1,112 @@
+"""Sets, folders and commands that several tests need."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from drone.data.dataset import Dataset
+from drone.data.prepare import PrepareSettings, apply, map_here, plan
+from drone.data.synth import SynthSettings, Truth, make
+from drone.serving.preprocess import Preprocessing
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+SMALL_PX = 64
+"""Side of the pictures in tests that train: the same code in a tenth of the time."""
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """A drawn raw folder and what is in it."""
+
+    folder: Path
+    truth: Truth
+
+
+@pytest.fixture(scope="session")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
+    folder = tmp_path_factory.mktemp("made-up") / "raw"
+    return MadeUp(folder, make(folder, SynthSettings(images_per_class=26, seed=3)))
+
+
+@pytest.fixture(scope="session")
+def dataset(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A small prepared data set of 64-pixel pictures."""
+    settings = PrepareSettings(preprocessing=Preprocessing(side_px=SMALL_PX))
+    out = tmp_path_factory.mktemp("prepared") / "dataset"
+    return apply(plan([made_up.folder], settings, map_here), out, map_here)[0]
+
+
+@pytest.fixture(scope="session")
+def real_pictures() -> Path:
+    folder = SHARED / "data" / "drones"
+    if not folder.is_dir():
+        pytest.skip(f"no real pictures in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    file = SHARED / "weights" / "mobilenet_v2_imagenet.pth"
+    if not file.is_file():
+        pytest.skip(f"no ImageNet weights in {file}")
+    return file
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a job ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict:
+        """What --json printed."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+RunJob = Callable[..., Done]
+
+
+def job_environment(**more: str) -> dict[str, str]:
+    """The environment of a job: nothing of the person who runs the tests."""
+    dropped = ("DRONE_WEIGHTS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    return {**inherited, "COLUMNS": "200", **more}
+
+
+def job_command(name: str, *words: object) -> list[str]:
+    return [sys.executable, str(ROOT / "ray_jobs" / f"{name}.py"), *map(str, words)]
+
+
+@pytest.fixture
+def run_job(tmp_path: Path) -> RunJob:
+    """Runs a job as a person would, in a folder of its own."""
+
+    def run(name: str, *words: object, cwd: Path = tmp_path, **environment: str) -> Done:
+        done = subprocess.run(
+            job_command(name, *words),
+            cwd=cwd,
+            env=job_environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
