@@ -1,11 +1,25 @@
 """Batch normalisation over the whole batch when it is spread over several processes."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all ranks; its gradient is summed over them too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _SumOverRanks.forward(ctx, gradients[0])
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -19,16 +33,19 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if not self.training or not distributed.is_initialized():
             plain: Tensor = super().forward(input)
             return plain
-        values = input.float()
+        assert self.running_mean is not None
+        # Sums about a value near the mean: squares of large activations would lose their digits.
+        near_C = self.running_mean.clone()
+        values = input.float() - near_C.view(1, -1, 1, 1)
         sums_C = values.sum(dim=(0, 2, 3))
         squares_C = values.square().sum(dim=(0, 2, 3))
         count = values.new_full((1,), values.numel() / values.shape[1])
         parts = torch.cat([sums_C, squares_C, count])
-        total: Tensor = all_reduce(parts)  # type: ignore[no-untyped-call]
+        total: Tensor = _SumOverRanks.apply(parts)  # type: ignore[no-untyped-call]
         mean_C = total[: self.num_features] / total[-1]
         square_C = total[self.num_features : -1] / total[-1]
         variance_C = (square_C - mean_C.square()).clamp_min(0)
-        self._track(mean_C.detach(), variance_C.detach(), total[-1].detach())
+        self._track(near_C + mean_C.detach(), variance_C.detach(), total[-1].detach())
         scale_C = self.weight * torch.rsqrt(variance_C + self.eps)
         shift_C = self.bias - mean_C * scale_C
         shape = (1, -1, 1, 1)

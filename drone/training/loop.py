@@ -127,9 +127,7 @@ class _Run:
     def _distribute(self) -> nn.Module:
         network: nn.Module = self.model
         if self.context.world_size > 1:
-            network = DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
         return torch.compile(network) if self.config.compile else network  # type: ignore[return-value]
 
     def _first_pictures(self) -> Iterator[Tensor]:

@@ -42,16 +42,19 @@ def test_same_seed_gives_the_same_run(dataset: Dataset, tmp_path: Path) -> None:
     assert other[0]["metrics"]["train/loss"] != runs[0][0]["metrics"]["train/loss"]
 
 
-@pytest.mark.parametrize("batchnorm", ["stored", "drift"])
+@pytest.mark.parametrize(
+    ("batchnorm", "tolerance", "share_tolerance"),
+    # With statistics of the batch a rounding error may move a picture on the boundary.
+    [("stored", 1e-4, 0.0), ("drift", 5e-3, 0.07)],
+)
 def test_two_workers_compute_what_one_computes(
-    dataset: Dataset, tmp_path: Path, batchnorm: str
+    dataset: Dataset, tmp_path: Path, batchnorm: str, tolerance: float, share_tolerance: float
 ) -> None:
-    # Batches of 33 do not divide by two, nor does the number of validation pictures.
+    # A batch of 33 does not divide by two: the ranks get 17 and 16 pictures.
     config = quick(batch_size=33, model={"batchnorm": batchnorm, "head": "seed"})
-    assert len(dataset.split("validation")) % 2 or len(dataset.split("train")) % 2
     one = train(config, dataset, LocalContext(tmp_path / "one"))
     two = train_on_two(config, dataset, tmp_path / "two")
-    same_metrics(one, two, tolerance=2e-3)
+    same_metrics(one, two, tolerance, share_tolerance)
 
 
 @pytest.mark.parametrize("after_steps", [1, 3, 4])

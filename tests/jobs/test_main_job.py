@@ -1,0 +1,366 @@
+"""The way from raw folders to a champion, by the commands that a person types, on real Ray."""
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.conftest import SMALL_PX, MadeUp, RunJob, job_command, job_environment
+from tests.training.runs import TIMES
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+QUICK = ["--weights", "none", "--batch-size", "16", "--precision", "fp32"]
+QUICK += ["--model.unfreeze-depth", "2", "--storage", "runs"]
+
+
+@pytest.fixture(scope="module")
+def place(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set, in which jobs run and MLflow keeps its store."""
+    folder = tmp_path_factory.mktemp("place")
+    words = ["--raw", made_up.folder, "--out", "dataset"]
+    words += ["--preprocessing.side-px", SMALL_PX, "--json"]
+    command = job_command("prepare", *words)
+    done = subprocess.run(
+        command, cwd=folder, env=job_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> str:
+    """Id of a run that was not disturbed, of two workers."""
+    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", "3", "--num-workers", "2"]
+    command = job_command("train", *words, "--json")
+    done = subprocess.run(
+        command, cwd=place, env=job_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["run_id"]
+
+
+@pytest.fixture
+def client(place: Path) -> MlflowClient:
+    mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
+    return MlflowClient()
+
+
+def points(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of each metric by epoch, as they were logged."""
+    names = client.get_run(run_id).data.metrics
+    kept = [name for name in names if name.split("/")[0] in ("train", "validation", "lr")]
+    return {
+        name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
+        for name in kept
+    }
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 150) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def started(place: Path, *words: object, **environment: str) -> Iterator[subprocess.Popen]:
+    """A training job that runs while the block does, in a process group of its own."""
+    with (place / "job.log").open("w") as log:
+        job = subprocess.Popen(
+            job_command("train", *words),
+            cwd=place,
+            env=job_environment(**environment),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield job
+        finally:
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
+
+
+def workers_of(job: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that train."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(job.pid).children(recursive=True)
+        return [child for child in children if "RayTrainWorker" in " ".join(cmdline(child))]
+    return []
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return process.cmdline()
+    return []
+
+
+def newest_run(client: MlflowClient, name: str) -> str | None:
+    found = client.search_runs(
+        [item.experiment_id for item in client.search_experiments()],
+        f"attributes.run_name = '{name}'",
+    )
+    return found[0].info.run_id if found else None
+
+
+def checkpoints(place: Path, run_id: str) -> list[Path]:
+    return sorted((place / "runs" / run_id).glob("attempt_*/checkpoint_*/state.json"))
+
+
+def test_a_run_is_complete_in_mlflow(place: Path, finished: str, client: MlflowClient) -> None:
+    run = client.get_run(finished)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.unfreeze_depth"] == "2"
+    assert int(run.data.params["parameters"]) > int(run.data.params["parameters_trainable"]) > 0
+    assert run.data.tags["pretrained"] == "none"
+    description = json.loads((place / "dataset" / "dataset.json").read_text())
+    assert run.data.tags["fingerprint"] == description["fingerprint"]
+    assert run.inputs.dataset_inputs[0].dataset.digest == description["fingerprint"][:36]
+    history = points(client, finished)
+    assert all([step for step, _ in values] == [1, 2, 3] for values in history.values())
+    assert any(name.startswith("system/") for name in run.data.metrics)
+    assert run.data.metrics["model/onnx_max_difference"] < 1e-3
+
+
+def test_one_worker_logs_what_two_do(
+    place: Path, finished: str, client: MlflowClient, run_job: RunJob
+) -> None:
+    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 1, "--json"]
+    done = run_job("train", *words, cwd=place)
+    assert done.code == 0, done.err
+    one, two = points(client, done.result["run_id"]), points(client, finished)
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        for (step, value), (other_step, other) in zip(values, two[name], strict=True):
+            assert step == other_step
+            assert value == pytest.approx(other, abs=1e-3 if name.endswith("loss") else 1e-9), name
+
+
+def test_a_killed_worker_changes_nothing(
+    place: Path, finished: str, client: MlflowClient
+) -> None:
+    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    with started(place, *words, "--name", "killed-worker") as job:
+        wait_for(lambda: newest_run(client, "killed-worker"))
+        run_id = newest_run(client, "killed-worker")
+        wait_for(lambda: checkpoints(place, run_id))
+        victim = workers_of(job)[-1]
+        victim.kill()
+        assert job.wait(timeout=250) == 0, (place / "job.log").read_text()
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert points(client, run_id) == points(client, finished)
+
+
+def test_a_killed_driver_goes_on_in_the_same_run(
+    place: Path, finished: str, client: MlflowClient, run_job: RunJob
+) -> None:
+    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    with started(place, *words, "--name", "killed-driver", "--checkpoint-every-s", "0.5") as job:
+        wait_for(lambda: newest_run(client, "killed-driver"))
+        run_id = newest_run(client, "killed-driver")
+        wait_for(lambda: len(checkpoints(place, run_id)) >= 2)
+        os.killpg(job.pid, signal.SIGKILL)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    done = run_job("train", "--resume", "killed-driver", "--num-workers", 2, "--json", cwd=place)
+    assert done.code == 0, done.err
+    assert "Going on from epoch" in done.err
+    assert done.result["run_id"] == run_id
+    assert points(client, run_id) == points(client, finished)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    again = run_job("train", "--resume", "killed-driver", cwd=place)
+    assert again.code == 1
+    assert "is finished; there is nothing to resume" in again.err
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_a_checkpoint(
+    place: Path, finished: str, client: MlflowClient, run_job: RunJob, asked: signal.Signals
+) -> None:
+    name = f"interrupted-{asked.name}"
+    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    with started(place, *words, "--name", name) as job:
+        wait_for(lambda: newest_run(client, name))
+        run_id = newest_run(client, name)
+        wait_for(lambda: checkpoints(place, run_id))
+        if asked is signal.SIGINT:
+            os.killpg(job.pid, asked)  # As the terminal does it.
+        else:
+            job.send_signal(asked)
+        assert job.wait(timeout=120) == 130, (place / "job.log").read_text()
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert "--resume goes on from here" in (place / "job.log").read_text()
+    done = run_job("train", "--resume", run_id, "--num-workers", 2, cwd=place)
+    assert done.code == 0, done.err
+    assert points(client, run_id) == points(client, finished)
+
+
+def test_a_worker_that_is_told_to_end_writes_a_checkpoint_first(
+    place: Path, finished: str, client: MlflowClient
+) -> None:
+    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    with started(place, *words, "--name", "spot") as job:
+        wait_for(lambda: newest_run(client, "spot"))
+        run_id = newest_run(client, "spot")
+        wait_for(lambda: checkpoints(place, run_id))
+        workers_of(job)[-1].terminate()
+        assert job.wait(timeout=250) == 0, (place / "job.log").read_text()
+    assert points(client, run_id) == points(client, finished)
+
+
+def test_evaluate_and_promote(
+    place: Path, finished: str, client: MlflowClient, made_up: MadeUp, run_job: RunJob
+) -> None:
+    early = run_job("promote", "--run", finished, cwd=place)
+    assert early.code == 1
+    assert "python ray_jobs/evaluate.py --run" in early.err
+    done = run_job("evaluate", "--run", finished, "--json", cwd=place)
+    assert done.code == 0, done.err
+    report = Path(done.result["report"])
+    html = report.read_text()
+    assert "http://" not in html and "https://" not in html  # Nothing beside it is needed.
+    predictions = pd.read_csv(report.with_name("predictions.csv"))
+    assert predictions["right"].mean() == pytest.approx(done.result["accuracy"])
+    manifest = pd.read_parquet(place / "dataset" / "manifest.parquet")
+    assert set(predictions["path"]) == set(manifest.loc[manifest["split"] == "test", "path"])
+    assert client.get_run(finished).data.metrics["test/accuracy"] == done.result["accuracy"]
+    assert client.get_run(finished).info.status == "FINISHED"
+    artifacts = {item.path for item in client.list_artifacts(finished, "evaluation/test")}
+    assert "evaluation/test/report.html" in artifacts
+
+    seen = run_job("evaluate", "--run", finished, "--images", made_up.folder, "--json", cwd=place)
+    assert seen.code == 0, seen.err
+    trained = set(manifest.loc[manifest["split"].isin(["train", "validation"]), "path"])
+    assert trained <= set(seen.result["left_out"])
+
+    dry = run_job("promote", "--run", finished, "--dry-run", cwd=place)
+    assert dry.code == 0 and "Nothing was changed" in dry.out
+    assert not client.search_registered_models()
+    first = run_job("promote", "--run", finished, "--json", cwd=place)
+    assert first.code == 0, first.err
+    assert client.get_model_version_by_alias("drone-classifier", "champion").run_id == finished
+    again = run_job("promote", "--run", finished, cwd=place)
+    assert again.code == 0 and "already" in again.out
+    back = run_job("promote", "--rollback", cwd=place)
+    assert back.code == 1 and "nothing to go back to" in back.err
+
+    model = "models:/drone-classifier@champion"
+    named = run_job("evaluate", "--model", model, "--json", cwd=place)
+    assert named.code == 0, named.err
+    assert named.result["accuracy"] == done.result["accuracy"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_the_logged_model_answers_over_http(
+    place: Path, finished: str, client: MlflowClient, made_up: MadeUp
+) -> None:
+    model = client.get_run(finished).outputs.model_outputs[0].model_id
+    port = free_port()
+    words = ["-m", "mlflow", "models", "serve", "-m", f"models:/{model}"]
+    words += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=place,
+        env=job_environment(MLFLOW_TRACKING_URI=f"sqlite:///{place}/mlflow.db"),
+        start_new_session=True,
+    )
+    picture = next(made_up.folder.glob("Winged Drones/winged_00*.jpg")).read_bytes()
+    try:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/ping"))
+        status, answer = ask(port, base64.b64encode(picture).decode())
+        assert status == 200
+        row = answer["predictions"][0]
+        assert sum(row[name] for name in row if name not in ("label", "index")) == pytest.approx(1)
+        assert row["label"] == max(
+            (name for name in row if name not in ("label", "index")), key=row.__getitem__
+        )
+        status, answer = ask(port, base64.b64encode(b"no picture").decode())
+        assert status == 400
+        assert "Not a picture" in json.dumps(answer)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+        return bool(response.status == 200)
+    return False
+
+
+def ask(port: int, image: str) -> tuple[int, dict]:
+    body = json.dumps({"dataframe_records": [{"image": image}]}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@contextlib.contextmanager
+def tracking_server(place: Path, port: int) -> Iterator[subprocess.Popen]:
+    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--workers", "1", "--backend-store-uri", f"sqlite:///{place}/server.db"]
+    words += ["--artifacts-destination", str(place / "server-artifacts")]
+    server = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=place,
+        env=job_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def test_training_survives_the_loss_of_the_tracking_server(
+    place: Path, finished: str, run_job: RunJob
+) -> None:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    words += ["--name", "server-lost"]
+    with contextlib.ExitStack() as stack:
+        with tracking_server(place, port):
+            job = stack.enter_context(started(place, *words, MLFLOW_TRACKING_URI=uri))
+            client = MlflowClient(uri)
+            wait_for(lambda: (place / "job.log").read_text().count("of them learn"))
+            run_id = newest_run(client, "server-lost")
+            wait_for(lambda: workers_of(job))
+        log = place / "job.log"
+        wait_for(lambda: "Training goes on" in log.read_text())
+        wait_for(lambda: "epoch   3/3" in log.read_text())
+        with tracking_server(place, port):
+            assert job.wait(timeout=200) == 0, log.read_text()
+            client = MlflowClient(uri)
+            assert client.get_run(run_id).info.status == "FINISHED"
+            history = points(client, run_id)
+    local = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    assert history == points(local, finished)
+    assert set(TIMES).isdisjoint(history)
