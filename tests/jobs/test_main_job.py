@@ -151,9 +151,7 @@ def test_one_worker_logs_what_two_do(
             assert value == pytest.approx(other, abs=1e-3 if name.endswith("loss") else 1e-9), name
 
 
-def test_a_killed_worker_changes_nothing(
-    place: Path, finished: str, client: MlflowClient
-) -> None:
+def test_a_killed_worker_changes_nothing(place: Path, finished: str, client: MlflowClient) -> None:
     words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
     with started(place, *words, "--name", "killed-worker") as job:
         wait_for(lambda: newest_run(client, "killed-worker"))

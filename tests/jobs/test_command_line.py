@@ -1,0 +1,150 @@
+"""What jobs say to wrong usage: a message that names it and the way out, never a traceback."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from drone.data.dataset import Dataset
+from drone.labels import CLASSES
+from tests.conftest import ROOT, Done, RunJob
+
+JOBS = ("prepare", "train", "evaluate", "promote", "demo")
+
+
+def fails(done: Done, code: int, *parts: str) -> None:
+    """Asserts that a job failed with an exit code and a message, whose line breaks do not count."""
+    said = re.sub(r"[\s│]+", " ", done.err + done.out)
+    assert done.code == code, said
+    assert "Traceback" not in said
+    for part in parts:
+        assert part in said, said
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_is_quick_and_teaches(run_job: RunJob, name: str) -> None:
+    done = run_job(name, "--help")
+    assert done.code == 0
+    assert f"python ray_jobs/{name}.py" in done.out
+    assert "--json" in done.out
+    if name == "train":
+        assert "seed-attempt-2" in done.out and "--optim.lr-head" in done.out
+
+
+FLAGS = {
+    "prepare": ["--raw", "--out", "--dry-run", "--policy"],
+    "train": ["--data", "--weights", "--seed", "--num-workers", "--resume", "--config"],
+    "evaluate": ["--run", "--model", "--data", "--images"],
+    "promote": ["--run", "--rollback", "--name", "--dry-run"],
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_the_promised_flags_are_there(run_job: RunJob, name: str) -> None:
+    shown = run_job(name, "--help").out
+    assert all(flag in shown for flag in FLAGS[name])
+
+
+def test_unknown_flags_and_presets_offer_the_nearest(run_job: RunJob, dataset: Dataset) -> None:
+    fails(run_job("train", "finetun", "--data", dataset.folder), 2, "Did you mean 'finetune'?")
+    fails(run_job("train", "--data", dataset.folder), 2, "Name a preset first: smoke, frozen")
+    wrong = run_job("train", "smoke", "--data", dataset.folder, "--epoch", 3)
+    fails(wrong, 2, "--epoch", "--epochs")
+    fails(run_job("prepare", "--raw", "a", "--out", "b", "--polcy", "first"), 2, "--policy")
+    fails(run_job("evaluate"), 2, "either --run RUN or --model URI")
+    fails(run_job("promote"), 2, "either --run RUN or --rollback")
+
+
+def test_settings_out_of_range(run_job: RunJob, dataset: Dataset) -> None:
+    data = ["--data", dataset.folder]
+    fails(run_job("train", "smoke", *data, "--epochs", 0), 2, "epochs is 0")
+    deep = run_job("train", "smoke", *data, "--model.unfreeze-depth", 20)
+    fails(deep, 2, "unfreeze_depth is 20; it must be 0 to 19")
+    fails(run_job("prepare", "--raw", "a", "--out", "b", "--split.test", 0.5), 2, "their sum 1")
+
+
+def test_a_config_file(run_job: RunJob, dataset: Dataset, tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("epochs: 2\nmodel: {dropuot: 0.1}\n")
+    words = ["smoke", "--data", dataset.folder, "--config", file]
+    fails(run_job("train", *words), 2, "my.yaml: model", "Did you mean 'dropout'?")
+    file.write_text("epochs: [2\n")
+    fails(run_job("train", *words), 2, "my.yaml cannot be read")
+    fails(run_job("train", "smoke", "--config", "no.yaml"), 2, "no.yaml cannot be read")
+
+
+def test_raw_folders_that_cannot_be_used(run_job: RunJob, tmp_path: Path) -> None:
+    fails(run_job("prepare", "--raw", "nowhere", "--out", "set"), 1, "no folder nowhere")
+    (tmp_path / "raw" / "cats").mkdir(parents=True)
+    fails(run_job("prepare", "--raw", "raw", "--out", "set"), 1, "holds a class", "cats")
+    (tmp_path / "raw" / CLASSES[0]).mkdir()
+    (tmp_path / "raw" / CLASSES[0] / "a.jpg").touch()
+    fails(run_job("prepare", "--raw", "raw", "--out", "set"), 1, "no file of", "Winged Drones")
+    (tmp_path / "file").touch()
+    fails(run_job("prepare", "--raw", "raw", "--out", "file/set"), 1, "cannot be written")
+    assert not (tmp_path / "set").exists()
+
+
+def test_runs_data_sets_and_weights_that_are_not_there(run_job: RunJob, dataset: Dataset) -> None:
+    fails(run_job("train", "smoke", "--data", "nowhere"), 1, "not a prepared data set")
+    weights = run_job("train", "smoke", "--data", dataset.folder, "--weights", "no.pth")
+    fails(weights, 1, "The weights no.pth cannot be read", "imagenet, none")
+    fails(run_job("evaluate", "--run", "gone"), 1, "There is no run 'gone'", "none yet")
+    fails(run_job("train", "--resume", "gone"), 1, "There is no run 'gone'")
+    model = run_job("evaluate", "--model", "models:/drone-classifier@champion")
+    fails(model, 1, "no model models:/drone-classifier@champion")
+    fails(run_job("evaluate", "--model", "champion"), 1, "write models:/NAME@ALIAS")
+    fails(run_job("promote", "--rollback"), 1, "nothing to go back to")
+
+
+def test_a_tracking_server_that_is_down(run_job: RunJob, dataset: Dataset) -> None:
+    words = ["smoke", "--data", dataset.folder, "--weights", "none"]
+    done = run_job("train", *words, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    fails(done, 1, "tracking server http://127.0.0.1:9 cannot be used", "MLFLOW_TRACKING_URI")
+    old = run_job("train", *words, MLFLOW_TRACKING_URI="./mlruns")
+    fails(old, 1, "./mlruns cannot be used")
+
+
+@pytest.mark.ray
+def test_more_workers_than_processors(run_job: RunJob, dataset: Dataset) -> None:
+    words = ["smoke", "--data", dataset.folder, "--weights", "none", "--num-workers", 999]
+    fails(run_job("train", *words), 2, "--num-workers is 999, but Ray has")
+
+
+@pytest.mark.ray
+def test_a_dry_run_writes_nothing(run_job: RunJob, made_up, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ["--raw", made_up.folder, "--out", "set", "--dry-run", "--json"]
+    done = run_job("prepare", *words)
+    assert done.code == 0, done.err
+    assert done.result["steps"]["found"]["total"] == len(made_up.truth.files)
+    assert done.result["written"] is False
+    assert not (tmp_path / "set").exists()
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Each `python ray_jobs/...` line of a text, as words."""
+    lines = re.findall(r"^\s*(?:\$ )?(python ray_jobs/\w+\.py[^\n(`]*)", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
+    from importlib import import_module
+
+    import tyro
+
+    texts = [(ROOT / "README.md").read_text()]
+    texts += [(ROOT / "ray_jobs" / f"{name}.py").read_text().split('"""')[1] for name in JOBS]
+    commands = [command for text in texts for command in commands_in(text)]
+    assert len(commands) > 10
+    for _, script, *words in commands:
+        module = import_module(f"ray_jobs.{Path(script).stem}")
+        job = {
+            "prepare": lambda m: m.Prepare,
+            "evaluate": lambda m: m.Evaluate,
+            "promote": lambda m: m.Promote,
+            "demo": lambda m: m.Demo,
+        }.get(Path(script).stem)
+        parsed = tyro.cli(job(module), args=words) if job else module.parse(words)
+        assert parsed is not None, json.dumps(words)

@@ -1,0 +1,108 @@
+import io
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from drone.errors import ImageError, RunError
+from drone.labels import CLASSES
+from drone.model import export, mobilenet
+from drone.model.batchnorm import estimate_statistics
+from drone.model.config import ModelConfig
+from drone.serving.predictor import Predictor
+from drone.serving.preprocess import Preprocessing
+from tests.conftest import ROOT
+
+SETTINGS = Preprocessing(side_px=64)
+
+
+@pytest.fixture(scope="module")
+def model() -> mobilenet.Classifier:
+    model = mobilenet.build(ModelConfig(head_width=32), 4, seed=0, backbone=None).eval()
+    # With statistics of no data every answer would be the same.
+    estimate_statistics(model.features, [torch.randn(32, 3, 64, 64)])
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(model: mobilenet.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("export") / "model.onnx"
+    facts = {"classes": json.dumps(CLASSES), "preprocessing": SETTINGS.to_json(), "version": "7"}
+    export.to_onnx(model, target, SETTINGS.side_px, facts)
+    return target
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (80, 90, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_onnx_answers_as_torch_does(
+    model: mobilenet.Classifier, exported: Path, count: int
+) -> None:
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), np.uint8)
+    with torch.no_grad():
+        expected = export.Served(model)(torch.from_numpy(pixels)).numpy()
+    found = Predictor(exported).predict_pixels(pixels)
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_mirror_image_gets_the_same_answer(exported: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    predictor = Predictor(exported)
+    mirrored = predictor.predict_pixels(np.ascontiguousarray(pixels[:, :, ::-1]))
+    np.testing.assert_allclose(predictor.predict_pixels(pixels), mirrored, atol=1e-5)
+
+
+def test_a_prediction(exported: Path) -> None:
+    predictor = Predictor(exported, threads=1)
+    found = predictor.predict(png(1))
+    assert list(found.probabilities) == list(CLASSES)
+    assert (
+        found.label
+        == CLASSES[found.index]
+        == max(found.probabilities, key=found.probabilities.__getitem__)
+    )
+    assert found.drone == pytest.approx(1 - found.probabilities["Flying Birds"])
+    assert predictor.metadata["version"] == "7"
+    with pytest.raises(ImageError):
+        predictor.predict(b"no picture")
+
+
+def test_threads_share_a_predictor(exported: Path) -> None:
+    pictures = [png(seed) for seed in range(12)]
+    alone = [Predictor(exported).predict(picture).probabilities for picture in pictures]
+    shared = Predictor(exported)
+    with ThreadPoolExecutor(6) as pool:
+        together = [found.probabilities for found in pool.map(shared.predict, pictures)]
+    for one, other in zip(alone, together, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_files_that_are_no_model(tmp_path: Path, exported: Path) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"nothing")
+    with pytest.raises(RunError, match=r"bad.onnx is not a model that can be loaded"):
+        Predictor(bad).predict(png(0))
+
+
+def test_serving_needs_no_training_library() -> None:
+    code = (
+        "import sys, drone.serving.predictor; "
+        "print([name for name in ('torch', 'mlflow', 'ray', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

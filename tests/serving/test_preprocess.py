@@ -1,0 +1,145 @@
+"""Odd and hostile pictures: an answer, or a clear refusal."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drone.errors import ConfigError, ImageError
+from drone.serving.preprocess import Preprocessing, decode, to_pixels
+
+SETTINGS = Preprocessing()
+
+
+def picture(width: int = 60, height: int = 40) -> Image.Image:
+    """Red on the left, blue on the right, darker towards the bottom."""
+    shade = np.linspace(255, 100, height, dtype=np.uint8)[:, None].repeat(width, axis=1)
+    left = np.arange(width) < width // 2
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, left, 0] = shade[:, left]
+    pixels[:, ~left, 2] = shade[:, ~left]
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG by hand, whose header may lie."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows, 9))
+    return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "PPM", "TIFF", "GIF", "WEBP", "AVIF", "JPEG"])
+def test_every_format_gives_the_same_picture(form: str) -> None:
+    options = {"lossless": True} if form == "WEBP" else {}
+    found = to_pixels(encoded(picture(), form, **options), SETTINGS).astype(int)
+    expected = to_pixels(encoded(picture(), "PNG"), SETTINGS).astype(int)
+    assert found.shape == (224, 224, 3)
+    assert np.abs(found - expected).mean() < (8 if form in ("JPEG", "AVIF", "GIF") else 0.01)
+
+
+def test_exif_rotation_is_undone() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = picture().transpose(Image.Transpose.ROTATE_90)
+    found = decode(encoded(stored, "PNG", exif=exif), SETTINGS)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(picture()))
+
+
+def test_damaged_exif_is_no_loss() -> None:
+    data = encoded(picture(), "JPEG")
+    broken = b"Exif\x00\x00II*\x00\xff\xff\xff\x7f"
+    segment = b"\xff\xe1" + struct.pack(">H", len(broken) + 2) + broken
+    found = decode(data[:2] + segment + data[2:], SETTINGS)
+    assert found.size == (60, 40)
+
+
+def test_alpha_lies_over_white() -> None:
+    clear = picture().convert("RGBA")
+    clear.putalpha(0)
+    assert (to_pixels(encoded(clear, "PNG"), SETTINGS) == 255).all()
+    palette = picture().quantize(4)
+    transparent = encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))
+    assert (to_pixels(transparent, SETTINGS)[0, 0] > 240).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "YCbCr"])
+def test_every_mode_is_read(mode: str) -> None:
+    form = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    found = decode(encoded(picture().convert(mode), form), SETTINGS)
+    assert found.mode == "RGB"
+    assert np.asarray(found).std() > 15
+
+
+def test_16_bit_grey_is_not_white() -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16)[None].repeat(64, axis=0)
+    found = np.asarray(decode(encoded(Image.fromarray(ramp), "PNG"), SETTINGS))
+    np.testing.assert_array_equal(found[0, :, 0], (ramp[0] >> 8).astype(np.uint8))
+    dark = Image.fromarray(np.full((64, 64), 200, np.uint16))  # Below 256 of 65,536: near black.
+    assert np.asarray(decode(encoded(dark, "PNG"), SETTINGS)).max() == 0
+
+
+def test_only_the_first_frame_counts() -> None:
+    frames = [picture(), Image.new("RGB", (60, 40), "lime")]
+    for form in ("GIF", "WEBP", "PNG"):
+        data = encoded(frames[0], form, save_all=True, append_images=frames[1:], duration=50)
+        assert np.asarray(decode(data, SETTINGS))[..., 1].mean() < 60
+
+
+HUGE_ZTXT = chunk(b"zTXt", b"x\0\0" + zlib.compress(b"A" * 200_000_000, 9))
+REFUSED = {
+    "zero bytes": (b"", 400, "empty"),
+    "one byte": (b"\xff", 415, "non-media"),
+    "text": (b"hello world" * 50, 415, "non-media"),
+    "HTML": (b"<html><script>alert(1)</script>", 415, "non-media"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "non-media"),
+    "PDF": (b"%PDF-1.7 ...", 415, "non-media"),
+    "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "non-media"),
+    "HEIC": (struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(999), 415, "non-media"),
+    "JPEG cut short": (encoded(picture(), "JPEG")[:400], 422, "undecodable"),
+    "PNG cut short": (encoded(picture(), "PNG")[:120], 422, "undecodable"),
+    "WebP cut short": (encoded(picture(), "WEBP")[:60], 422, "undecodable"),
+    "GIF without a frame": (encoded(picture(), "GIF")[:20], 422, "undecodable"),
+    "header that lies": (png(60_000, 60_000, 8, 2, bytes(99)), 413, "too-large"),
+    "bomb": (png(9_000, 9_000, 1, 0, bytes((9_000 // 8 + 1) * 9_000)), 413, "too-large"),
+    "bomb in a text chunk": (png(9, 9, 8, 2, bytes(28 * 9), HUGE_ZTXT), 422, "undecodable"),
+    "one pixel": (png(1, 1, 8, 2, bytes(4)), 422, "too-small"),
+    "a line": (png(1, 60_000, 8, 0, bytes(120_000)), 422, "too-small"),
+    "float TIFF": (encoded(Image.new("F", (20, 20)), "TIFF"), 415, "unsupported"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str) -> None:
+    data, status, problem = REFUSED[name]
+    with pytest.raises(ImageError) as refused:
+        to_pixels(data, SETTINGS)
+    assert (refused.value.status, refused.value.problem) == (status, problem)
+    assert str(refused.value).endswith(".")
+    assert refused.value.problem in ImageError.PROBLEMS
+
+
+def test_a_file_that_is_too_long_is_not_decoded() -> None:
+    with pytest.raises(ImageError, match=r"has 0.1 MiB; at most"):
+        to_pixels(bytes(100_000), Preprocessing(max_bytes=1000))
+
+
+def test_settings_survive_json_and_name_what_is_wrong() -> None:
+    settings = Preprocessing(side_px=96, resampling="bicubic")
+    assert Preprocessing.from_json(settings.to_json()) == settings
+    with pytest.raises(ConfigError, match="side_px is 0"):
+        Preprocessing(side_px=0)
+    with pytest.raises(ConfigError, match="resampling is 'best'; allowed are bilinear"):
+        Preprocessing(resampling="best")

@@ -1,0 +1,44 @@
+import pytest
+
+from drone.config import flatten, override, to_dict
+from drone.errors import ConfigError
+from drone.labels import CLASSES, match_class, nearest
+from drone.presets import get
+from drone.training.config import TrainConfig
+
+
+def test_settings_survive_the_way_through_a_dictionary() -> None:
+    config = get("seed-attempt-2")
+    assert override(TrainConfig(), to_dict(config), "x") == config
+    flat = flatten(to_dict(config))
+    assert flat["model.unfreeze_depth"] == 3 and flat["optim.lr_head"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "my.yaml: there is no setting 'epoch'. Did you mean 'epochs'"),
+        ({"model": {"dropuot": 0.1}}, "my.yaml: model: there is no setting 'dropuot'"),
+        ({"model": 3}, "model is a group of settings"),
+        ({"epochs": "many"}, "epochs is 'many'; a value of type int"),
+        ({"epochs": True}, "epochs is True"),
+        ({"precision": "fp8"}, "precision is 'fp8'; allowed are auto, fp32, bf16"),
+        ({"epochs": -1}, "my.yaml: epochs is -1"),
+        ({"optim": {"lr_head": "fast"}}, "lr_head is 'fast'"),
+    ],
+)
+def test_a_wrong_setting_is_named(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(TrainConfig(), values, "my.yaml")
+
+
+def test_numbers_as_yaml_gives_them() -> None:
+    found = override(TrainConfig(), {"optim": {"lr_head": "1e-3", "head_epochs": 2}}, "x")
+    assert found.optim.lr_head == 1e-3 and found.optim.head_epochs == 2.0
+
+
+def test_class_names() -> None:
+    for folder in ("flying_birds", "FlyingBirds", "FLYING BIRD", "flying-birds"):
+        assert match_class(folder) == CLASSES[0]
+    assert match_class("birds") is None
+    assert nearest("finetun", ["finetune", "frozen"]) == "finetune"

@@ -1,0 +1,100 @@
+import math
+
+import pytest
+import torch
+
+from drone.errors import ConfigError
+from drone.model import mobilenet
+from drone.model.config import ModelConfig
+from drone.presets import PRESETS, get
+from drone.training.config import OptimConfig, TrainConfig
+from drone.training.optim import MovingAverage, build_optimizer, rates
+from drone.training.tally import Tally
+
+
+def test_the_cosine_schedule() -> None:
+    config = TrainConfig(epochs=10, optim=OptimConfig(head_epochs=2, warmup_epochs=1))
+    found = [rates(config, step, steps_per_epoch=10) for step in range(100)]
+    head, backbone = ([rate[name] for rate in found] for name in ("head", "backbone"))
+    assert max(head) == pytest.approx(1e-3) and max(backbone) == pytest.approx(2e-4, rel=0.02)
+    assert backbone[:20] == [0.0] * 20 and backbone[20] > 0
+    assert head[0] < head[5] < head[10] > head[50] > head[99]
+    assert head[99] < 1e-6
+
+
+def test_a_short_run_trains_the_backbone_too() -> None:
+    config = TrainConfig(epochs=1, optim=OptimConfig(head_epochs=1))
+    assert rates(config, 5, steps_per_epoch=10)["backbone"] > 0
+
+
+def test_the_originals_cyclic_schedule() -> None:
+    config = get("seed-attempt-1")
+    by_epoch = [rates(config, epoch * 7, steps_per_epoch=7)["head"] for epoch in range(30)]
+    assert by_epoch[0] == pytest.approx(1e-3)
+    assert by_epoch[8] == pytest.approx(0.1)
+    assert by_epoch[16] == pytest.approx(1e-3)
+    assert by_epoch[24] == pytest.approx(1e-3 + (0.1 - 1e-3) / 2)
+    inside = {rates(config, step, steps_per_epoch=7)["head"] for step in range(56, 63)}
+    assert len(inside) == 1  # Stepped by epoch.
+
+
+def test_groups_of_the_optimiser() -> None:
+    model = mobilenet.build(ModelConfig(unfreeze_depth=3), 4, 0, None)
+    groups = build_optimizer(model, OptimConfig()).param_groups
+    sizes = sum(value.numel() for group in groups for value in group["params"])
+    assert sizes == model.parameter_counts().trainable
+    for group in groups:
+        assert all((value.ndim > 1) == (group["weight_decay"] > 0) for value in group["params"])
+    frozen = mobilenet.build(ModelConfig(unfreeze_depth=0), 4, 0, None)
+    names = {group["name"] for group in build_optimizer(frozen, OptimConfig()).param_groups}
+    assert names == {"head"}
+
+
+def test_the_moving_average() -> None:
+    model = mobilenet.build(ModelConfig(unfreeze_depth=0), 4, 0, None)
+    average = MovingAverage(model, decay=0.9)
+    start, weight = model.head[1].weight.detach().clone(), model.head[1].weight
+    expected = start.clone()
+    for step in range(3):
+        with torch.no_grad():
+            weight.add_(1)
+        average.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight.detach()
+    torch.testing.assert_close(average.model.head[1].weight, expected)
+
+
+def test_a_tally() -> None:
+    tally = Tally(3, torch.device("cpu"))
+    labels, predicted = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 1])
+    tally.add(torch.tensor(8.0), predicted, labels)
+    other = Tally(3, torch.device("cpu"))
+    other.restore(tally.state())
+    found = other.metrics("x", ["Flying Birds", "b", "c"])
+    assert found["x/loss"] == 2 and found["x/accuracy"] == 0.5
+    assert found["x/recall_FB"] == 0.5 and found["x/recall_b"] == 1 and found["x/recall_c"] == 0
+    from sklearn.metrics import f1_score
+
+    assert found["x/macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+
+
+def test_presets_are_whole() -> None:
+    assert set(PRESETS) == {"smoke", "frozen", "finetune", "seed-attempt-1", "seed-attempt-2"}
+    assert all(preset.config.preset == name for name, preset in PRESETS.items())
+    with pytest.raises(ConfigError, match="no preset 'finetun'. Did you mean 'finetune'"):
+        get("finetun")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"checkpoint_every_s": 0.0}, "checkpoint_every_s"),
+    ],
+)
+def test_settings_out_of_range_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**changes)
+    assert math.isfinite(TrainConfig().optim.lr_head)
