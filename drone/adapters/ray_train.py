@@ -76,6 +76,9 @@ class Listener:
     on_wait: Callable[[], None]
     """Called about twice a second."""
 
+    on_interrupt: Callable[[], None]
+    """Called when Ctrl-C was heard and the workers have been asked to stop."""
+
 
 def choose_workers(count: int | None, gpus_per_worker: float | None) -> Workers:
     """As many workers as asked for; else one for each GPU, or one for all processors.
@@ -138,19 +141,27 @@ def train(launch: Launch, listener: Listener) -> None:
     """
     relay = ray.remote(num_cpus=0)(_Relay).remote()
     outcome: dict[str, Any] = {}
-    thread = threading.Thread(target=_fit, args=(launch, relay, outcome), daemon=True)
-    thread.start()
+    ended = threading.Event()
+    arguments = (launch, relay, outcome, ended)
+    threading.Thread(target=_fit, args=arguments, daemon=True).start()
     try:
-        _listen(thread, relay, listener)
+        _listen(ended, relay, listener)
     except KeyboardInterrupt:
         # From here a second one ends at once.
         ray.get(relay.ask_to_stop.remote())
-        _listen(thread, relay, listener)
+        listener.on_interrupt()
+        _listen(ended, relay, listener)
     _raise_failure(outcome, launch.storage)
 
 
-def _fit(launch: Launch, relay: ActorHandle, outcome: dict[str, Any]) -> None:
-    """Runs Ray's trainer; in a thread, so that the main one hears signals."""
+def _fit(
+    launch: Launch, relay: ActorHandle, outcome: dict[str, Any], ended: threading.Event
+) -> None:
+    """Runs Ray's trainer; in a thread, so that the main one hears signals.
+
+    The event, and not the thread's end, says that it is over: a Ctrl-C during Thread.join makes
+    Python 3.11 take a running thread for one that has ended.
+    """
     workers = launch.workers
     trainer = TorchTrainer(
         _work,
@@ -182,22 +193,24 @@ def _fit(launch: Launch, relay: ActorHandle, outcome: dict[str, Any]) -> None:
     )
     try:
         outcome["result"] = trainer.fit()
-    except Exception as error:  # Carried to the main thread, which raises it.
+    except BaseException as error:  # Carried to the main thread, which raises it.
         outcome["error"] = error
+    finally:
+        ended.set()
 
 
-def _listen(thread: threading.Thread, relay: ActorHandle, listener: Listener) -> None:
+def _listen(ended: threading.Event, relay: ActorHandle, listener: Listener) -> None:
     while True:
-        alive = thread.is_alive()
+        over = ended.is_set()
         for news in ray.get(relay.drain.remote()):
             if isinstance(news, Progress):
                 listener.on_progress(news)
             else:
                 listener.on_history(news)
         listener.on_wait()
-        if not alive:
+        if over:
             return
-        thread.join(_POLL_S)
+        ended.wait(_POLL_S)
 
 
 def _raise_failure(outcome: dict[str, Any], place: str) -> None:

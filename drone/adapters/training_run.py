@@ -171,6 +171,7 @@ def train(
         on_progress=watcher.progress,
         on_history=on_history,
         on_wait=lambda: run.log_history(latest),
+        on_interrupt=lambda: say("Stopping: a checkpoint is being written ..."),
     )
     ray_train.train(launch, listener)
 
