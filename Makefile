@@ -1,6 +1,6 @@
 # Each target does what it needs first. `make demo` and `make test` work on a fresh machine.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

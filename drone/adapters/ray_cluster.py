@@ -22,7 +22,17 @@ _LOCAL_DEFAULTS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-_LEFT_BEHIND = [".venv", ".git", "data", "demo", "runs", "reports", "mlartifacts", "mlflow.db"]
+_LEFT_BEHIND = [
+    "/.venv",
+    "/.git",
+    "/data",
+    "/demo",
+    "/runs",
+    "/reports",
+    "/mlartifacts",
+    "/mlflow.db*",
+]
+"""What no worker needs; the slash keeps drone/data."""
 
 
 @contextlib.contextmanager
