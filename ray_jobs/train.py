@@ -1,9 +1,10 @@
 """Trains a preset on a data set, on one worker or many, and logs the run and its model to MLflow.
 
-    python ray_jobs/train.py finetune --data data/drones                          (a laptop)
-    python ray_jobs/train.py finetune --data data/drones --num-workers 4          (a box of 4 GPUs)
-    ray submit cluster.yaml ray_jobs/train.py -- finetune --data /shared/drones   (a cluster)
-    python ray_jobs/train.py --resume RUN                                         (a stopped run)
+    python ray_jobs/train.py finetune --data data/drones                       (a laptop)
+    python ray_jobs/train.py finetune --data data/drones --num-workers 4       (a box of 4 GPUs)
+    python ray_jobs/train.py --resume RUN                                      (a stopped run)
+    RAY_ADDRESS=auto python ray_jobs/train.py finetune --data /shared/drones --storage /shared/runs
+                                                                      (on the head of a cluster)
 
 Ctrl-C writes a checkpoint and ends the run as KILLED; --resume goes on in the same run.
 """

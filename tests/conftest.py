@@ -81,7 +81,9 @@ def job_environment(**more: str) -> dict[str, str]:
     """The environment of a job: nothing of the person who runs the tests."""
     dropped = ("DRONE_WEIGHTS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
-    return {**inherited, "COLUMNS": "200", **more}
+    # As in an activated environment: MLflow starts programs by name.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**inherited, "COLUMNS": "200", "PATH": path, **more}
 
 
 def job_command(name: str, *words: object) -> list[str]:

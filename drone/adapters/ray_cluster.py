@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # A local Ray's workers inherit it.
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     import ray
 
     if address and not in_job:
@@ -68,6 +70,8 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    # Ray's own handler would end the process at once, without a checkpoint.
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

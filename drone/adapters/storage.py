@@ -1,6 +1,7 @@
 """Checkpoints where a run keeps them: a local or shared folder, or object storage."""
 
 import json
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,24 @@ from drone.training.checkpoint import is_whole
 
 
 def resolve(place: str) -> str:
-    """An absolute path or a URI that any node understands.
+    """An absolute path or a URI that any node understands, and that can be written.
 
     Raises:
-        ConfigError: no file system for such a URI.
+        ConfigError: no file system for such a URI, or it cannot be written.
     """
     if "://" not in place:
-        return str(Path(place).expanduser().resolve())
-    _open(place)
+        place = str(Path(place).expanduser().resolve())
+    filesystem, path = _open(place)
+    probe = f"{path}/.probe-{uuid.uuid4().hex}"
+    try:
+        filesystem.create_dir(path, recursive=True)
+        with filesystem.open_output_stream(probe) as stream:
+            stream.write(b"probe")
+        filesystem.delete_file(probe)
+    except OSError as error:
+        raise ConfigError(
+            f"The storage {place} cannot be written: {error}. Choose another --storage."
+        ) from error
     return place
 
 

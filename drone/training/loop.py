@@ -212,9 +212,14 @@ class _Run:
         """Writes a checkpoint if one is due, and stops if asked to."""
         if wish.checkpoint or wish.stop is not Stop.NO:
             self._report()
-        if wish.stop is Stop.INTERRUPTED:
+        self._end_if(wish.stop)
+
+    @staticmethod
+    def _end_if(stop: Stop) -> None:
+        """Ends the run if asked to; a checkpoint must have been written."""
+        if stop is Stop.INTERRUPTED:
             raise Interrupted("Training was stopped; --resume goes on from here.")
-        if wish.stop is Stop.PREEMPTED:
+        if stop is Stop.PREEMPTED:
             raise Preempted
 
     def _end_epoch(self, epoch: int) -> None:
@@ -235,9 +240,9 @@ class _Run:
         )
         self.tally = Tally(len(self.material.classes), self.context.device)
         self._report()
-        wish = self.control.after_step()
+        stop = self.control.after_step().stop
         if epoch + 1 < self.config.epochs:
-            self._heed(_Wish(checkpoint=False, stop=wish.stop, written=True))
+            self._end_if(stop)
 
     def _remember_best(self, epoch: int, metrics: dict[str, float]) -> None:
         score, loss = metrics["validation/macro_f1"], metrics["validation/loss"]
@@ -317,7 +322,6 @@ class _Wish:
 
     checkpoint: bool
     stop: Stop
-    written: bool = False
 
 
 class _Control:

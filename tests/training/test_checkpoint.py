@@ -60,4 +60,8 @@ def test_the_newest_of_all_attempts(tmp_path: Path) -> None:
 def test_storage_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gopher://place cannot be opened"):
         storage.resolve("gopher://place")
-    assert storage.resolve("runs") == str(Path("runs").resolve())
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/runs cannot be written.*--storage"):
+        storage.resolve(str(tmp_path / "file" / "runs"))
+    assert storage.resolve(str(tmp_path / "a" / ".." / "b")) == str(tmp_path / "b")
+    assert (tmp_path / "b").is_dir() and not list((tmp_path / "b").iterdir())
