@@ -1,7 +1,7 @@
 """Makes a data set of raw folders: scan, clean, group near duplicates, split, pack.
 
-    python ray_jobs/prepare.py --raw pictures --out data/drones                 (a laptop, a GPU box)
-    RAY_ADDRESS=auto python ray_jobs/prepare.py --raw /shared/raw --out /shared/drones   (a cluster)
+    python ray_jobs/prepare.py --raw pictures --out data/drones                (a laptop, a GPU box)
+    RAY_ADDRESS=auto python ray_jobs/prepare.py --raw /shared/raw --out /shared/drones  (a cluster)
 
 A raw folder has one subfolder a class; its files are never touched. Nothing is written with
 --dry-run.

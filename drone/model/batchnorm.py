@@ -41,7 +41,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         squares_C = values.square().sum(dim=(0, 2, 3))
         count = values.new_full((1,), values.numel() / values.shape[1])
         parts = torch.cat([sums_C, squares_C, count])
-        total: Tensor = _SumOverRanks.apply(parts)  # type: ignore[no-untyped-call]
+        total: Tensor = _SumOverRanks.apply(parts)
         mean_C = total[: self.num_features] / total[-1]
         square_C = total[self.num_features : -1] / total[-1]
         variance_C = (square_C - mean_C.square()).clamp_min(0)
