@@ -66,6 +66,7 @@ class Watch:
                 f"  {metrics['speed/images_per_s']:.0f} images/s"
                 f"  {_minutes(left)} left",
                 highlight=False,
+                soft_wrap=True,
             )
         self._shown = max(self._shown, len(history))
 

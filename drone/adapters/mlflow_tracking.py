@@ -60,7 +60,9 @@ def connect(experiment: str = EXPERIMENT) -> str:
         if MlflowClient().get_experiment_by_name(experiment) is None:
             local = uri.startswith("sqlite:")
             place = Path(DEFAULT_ARTIFACTS).resolve().as_uri() if local else None
-            MlflowClient().create_experiment(experiment, artifact_location=place)
+            # Without its kind the UI takes a new experiment for one of language models.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            MlflowClient().create_experiment(experiment, artifact_location=place, tags=tags)
         mlflow.set_experiment(experiment)
     except FAILURES as error:
         raise TrackingError(

@@ -30,7 +30,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalised activations, (N, C, H, W)."""
-        if not self.training or not distributed.is_initialized():
+        alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+        if not self.training or alone:
             plain: Tensor = super().forward(input)
             return plain
         assert self.running_mean is not None
