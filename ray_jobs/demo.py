@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT))
 from drone.errors import DroneError, RunError, WeightsError
 from ray_jobs import cli
 
-
 _FROM_SCRATCH = ["--model.unfreeze-depth", "19", "--model.batchnorm", "trainable"]
 _FROM_SCRATCH += ["--optim.lr-backbone", "2e-3", "--optim.lr-head", "2e-3"]
 _FROM_SCRATCH += ["--optim.head-epochs", "0", "--augment.strength", "0.25", "--epochs", "10"]

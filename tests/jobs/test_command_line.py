@@ -24,8 +24,8 @@ def fails(done: Done, code: int, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_help_is_quick_and_teaches(run_job: RunJob, name: str) -> None:
-    done = run_job(name, "--help")
+def test_help_is_quick_and_teaches(call_job: RunJob, name: str) -> None:
+    done = call_job(name, "--help")
     assert done.code == 0
     assert f"python ray_jobs/{name}.py" in done.out
     assert "--json" in done.out
@@ -42,68 +42,68 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_the_promised_flags_are_there(run_job: RunJob, name: str) -> None:
-    shown = run_job(name, "--help").out
+def test_the_promised_flags_are_there(call_job: RunJob, name: str) -> None:
+    shown = call_job(name, "--help").out
     assert all(flag in shown for flag in FLAGS[name])
 
 
-def test_unknown_flags_and_presets_offer_the_nearest(run_job: RunJob, dataset: Dataset) -> None:
-    fails(run_job("train", "finetun", "--data", dataset.folder), 2, "Did you mean 'finetune'?")
-    fails(run_job("train", "--data", dataset.folder), 2, "Name a preset first: smoke, frozen")
-    wrong = run_job("train", "smoke", "--data", dataset.folder, "--epoch", 3)
+def test_unknown_flags_and_presets_offer_the_nearest(call_job: RunJob, dataset: Dataset) -> None:
+    fails(call_job("train", "finetun", "--data", dataset.folder), 2, "Did you mean 'finetune'?")
+    fails(call_job("train", "--data", dataset.folder), 2, "Name a preset first: smoke, frozen")
+    wrong = call_job("train", "smoke", "--data", dataset.folder, "--epoch", 3)
     fails(wrong, 2, "--epoch", "--epochs")
-    fails(run_job("prepare", "--raw", "a", "--out", "b", "--polcy", "first"), 2, "--policy")
-    fails(run_job("evaluate"), 2, "either --run RUN or --model URI")
-    fails(run_job("promote"), 2, "either --run RUN or --rollback")
+    fails(call_job("prepare", "--raw", "a", "--out", "b", "--polcy", "first"), 2, "--policy")
+    fails(call_job("evaluate"), 2, "either --run RUN or --model URI")
+    fails(call_job("promote"), 2, "either --run RUN or --rollback")
 
 
-def test_settings_out_of_range(run_job: RunJob, dataset: Dataset) -> None:
+def test_settings_out_of_range(call_job: RunJob, dataset: Dataset) -> None:
     data = ["--data", dataset.folder]
-    fails(run_job("train", "smoke", *data, "--epochs", 0), 2, "epochs is 0")
-    deep = run_job("train", "smoke", *data, "--model.unfreeze-depth", 20)
+    fails(call_job("train", "smoke", *data, "--epochs", 0), 2, "epochs is 0")
+    deep = call_job("train", "smoke", *data, "--model.unfreeze-depth", 20)
     fails(deep, 2, "unfreeze_depth is 20; it must be 0 to 19")
-    fails(run_job("prepare", "--raw", "a", "--out", "b", "--split.test", 0.5), 2, "their sum 1")
+    fails(call_job("prepare", "--raw", "a", "--out", "b", "--split.test", 0.5), 2, "their sum 1")
 
 
-def test_a_config_file(run_job: RunJob, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_config_file(call_job: RunJob, dataset: Dataset, tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
     file.write_text("epochs: 2\nmodel: {dropuot: 0.1}\n")
     words = ["smoke", "--data", dataset.folder, "--config", file]
-    fails(run_job("train", *words), 2, "my.yaml: model", "Did you mean 'dropout'?")
+    fails(call_job("train", *words), 2, "my.yaml: model", "Did you mean 'dropout'?")
     file.write_text("epochs: [2\n")
-    fails(run_job("train", *words), 2, "my.yaml cannot be read")
-    fails(run_job("train", "smoke", "--config", "no.yaml"), 2, "no.yaml cannot be read")
+    fails(call_job("train", *words), 2, "my.yaml cannot be read")
+    fails(call_job("train", "smoke", "--config", "no.yaml"), 2, "no.yaml cannot be read")
 
 
-def test_raw_folders_that_cannot_be_used(run_job: RunJob, tmp_path: Path) -> None:
-    fails(run_job("prepare", "--raw", "nowhere", "--out", "set"), 1, "no folder nowhere")
+def test_raw_folders_that_cannot_be_used(call_job: RunJob, tmp_path: Path) -> None:
+    fails(call_job("prepare", "--raw", "nowhere", "--out", "set"), 1, "no folder nowhere")
     (tmp_path / "raw" / "cats").mkdir(parents=True)
-    fails(run_job("prepare", "--raw", "raw", "--out", "set"), 1, "holds a class", "cats")
+    fails(call_job("prepare", "--raw", "raw", "--out", "set"), 1, "holds a class", "cats")
     (tmp_path / "raw" / CLASSES[0]).mkdir()
     (tmp_path / "raw" / CLASSES[0] / "a.jpg").touch()
-    fails(run_job("prepare", "--raw", "raw", "--out", "set"), 1, "no file of", "Winged Drones")
+    fails(call_job("prepare", "--raw", "raw", "--out", "set"), 1, "no file of", "Winged Drones")
     (tmp_path / "file").touch()
-    fails(run_job("prepare", "--raw", "raw", "--out", "file/set"), 1, "cannot be written")
+    fails(call_job("prepare", "--raw", "raw", "--out", "file/set"), 1, "cannot be written")
     assert not (tmp_path / "set").exists()
 
 
-def test_runs_data_sets_and_weights_that_are_not_there(run_job: RunJob, dataset: Dataset) -> None:
-    fails(run_job("train", "smoke", "--data", "nowhere"), 1, "not a prepared data set")
-    weights = run_job("train", "smoke", "--data", dataset.folder, "--weights", "no.pth")
+def test_runs_data_sets_and_weights_that_are_not_there(call_job: RunJob, dataset: Dataset) -> None:
+    fails(call_job("train", "smoke", "--data", "nowhere"), 1, "not a prepared data set")
+    weights = call_job("train", "smoke", "--data", dataset.folder, "--weights", "no.pth")
     fails(weights, 1, "The weights no.pth cannot be read", "imagenet, none")
-    fails(run_job("evaluate", "--run", "gone"), 1, "There is no run 'gone'", "none yet")
-    fails(run_job("train", "--resume", "gone"), 1, "There is no run 'gone'")
-    model = run_job("evaluate", "--model", "models:/drone-classifier@champion")
+    fails(call_job("evaluate", "--run", "gone"), 1, "There is no run 'gone'", "none yet")
+    fails(call_job("train", "--resume", "gone"), 1, "There is no run 'gone'")
+    model = call_job("evaluate", "--model", "models:/drone-classifier@champion")
     fails(model, 1, "no model models:/drone-classifier@champion")
-    fails(run_job("evaluate", "--model", "champion"), 1, "write models:/NAME@ALIAS")
-    fails(run_job("promote", "--rollback"), 1, "nothing to go back to")
+    fails(call_job("evaluate", "--model", "champion"), 1, "write models:/NAME@ALIAS")
+    fails(call_job("promote", "--rollback"), 1, "nothing to go back to")
 
 
-def test_a_tracking_server_that_is_down(run_job: RunJob, dataset: Dataset) -> None:
+def test_a_tracking_server_that_is_down(call_job: RunJob, dataset: Dataset) -> None:
     words = ["smoke", "--data", dataset.folder, "--weights", "none"]
-    done = run_job("train", *words, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    done = call_job("train", *words, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     fails(done, 1, "tracking server http://127.0.0.1:9 cannot be used", "MLFLOW_TRACKING_URI")
-    old = run_job("train", *words, MLFLOW_TRACKING_URI="./mlruns")
+    old = call_job("train", *words, MLFLOW_TRACKING_URI="./mlruns")
     fails(old, 1, "./mlruns cannot be used")
 
 
