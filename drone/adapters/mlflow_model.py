@@ -89,8 +89,8 @@ def run_of_model(uri: str) -> str:
         raise RunError(f"There is no model {uri}. Registered models: {known}.") from error
 
 
-def fetch_onnx(run_id: str, target: Path) -> Path:
-    """The exported model of a run.
+def logged_model(run_id: str) -> str:
+    """The URI of the model that a run logged last.
 
     Raises:
         RunError: the run logged none.
@@ -102,10 +102,18 @@ def fetch_onnx(run_id: str, target: Path) -> Path:
             f"Run {run.info.run_name} ({run_id}, {run.info.status}) has no model. If it was "
             f"stopped, python ray_jobs/train.py --resume {run_id} finishes it."
         )
+    return f"models:/{outputs[-1]}"
+
+
+def fetch_onnx(run_id: str, target: Path) -> Path:
+    """The exported model of a run.
+
+    Raises:
+        RunError: the run logged none.
+    """
+    uri = logged_model(run_id)
     try:
-        folder = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{outputs[-1]}", dst_path=str(target)
-        )
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))
     except FAILURES as error:
         raise RunError(f"The model of run {run_id} cannot be read: {error}") from error
     found = sorted(Path(folder).rglob("*.onnx"))

@@ -12,7 +12,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from drone.adapters.mlflow_tracking import FAILURES, download, find_run, reopened
+from drone.adapters.mlflow_model import logged_model, read_json
+from drone.adapters.mlflow_tracking import FAILURES, reopened
 from drone.errors import RunError
 
 DEFAULT_NAME = "drone-classifier"
@@ -60,12 +61,9 @@ def register(name: str, run_id: str, facts: Mapping[str, str]) -> str:
     known = version_of(name, run_id)
     if known is not None:
         return known
-    run = find_run(run_id)
-    outputs = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
-    if not outputs:
-        raise RunError(f"Run {run_id} has no model to register.")
+    uri = logged_model(run_id)
     try:
-        made: ModelVersion = mlflow.register_model(f"models:/{outputs[-1]}", name, tags=dict(facts))
+        made: ModelVersion = mlflow.register_model(uri, name, tags=dict(facts))
     except FAILURES as error:
         raise RunError(f"Run {run_id} could not be registered as {name}: {error}") from error
     return str(made.version)
@@ -126,8 +124,6 @@ def test_result(run_id: str, fingerprint: str, own: bool) -> dict[str, Any] | No
     folder = "test" if own else f"test-{fingerprint[:8]}"
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            file = download(run_id, f"evaluation/{folder}/metrics.json", Path(temporary))
+            return read_json(run_id, f"evaluation/{folder}/metrics.json", Path(temporary))
         except RunError:
             return None
-        result: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return result

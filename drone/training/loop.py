@@ -7,7 +7,7 @@ divided once. So the number of workers changes the speed and not the result.
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -400,8 +400,3 @@ class _FiniteCheck:
             f"The loss or its gradient is not finite in epoch {epoch + 1}, step {batch + 1}. "
             f"Lower --optim.lr-head and --optim.lr-backbone, or set --precision fp32."
         )
-
-
-def history_rows(history: History) -> Sequence[dict[str, float]]:
-    """The metrics of each epoch as flat rows, for a table."""
-    return [{"epoch": entry["epoch"], **entry["metrics"]} for entry in history]
