@@ -12,6 +12,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from drone import noise
+from drone.data.warp import warp
 from drone.errors import ConfigError
 
 _VIEW, _ELASTIC = 1, 2
@@ -19,7 +20,7 @@ _VIEW, _ELASTIC = 1, 2
 
 _COLUMNS = 17
 _ELASTIC_CELLS = 7
-_CHUNK = 16
+_CHUNK = 8
 """Pictures at a time on a processor: what they need in between stays in its cache."""
 
 
@@ -170,28 +171,22 @@ def apply(pixels_NHWC: Tensor, views: Views, mean_C: Tensor, std_C: Tensor) -> T
     """
     count, height, width, channels = pixels_NHWC.shape
     device = pixels_NHWC.device
-    out = torch.empty(
-        (count, channels, height, width), device=device, memory_format=torch.channels_last
-    )
-    warp = _dense_warp(views, height, width, device)
+    warped_NHWC = warp(pixels_NHWC, views.theta_N23, _displacements(views, height, width))
+    # gain and offset, the limits 0..255 and normalisation in one: factors, shifts and limits for
+    # a whole row of pixels, so that each operation runs along memory.
+    scale, shift = (1 / (std_C * 255)).repeat(width), (-mean_C / std_C).repeat(width)
+    gain_N1R = views.gain_N.to(device)[:, None, None] * scale
+    offset_N1R = views.offset_N.to(device)[:, None, None] * scale + shift
+    least_R, most_R = shift, 255 * scale + shift
+    out = torch.empty((count, height, width * channels), device=device)
     size = count if device.type != "cpu" else _CHUNK
     for start in range(0, count, size):
-        part = slice(start, min(start + size, count))
-        grid = _grid(views.theta_N23[part].to(device), height, width)
-        for row, position in enumerate(views.warped):
-            if part.start <= position < part.stop:
-                grid[position - part.start] += warp[row]
-        source = pixels_NHWC[part].permute(0, 3, 1, 2).float()
-        view = functional.grid_sample(
-            source, grid, mode="bilinear", padding_mode="reflection", align_corners=False
-        )
-        gain = views.gain_N[part].to(device)[:, None, None, None]
-        offset = views.offset_N[part].to(device)[:, None, None, None]
-        view.mul_(gain).add_(offset).clamp_(0, 255)
-        view.sub_(mean_C[:, None, None] * 255).mul_(1 / (std_C[:, None, None] * 255))
-        view.mul_(_outside_holes(views.hole_N4[part].to(device), height, width))
-        out[part] = view
-    return out
+        part = slice(start, start + size)
+        out[part] = warped_NHWC[part].view(-1, height, width * channels)
+        out[part].mul_(gain_N1R[part]).add_(offset_N1R[part]).clamp_(least_R, most_R)
+    view_NHWC = out.view(count, height, width, channels)
+    _make_holes(view_NHWC, views.hole_N4)
+    return view_NHWC.permute(0, 3, 1, 2)
 
 
 def normalise(pixels_NHWC: Tensor, mean_C: Tensor, std_C: Tensor) -> Tensor:
@@ -203,36 +198,21 @@ def normalise(pixels_NHWC: Tensor, mean_C: Tensor, std_C: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
-def _grid(theta_N23: Tensor, height: int, width: int) -> Tensor:
-    """What `affine_grid` gives with align_corners=False, (N, H, W, 2), at a tenth of its time."""
-    device = theta_N23.device
-    x_W = (torch.arange(width, device=device) + 0.5) * (2 / width) - 1
-    y_H = (torch.arange(height, device=device) + 0.5) * (2 / height) - 1
-    grid = torch.empty((len(theta_N23), height, width, 2), device=device)
-    for axis in range(2):
-        along_x, along_y, shift = theta_N23[:, axis].unbind(1)
-        torch.add(
-            (along_y[:, None] * y_H + shift[:, None])[:, :, None],
-            (along_x[:, None] * x_W)[:, None, :],
-            out=grid[..., axis],
-        )
-    return grid
-
-
-def _dense_warp(views: Views, height: int, width: int, device: torch.device) -> Tensor:
+def _displacements(views: Views, height: int, width: int) -> dict[int, Tensor]:
+    """The elastic warps in full, (H, W, 2), by position."""
     if not views.warped:
-        return torch.empty(0, device=device)
-    warp = views.warp_M2KK.to(device)
-    dense = functional.interpolate(warp, (height, width), mode="bicubic", align_corners=True)
-    return dense.permute(0, 2, 3, 1)
+        return {}
+    warps = functional.interpolate(
+        views.warp_M2KK, (height, width), mode="bicubic", align_corners=True
+    )
+    return dict(zip(views.warped, warps.permute(0, 2, 3, 1), strict=True))
 
 
-def _outside_holes(hole_N4: Tensor, height: int, width: int) -> Tensor:
-    """0 inside the hole and 1 outside, (N, 1, H, W)."""
-    device = hole_N4.device
-    y_H = (torch.arange(height, device=device) + 0.5) / height
-    x_W = (torch.arange(width, device=device) + 0.5) / width
-    top, bottom, left, right = (edge[:, None] for edge in hole_N4.unbind(1))
-    rows = (y_H >= top) & (y_H < bottom)
-    columns = (x_W >= left) & (x_W < right)
-    return 1 - (rows[:, :, None] & columns[:, None, :])[:, None].float()
+def _make_holes(view_NHWC: Tensor, hole_N4: Tensor) -> None:
+    """Sets the pixels whose centre is in the hole to 0, in place."""
+    _, height, width, _ = view_NHWC.shape
+    sides = torch.tensor([height, height, width, width])
+    edges_N4 = torch.ceil(hole_N4 * sides - 0.5).long()
+    for position, (top, bottom, left, right) in enumerate(edges_N4.tolist()):
+        if bottom > top:
+            view_NHWC[position, top:bottom, left:right] = 0

@@ -28,16 +28,20 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     torch's SyncBatchNorm does the same on GPUs only. With one process it is plain BatchNorm2d.
     """
 
+    spread = True
+    """Whether the other ranks have their part of the batch; else every rank has all of it."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalised activations, (N, C, H, W)."""
         alone = not distributed.is_initialized() or distributed.get_world_size() == 1
-        if not self.training or alone:
+        if not self.training or alone or not self.spread:
             plain: Tensor = super().forward(input)
             return plain
         assert self.running_mean is not None
         # Sums about a value near the mean: squares of large activations would lose their digits.
         near_C = self.running_mean.clone()
-        values = input.float() - near_C.view(1, -1, 1, 1)
+        precise = torch.promote_types(input.dtype, torch.float32)
+        values = input.to(precise) - near_C.view(1, -1, 1, 1)
         sums_C = values.sum(dim=(0, 2, 3))
         squares_C = values.square().sum(dim=(0, 2, 3))
         count = values.new_full((1,), values.numel() / values.shape[1])
@@ -96,8 +100,15 @@ def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
         layer.momentum = None  # The plain mean over all batches.
         # Not the module's own train(), which may hold frozen blocks back.
         layer.training = True
+    _set_spread(layers, False)  # Every rank sees the same batches.
     for batch in batches:
-        # The plain layer's way: every process computes the same, none waits for another.
         module(batch)
+    _set_spread(layers, True)
     for layer, mode, momentum in zip(layers, modes, momenta, strict=True):
         layer.training, layer.momentum = mode, momentum
+
+
+def _set_spread(layers: Iterable[nn.Module], spread: bool) -> None:
+    for layer in layers:
+        if isinstance(layer, GlobalBatchNorm2d):
+            layer.spread = spread

@@ -62,7 +62,7 @@ def test_the_fast_way_gives_what_the_plain_way_gives() -> None:
         )
         view = functional.grid_sample(
             picture, grid, padding_mode="reflection", align_corners=False
-        )[0]
+        )[0].round()
         view = (view * drawn.gain_N[number] + drawn.offset_N[number]).clamp(0, 255) / 255
         top, bottom, left, right = drawn.hole_N4[number].tolist()
         for y in range(48):
@@ -70,8 +70,9 @@ def test_the_fast_way_gives_what_the_plain_way_gives() -> None:
                 if top <= (y + 0.5) / 48 < bottom and left <= (x + 0.5) / 48 < right:
                     view[:, y, x] = MEAN
         expected[number] = (view - MEAN[:, None, None]) / STD[:, None, None]
-    found = augment.apply(PIXELS, drawn, MEAN, STD)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    difference = (augment.apply(PIXELS, drawn, MEAN, STD) - expected).abs()
+    assert difference.max() < 1.4 / 255 / 0.22  # A pixel on a half is rounded up or down.
+    assert (difference > 1e-4).float().mean() < 0.01
 
 
 def test_ranges_scale_with_strength() -> None:

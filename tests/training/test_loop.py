@@ -42,19 +42,16 @@ def test_same_seed_gives_the_same_run(dataset: Dataset, tmp_path: Path) -> None:
     assert other[0]["metrics"]["train/loss"] != runs[0][0]["metrics"]["train/loss"]
 
 
-@pytest.mark.parametrize(
-    ("batchnorm", "tolerance", "share_tolerance"),
-    # With statistics of the batch a rounding error may move a picture on the boundary.
-    [("stored", 1e-4, 0.0), ("drift", 5e-3, 0.07)],
-)
+@pytest.mark.parametrize("batchnorm", ["stored", "drift"])
 def test_two_workers_compute_what_one_computes(
-    dataset: Dataset, tmp_path: Path, batchnorm: str, tolerance: float, share_tolerance: float
+    dataset: Dataset, tmp_path: Path, batchnorm: str
 ) -> None:
-    # A batch of 33 does not divide by two: the ranks get 17 and 16 pictures.
+    # A batch of 33 does not divide by two: the ranks get 17 and 16 pictures. In double precision,
+    # since Adam makes whole steps of the rounding errors where a gradient is near zero.
     config = quick(batch_size=33, model={"batchnorm": batchnorm, "head": "seed"})
-    one = train(config, dataset, LocalContext(tmp_path / "one"))
+    one = train(config, dataset, LocalContext(tmp_path / "one"), double=True)
     two = train_on_two(config, dataset, tmp_path / "two")
-    same_metrics(one, two, tolerance, share_tolerance)
+    same_metrics(one, two, 1e-6)
 
 
 @pytest.mark.parametrize("after_steps", [1, 3, 4])
