@@ -9,7 +9,7 @@ from torchvision.models import mobilenet_v2
 
 from drone.errors import WeightsError
 from drone.model.batchnorm import spread_batchnorm
-from drone.model.config import ModelConfig
+from drone.model.config import NUM_BLOCKS, ModelConfig
 from drone.model.head import KeyedDropout, build_head
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -63,20 +63,26 @@ class Classifier(nn.Module):
         return self
 
     def stem(self, images_NCHW: Tensor) -> Tensor:
-        """Activations below the cut; no gradient ever reaches them."""
+        """Activations below the cut, pooled to (N, 1280) if all blocks are; without gradient."""
         with torch.no_grad():
             activations: Tensor = self.frozen(images_NCHW)
-        return activations
+            return _pooled(activations) if self.config.cut == NUM_BLOCKS else activations
 
     def tail(self, activations: Tensor) -> Tensor:
         """Logits, (N, K), from the activations at the cut."""
-        pooled_NF = self.learning(activations).mean(dim=(2, 3))
-        logits_NK: Tensor = self.head(pooled_NF)
+        if self.config.cut < NUM_BLOCKS:
+            activations = _pooled(self.learning(activations))
+        logits_NK: Tensor = self.head(activations)
         return logits_NK
 
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits (log-probabilities of the seed's head), (N, K), of normalised pictures."""
-        return self.tail(self.stem(images_NCHW))
+    def forward(self, inputs: Tensor, at_cut: bool = False) -> Tensor:
+        """Logits (log-probabilities of the seed's head), (N, K).
+
+        Args:
+            inputs: normalised pictures, (N, 3, H, W).
+            at_cut: the inputs are what `stem` made of them.
+        """
+        return self.tail(inputs if at_cut else self.stem(inputs))
 
     def key_dropout(self, seed: int, epoch: int, keys_N: Tensor) -> None:
         """Says which pictures the next training step sees; see `KeyedDropout`."""
@@ -91,6 +97,10 @@ class Classifier(nn.Module):
             total=sum(size for size, _ in sizes),
             trainable=sum(size for size, learns in sizes if learns),
         )
+
+
+def _pooled(activations_NCHW: Tensor) -> Tensor:
+    return activations_NCHW.mean(dim=(2, 3))
 
 
 def build(

@@ -70,6 +70,9 @@ class TrainConfig:
     seed: int = 0
     """Of the head's first weights, the order, the views and dropout."""
 
+    views: int = 0
+    """Different views of each picture: epoch e sees view e mod this. 0: one for each epoch."""
+
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the device computes in it, else fp32. Weights are always fp32."""
 
@@ -95,6 +98,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.views < 0:
+            raise ConfigError(f"views is {self.views}; it must be 0 or more.")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed is {self.seed}; it must be 0 to {2**31 - 1}.")
         if self.checkpoint_every_s <= 0:

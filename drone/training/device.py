@@ -18,9 +18,15 @@ def computes_in_bf16(device: torch.device) -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
+def computes_in(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type of the network's activations."""
+    short = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
+    return torch.bfloat16 if short else torch.float32
+
+
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """A context in which the network computes as the precision says."""
-    enabled = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
+    enabled = computes_in(precision, device) == torch.bfloat16
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -21,18 +21,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from drone.config import to_dict
-from drone.data import augment
 from drone.data.batches import Feed, epoch_order, num_steps
 from drone.data.dataset import Split
 from drone.errors import Interrupted, RunError, TrainingError
 from drone.model.batchnorm import estimate_statistics, has_statistics
-from drone.model.inference import probabilities
-from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
+from drone.model.inference import probabilities_at_cut
+from drone.model.mobilenet import Classifier
 from drone.training import checkpoint
 from drone.training.checkpoint import Identity, Position
 from drone.training.config import TrainConfig
 from drone.training.context import Context, History, Progress, Stop
 from drone.training.device import autocast
+from drone.training.features import Reuse
+from drone.training.inputs import Computed, Inputs, Kept, Pictures
 from drone.training.memory import keep_freed_memory
 from drone.training.optim import MovingAverage, build_optimizer, rates, set_rates
 from drone.training.tally import Tally
@@ -57,7 +58,13 @@ class Material:
     """Git commit of the program, for the checkpoint."""
 
 
-def fit(config: TrainConfig, material: Material, model: Classifier, context: Context) -> History:
+def fit(
+    config: TrainConfig,
+    material: Material,
+    model: Classifier,
+    context: Context,
+    reuse: Reuse | None = None,
+) -> History:
     """Trains a model, or goes on where the context's checkpoint stands.
 
     Args:
@@ -65,6 +72,8 @@ def fit(config: TrainConfig, material: Material, model: Classifier, context: Con
         material: the pictures.
         model: with its starting weights; on every rank the same.
         context: rank, device, reports, stops.
+        reuse: where activations of frozen blocks are kept; None computes them in each step. It
+            changes the speed and no number.
 
     Returns:
         An entry for each epoch. The checkpoint that was reported last holds the weights of the
@@ -76,14 +85,19 @@ def fit(config: TrainConfig, material: Material, model: Classifier, context: Con
         Preempted: a worker's machine goes away, after a checkpoint.
     """
     keep_freed_memory()
-    return _Run(config, material, model, context).go()
+    return _Run(config, material, model, context, reuse).go()
 
 
 class _Run:
     """The state of a run on one rank."""
 
     def __init__(
-        self, config: TrainConfig, material: Material, model: Classifier, context: Context
+        self,
+        config: TrainConfig,
+        material: Material,
+        model: Classifier,
+        context: Context,
+        reuse: Reuse | None,
     ) -> None:
         self.config, self.material, self.context = config, material, context
         self.identity = Identity(
@@ -96,10 +110,14 @@ class _Run:
         self.model = model.to(device)
         self.train_feed = Feed(material.train, device)
         self.validation_feed = Feed(material.validation, device)
-        self.mean_C = torch.tensor(IMAGENET_MEAN, device=device)
-        self.std_C = torch.tensor(IMAGENET_STD, device=device)
+        self.pictures = Pictures(config, self.train_feed, self.validation_feed)
         if not has_statistics(self.model.features):
             estimate_statistics(self.model.features, self._first_pictures())
+        self.inputs: Inputs = (
+            Kept(self.model, self.pictures, material.fingerprint, reuse)
+            if reuse
+            else Computed(self.model, self.pictures, config.compile)
+        )
         self.optimizer = build_optimizer(self.model, config.optim)
         decay = config.optim.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
@@ -135,7 +153,7 @@ class _Run:
         count = min(len(self.train_feed), 4 * _STATISTICS_BATCH)
         for start in range(0, count, _STATISTICS_BATCH):
             positions = np.arange(start, min(start + _STATISTICS_BATCH, count))
-            yield augment.normalise(self.train_feed.pixels(positions), self.mean_C, self.std_C)
+            yield self.pictures.plain("train", positions)
 
     def _train_epoch(self, epoch: int) -> None:
         feed, config = self.train_feed, self.config
@@ -156,14 +174,14 @@ class _Run:
         config, world = self.config, self.context.world_size
         own = positions_B[self.context.rank :: world]
         step = epoch * self.steps + batch
-        images = self._views(epoch, own)
+        activations = self.inputs.train(epoch, own)
         labels_N = self.train_feed.labels_N[torch.from_numpy(own).to(self.context.device)]
         self.model.key_dropout(
             config.seed, epoch, self.train_feed.keys_N[own].to(self.context.device)
         )
         set_rates(self.optimizer, rates(config, step, self.steps))
         with self._autocast():
-            logits_NK = self.network(images).float()
+            logits_NK = self.network(activations, at_cut=True).float()
         loss_sum = functional.cross_entropy(
             logits_NK, labels_N, label_smoothing=config.optim.label_smoothing, reduction="sum"
         )
@@ -176,13 +194,6 @@ class _Run:
         if self.average:
             self.average.update(self.model, step)
         self.tally.add(loss_sum.detach(), logits_NK.detach().argmax(dim=1), labels_N)
-
-    def _views(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
-        """Augmented pictures, a pure function of seed, epoch and picture."""
-        keys_B = self.train_feed.keys_N[positions_B]
-        views = augment.draw(self.config.augment, self.config.seed, epoch, keys_B)
-        pixels = self.train_feed.pixels(positions_B)
-        return augment.apply(pixels, views, self.mean_C, self.std_C)
 
     def _clip(self) -> Tensor:
         """Clips the gradient, if so configured; its norm is not finite if any part is not."""
@@ -263,10 +274,9 @@ class _Run:
         own = np.arange(self.context.rank, len(feed), self.context.world_size)
         for start in range(0, len(own), _EVALUATION_BATCH):
             positions = own[start : start + _EVALUATION_BATCH]
-            images = augment.normalise(feed.pixels(positions), self.mean_C, self.std_C)
             labels_N = feed.labels_N[torch.from_numpy(positions).to(self.context.device)]
             with self._autocast():
-                probs_NK = probabilities(model, images)
+                probs_NK = probabilities_at_cut(model, self.inputs.validation(model, positions))
             losses_N = functional.nll_loss(
                 probs_NK.clamp_min(1e-12).log(), labels_N, reduction="sum"
             )
