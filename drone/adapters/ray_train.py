@@ -281,6 +281,7 @@ class RayContext(Context):
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.saves_each_epoch = True
         self._relay, self._resume, self._scratch = relay, resume, scratch
         self._asked: ray.ObjectRef | None = None
         self._stopped = False

@@ -7,6 +7,8 @@ from drone.data.augment import AugmentConfig
 from drone.errors import ConfigError
 from drone.model.config import ModelConfig
 
+Select = Literal["loss", "macro_f1"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -76,7 +78,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the device computes in it, else fp32. Weights are always fp32."""
 
-    select: Literal["loss", "macro_f1"] = "loss"
+    select: Select = "loss"
     """What chooses the best epoch on validation; the loss is steadier where pictures are few."""
 
     checkpoint_every_s: float = 300.0
@@ -104,3 +106,8 @@ class TrainConfig:
             raise ConfigError(f"seed is {self.seed}; it must be 0 to {2**31 - 1}.")
         if self.checkpoint_every_s <= 0:
             raise ConfigError(f"checkpoint_every_s is {self.checkpoint_every_s}; above 0.")
+
+
+def epoch_rank(macro_f1: float, loss: float, select: Select) -> tuple[float, float]:
+    """Epochs of a higher rank are better, by their figures on validation."""
+    return (-loss, macro_f1) if select == "loss" else (macro_f1, -loss)

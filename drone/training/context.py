@@ -43,11 +43,13 @@ class Context(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    saves_each_epoch: bool
+    """Whether each epoch ends with a checkpoint; else only those that are due by time."""
 
     def report(self, history: History, checkpoint: Path | None) -> None:
         """Hands over all epochs so far and a checkpoint folder; every rank calls it together.
 
-        Only rank 0 brings a checkpoint. The folder may be moved or copied.
+        Only rank 0 brings a checkpoint, if one is due. The folder may be moved or copied.
         """
 
     def progress(self, progress: Progress) -> None:
@@ -72,6 +74,7 @@ class LocalContext:
         """
         self.rank, self.world_size = 0, 1
         self.device = torch.device("cpu")
+        self.saves_each_epoch = True
         self.folder = folder
         self.history: History = []
         self._keep = keep

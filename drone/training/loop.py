@@ -29,7 +29,7 @@ from drone.model.inference import probabilities_at_cut
 from drone.model.mobilenet import Classifier
 from drone.training import checkpoint
 from drone.training.checkpoint import Identity, Position
-from drone.training.config import TrainConfig
+from drone.training.config import TrainConfig, epoch_rank
 from drone.training.context import Context, History, Progress, Stop
 from drone.training.device import autocast
 from drone.training.features import Reuse
@@ -250,21 +250,21 @@ class _Run:
             best=self.position.best,
         )
         self.tally = Tally(len(self.material.classes), self.context.device)
-        self._report()
-        stop = self.control.after_step().stop
+        wish = self.control.after_step()
+        stops = wish.stop is not Stop.NO
+        self._report(save=self.context.saves_each_epoch or wish.checkpoint or stops)
         if epoch + 1 < self.config.epochs:
-            self._end_if(stop)
+            self._end_if(wish.stop)
 
     def _remember_best(self, epoch: int, metrics: dict[str, float]) -> None:
         score, loss = metrics["validation/macro_f1"], metrics["validation/loss"]
         best = self.position.best
-        if not best or self._rank(score, loss) > self._rank(best["macro_f1"], best["loss"]):
+        select = self.config.select
+        if not best or epoch_rank(score, loss, select) > epoch_rank(
+            best["macro_f1"], best["loss"], select
+        ):
             self.position.best = {"epoch": epoch, "macro_f1": score, "loss": loss}
             self.best = _copy_state(self.evaluated)
-
-    def _rank(self, macro_f1: float, loss: float) -> tuple[float, float]:
-        """Epochs of a higher rank are better."""
-        return (-loss, macro_f1) if self.config.select == "loss" else (macro_f1, -loss)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -283,12 +283,13 @@ class _Run:
             tally.add(losses_N, probs_NK.argmax(dim=1), labels_N)
         return tally.reduced().metrics("validation", self.material.classes)
 
-    def _report(self) -> None:
-        """Reports with a checkpoint; all ranks together."""
+    def _report(self, save: bool = True) -> None:
+        """Reports, usually with a checkpoint; all ranks together."""
         self.finite.check()
-        self.control.restart_timer()
+        if save:
+            self.control.restart_timer()
         total = self.tally.reduced().state()
-        if self.context.rank != 0:
+        if self.context.rank != 0 or not save:
             self.context.report(self.position.history, None)
             return
         self.position.tally = total

@@ -1,0 +1,127 @@
+"""Optuna: what the next trial tries, given those before it."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from drone.search.study import TrialRecord
+
+FILE = "optuna.db"
+STARTUP_TRIALS = 10
+"""Random ones, before the sampler has seen enough."""
+
+
+class RepeatableTPE(BaseSampler):
+    """A multivariate TPE sampler whose draws depend on the seed, the trial and the trials before.
+
+    Optuna's own goes through one sequence of random numbers, which a study that goes on in
+    another process would begin anew. Here every trial has its own.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Takes the seed of the study."""
+        self.seed = seed
+
+    def _sampler(self, *what: object) -> TPESampler:
+        text = repr((self.seed, *what)).encode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return TPESampler(
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                n_startup_trials=STARTUP_TRIALS,
+                seed=int.from_bytes(hashlib.sha256(text).digest()[:4], "big"),
+            )
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The settings that are drawn together: all of those that trials had in common."""
+        sampler = self._sampler(trial.number)
+        space = sampler.infer_relative_search_space(study, trial)
+        self._relative = (trial.number, sampler)
+        return space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Values of those."""
+        number, sampler = self._relative
+        assert number == trial.number
+        return sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """The value of one setting that was not drawn with the others."""
+        sampler = self._sampler(trial.number, param_name)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def storage(folder: Path) -> optuna.storages.BaseStorage:
+    """Optuna's database in a study's folder."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.storages.RDBStorage(f"sqlite:///{folder.resolve() / FILE}")
+
+
+def open_study(folder: Path, name: str, sampler: BaseSampler) -> Study:
+    """The study in a folder, made if it is not there."""
+    return optuna.create_study(
+        storage=storage(folder),
+        study_name=name,
+        sampler=sampler,
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def unfinished(study: Study) -> list[FrozenTrial]:
+    """Trials that were begun and have no outcome."""
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+
+
+def tell(study: Study, number: int, record: TrialRecord) -> None:
+    """Brings a trial up to date: its epochs and, if it is over, its outcome. Harmless if repeated.
+
+    A trial that ended for a reason of its own counts with the score that it had; one that failed
+    says nothing of its settings.
+    """
+    frozen = study.get_trials(deepcopy=False)[number]
+    if frozen.state.is_finished():
+        return
+    trial = optuna.trial.Trial(study, frozen._trial_id)
+    for entry, value in zip(record.history, record_values(record), strict=True):
+        if entry["epoch"] not in frozen.intermediate_values:
+            trial.report(value, entry["epoch"])
+    if record.state == "failed":
+        study.tell(number, state=TrialState.FAIL)
+    elif record.state == "pruned":
+        study.tell(number, state=TrialState.PRUNED)
+    elif record.is_over:
+        study.tell(number, record.objective)
+
+
+def record_values(record: TrialRecord) -> list[float]:
+    """The trial's score after each of its epochs."""
+    return [float(entry["metrics"]["objective"]) for entry in record.history]
+
+
+def importances(study: Study) -> Mapping[str, float]:
+    """How much of the scores' variance each setting explains (fANOVA); empty if too few ended."""
+    try:
+        return optuna.importance.get_param_importances(study, normalize=True)
+    except (RuntimeError, ValueError):
+        return {}
