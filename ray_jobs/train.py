@@ -80,7 +80,7 @@ def parse(words: Sequence[str]) -> Train:
     settings = get(preset or "finetune")
     file = _value_of("--config", rest)
     if file is not None:
-        settings = override(settings, _read_yaml(Path(file)), file)
+        settings = override(settings, read_yaml(Path(file)), file)
     default = Train(data=Path() if resumes else tyro.MISSING, train=settings)
     return tyro.cli(Train, args=rest, default=default, description=_help())
 
@@ -99,13 +99,18 @@ def _value_of(flag: str, words: Sequence[str]) -> str | None:
     return None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Settings by name from a file.
+
+    Raises:
+        ConfigError: it cannot be read or holds none.
+    """
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {file} cannot be read: {error}") from error
+        raise ConfigError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {file} holds no settings by name.")
+        raise ConfigError(f"{file} holds no settings by name.")
     return content
 
 

@@ -1,7 +1,10 @@
 """Shows a run to a person while it trains."""
 
+import time
+
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from drone.search.study import TrialRecord
 from drone.training.context import History
 from drone.training.context import Progress as Where
 from ray_jobs import cli
@@ -73,3 +76,83 @@ class Watch:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+class StudyWatch:
+    """A line for each trial that ended, and a bar that says how far the study is."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=cli.console,
+            transient=True,
+            disable=not cli.console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=None, note="")
+        self._records: dict[int, TrialRecord] = {}
+        self._shown: set[int] = set()
+        self._title, self._total, self._at_once = "trial", 0, 1
+        self._began, self._earlier = time.monotonic(), 0
+
+    def __enter__(self) -> "StudyWatch":
+        """Shows the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes it away."""
+        self._bar.stop()
+
+    def begin(self, title: str, total: int, records: list[TrialRecord], at_once: int) -> None:
+        """A part of the study begins."""
+        self._title, self._total, self._at_once = title, total, at_once
+        self._records = {record.number: record for record in records}
+        self._shown = {record.number for record in records if record.is_over}
+        self._began, self._earlier = time.monotonic(), len(self._shown)
+        known = f", {len(self._shown)} done before" if self._shown else ""
+        cli.console.print(f"{total} {title}s, {at_once} at once{known}")
+        self._update()
+
+    def trial(self, record: TrialRecord, name: str) -> None:
+        """A trial began, has a new epoch or is over."""
+        self._records[record.number] = record
+        if record.is_over and record.number not in self._shown:
+            self._shown.add(record.number)
+            epochs = len(record.history)
+            seconds = record.usage.get("resource/wall_s", 0.0)
+            note = f"  {record.reason}" if record.reason else ""
+            cli.console.print(
+                f"{self._title} {record.number:>4}  {name:<26} {record.state:<8} macro F1 "
+                f"{record.objective:.4f}  {epochs} epochs, {seconds:.0f} s  ({self._standing()})"
+                f"{note}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        self._update()
+
+    def _standing(self) -> str:
+        states = [record.state for record in self._records.values()]
+        best = max((record.objective for record in self._records.values()), default=0.0)
+        return (
+            f"{len(self._shown)}/{self._total} done, {states.count('running')} running, "
+            f"{states.count('pruned')} pruned, best {best:.4f}, {self._left()} left"
+        )
+
+    def _left(self) -> str:
+        done = len(self._shown) - self._earlier
+        if not done:
+            return "?"
+        per_trial = (time.monotonic() - self._began) / done
+        return _minutes(per_trial * (self._total - len(self._shown)))
+
+    def _update(self) -> None:
+        self._bar.update(
+            self._task,
+            description=f"{self._title}s",
+            total=self._total,
+            completed=len(self._shown),
+            note=self._standing(),
+        )

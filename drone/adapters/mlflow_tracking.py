@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,9 @@ PICTURES_FILE = "pictures.parquet"
 """Artifact of a run: which picture was in which split."""
 
 _RETRY_S = 15.0
+_EPOCHS_AT_ONCE = 30
+"""A request takes at most 1,000 points."""
+
 FAILURES = (MlflowException, requests.RequestException, OSError)
 """What a store that is away or refuses raises."""
 
@@ -66,13 +69,14 @@ def connect(experiment: str = EXPERIMENT) -> str:
         mlflow.set_experiment(experiment)
     except FAILURES as error:
         raise TrackingError(
-            f"The tracking server {uri} cannot be used: {_reason(error)}. Start it, or correct "
+            f"The tracking server {uri} cannot be used: {reason_of(error)}. Start it, or correct "
             f"MLFLOW_TRACKING_URI, or unset it to track in {DEFAULT_STORE} here."
         ) from error
     return uri
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """The first line of what a store's failure says."""
     text = str(error).strip().splitlines()
     return text[0].removesuffix(".")[:300] if text else type(error).__name__
 
@@ -122,26 +126,45 @@ class TrackedRun:
         if time.monotonic() < self._retry_at:
             return
         try:
-            for number in self._pending:
-                self._log_epoch(history[number])
+            self._log_epochs([history[number] for number in self._pending])
             if self._retry_at:
                 self.warn("The tracking server is back; what was missing has been logged.")
             self._retry_at, self._pending = 0.0, ()
         except FAILURES as error:
             if not self._retry_at:
                 self.warn(
-                    f"The tracking server does not answer ({_reason(error)}). Training goes on; "
+                    f"The tracking server does not answer ({reason_of(error)}). Training goes on; "
                     f"the log catches up when it is back."
                 )
             self._retry_at = time.monotonic() + _RETRY_S
 
-    def _log_epoch(self, entry: Mapping[str, Any]) -> None:
-        metrics = [
-            Metric(name, value, entry["time_ms"], entry["epoch"])
-            for name, value in entry["metrics"].items()
+    def _log_epochs(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Several epochs in one request, each whole or not at all."""
+        while entries:
+            now, entries = entries[:_EPOCHS_AT_ONCE], entries[_EPOCHS_AT_ONCE:]
+            metrics = [
+                Metric(name, value, entry["time_ms"], entry["epoch"])
+                for entry in now
+                for name, value in entry["metrics"].items()
+            ]
+            MlflowClient().log_batch(self.run_id, metrics=metrics)
+            self._logged.update(entry["epoch"] for entry in now)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether epochs are waiting for the store to answer."""
+        return bool(self._pending)
+
+    def retry_now(self) -> None:
+        """Asks the store the next time, even if it failed just now."""
+        self._retry_at = 0.0
+
+    def log_values(self, metrics: Mapping[str, float]) -> None:
+        """Figures of the whole run, of this run whichever is active."""
+        entries = [
+            Metric(name, value, int(time.time() * 1000), 0) for name, value in metrics.items()
         ]
-        MlflowClient().log_batch(self.run_id, metrics=metrics)
-        self._logged.add(entry["epoch"])
+        MlflowClient().log_batch(self.run_id, metrics=entries)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
         """Figures of the whole run."""
@@ -216,7 +239,7 @@ def _end(run_id: str, status: str, warn: Callable[[str], None]) -> None:
     try:
         mlflow.end_run(status)
     except FAILURES as error:
-        warn(f"Run {run_id} could not be marked {status}: {_reason(error)}")
+        warn(f"Run {run_id} could not be marked {status}: {reason_of(error)}")
 
 
 def _logged_epochs(run_id: str) -> set[int]:
@@ -234,21 +257,26 @@ def find_run(wanted: str) -> Run:
         return client.get_run(wanted)
     except MlflowException:
         pass
+    named = find_named(wanted)
+    if named is not None:
+        return named
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    name = wanted.replace("'", "''")
-    found = client.search_runs(
-        experiments, f"attributes.run_name = '{name}'", order_by=["attributes.start_time DESC"]
+    newest = client.search_runs(experiments, max_results=5, order_by=["attributes.start_time DESC"])
+    names = ", ".join(run.info.run_name or run.info.run_id for run in newest) or "none yet"
+    raise RunError(
+        f"There is no run {wanted!r} in {mlflow.get_tracking_uri()}. The newest are: {names}."
     )
-    if not found:
-        newest = client.search_runs(
-            experiments, max_results=5, order_by=["attributes.start_time DESC"]
-        )
-        names = ", ".join(run.info.run_name or run.info.run_id for run in newest) or "none yet"
-        raise RunError(
-            f"There is no run {wanted!r} in {mlflow.get_tracking_uri()}. The newest are: {names}."
-        )
-    run: Run = found[0]
-    return run
+
+
+def find_named(name: str) -> Run | None:
+    """The newest run of a name, or None."""
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    escaped = name.replace("'", "''")
+    found = client.search_runs(
+        experiments, f"attributes.run_name = '{escaped}'", order_by=["attributes.start_time DESC"]
+    )
+    return found[0] if found else None
 
 
 def download(run_id: str, artifact: str, target: Path) -> Path:
@@ -264,7 +292,7 @@ def download(run_id: str, artifact: str, target: Path) -> Path:
             )
         )
     except FAILURES as error:
-        raise RunError(f"Run {run_id} has no {artifact}: {_reason(error)}") from error
+        raise RunError(f"Run {run_id} has no {artifact}: {reason_of(error)}") from error
 
 
 def history(run_id: str) -> pd.DataFrame:

@@ -2,11 +2,13 @@
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+import optuna.visualization.matplotlib as visualization
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
@@ -125,3 +127,35 @@ def importances(study: Study) -> Mapping[str, float]:
         return optuna.importance.get_param_importances(study, normalize=True)
     except (RuntimeError, ValueError):
         return {}
+
+
+def draw(study: Study, folder: Path) -> list[Path]:
+    """Optuna's plots of a study as PNG files; those that its trials are too few for are left out.
+
+    Returns:
+        The files, in an order to show them.
+    """
+    import matplotlib.pyplot as pyplot
+
+    drawn = []
+    plots: dict[str, Callable[[Study], Any]] = {
+        "optimization_history": visualization.plot_optimization_history,
+        "parameter_importances": visualization.plot_param_importances,
+        "parallel_coordinates": visualization.plot_parallel_coordinate,
+        "slices": visualization.plot_slice,
+    }
+    for name, plot in plots.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of an interface that is called experimental.
+            try:
+                axes = plot(study)
+            except (RuntimeError, ValueError, ZeroDivisionError):
+                continue
+            figure = np.ravel(axes)[0].figure
+            if name == "slices":
+                figure.set_size_inches(3.2 * len(np.ravel(axes)), 3.6)
+            target = folder / f"{name}.png"
+            figure.savefig(target, dpi=110, bbox_inches="tight", facecolor="white")
+            pyplot.close(figure)
+        drawn.append(target)
+    return drawn

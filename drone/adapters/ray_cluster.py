@@ -4,8 +4,9 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 """The project's folder, which every worker needs on its path."""
@@ -37,13 +38,16 @@ _LEFT_BEHIND = [
 
 
 @contextlib.contextmanager
-def connected(num_cpus: int | None = None) -> Iterator[None]:
+def connected(
+    num_cpus: int | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Ray for as long as the block runs.
 
     Joins the cluster that RAY_ADDRESS names, or the job's own; else starts a local Ray.
 
     Args:
         num_cpus: of a local Ray; None takes the machine's.
+        environment: variables of every worker process.
     """
     address = os.environ.get("RAY_ADDRESS")
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -54,18 +58,20 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     import ray
 
+    runtime: dict[str, Any] = {"env_vars": dict(environment)} if environment else {}
     if address and not in_job:
         ray.init(
-            runtime_env={"working_dir": str(ROOT), "excludes": _LEFT_BEHIND},
+            runtime_env={"working_dir": str(ROOT), "excludes": _LEFT_BEHIND, **runtime},
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
     elif in_job:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(runtime_env=runtime, log_to_driver=False, logging_level=logging.WARNING)
     else:
         ray.init(
             address="local",
             num_cpus=num_cpus,
+            runtime_env=runtime,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

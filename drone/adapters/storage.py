@@ -107,3 +107,27 @@ def fetch(place: str, target: Path) -> Path:
     if not is_whole(target):
         raise RunError(f"The checkpoint {place} is damaged: a file is missing or cut short.")
     return target
+
+
+def keep(folder: Path, place: str, name: str) -> None:
+    """Copies a checkpoint folder to a place; the older ones there go when it is whole."""
+    filesystem, path = _open(place)
+    target = f"{path}/{name}"
+    filesystem.create_dir(target, recursive=True)
+    fs.copy_files(
+        str(folder),
+        target,
+        source_filesystem=fs.LocalFileSystem(),
+        destination_filesystem=filesystem,
+    )
+    selector = fs.FileSelector(path, recursive=False)
+    for info in filesystem.get_file_info(selector):
+        if info.type == fs.FileType.Directory and info.base_name < name:
+            filesystem.delete_dir(info.path)
+
+
+def clear(place: str) -> None:
+    """Deletes a folder of checkpoints that nobody will go on from."""
+    filesystem, path = _open(place)
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)

@@ -74,7 +74,7 @@ def write(
         scores=scores,
         classes=answers.classes,
         by_class=scores.by_class.to_dict("index"),
-        figures={name: _data_uri((folder / f"{name}.png").read_bytes()) for name in figures},
+        figures={name: data_uri((folder / f"{name}.png").read_bytes()) for name in figures},
         gallery=_gallery(answers, pixels_of),
         most=GALLERY_MOST,
     )
@@ -114,8 +114,9 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> str:
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
-    return _data_uri(buffer.getvalue(), "jpeg")
+    return data_uri(buffer.getvalue(), "jpeg")
 
 
-def _data_uri(data: bytes, kind: str = "png") -> str:
+def data_uri(data: bytes, kind: str = "png") -> str:
+    """An image as the address that an HTML page can hold."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

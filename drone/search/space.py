@@ -153,15 +153,16 @@ def configure(base: TrainConfig, params: Mapping[str, Any], source: str) -> Trai
 
 
 def resolve(
-    base: TrainConfig, changes: Mapping[str, Any], source: str
+    base: TrainConfig, changes: Mapping[str, Any], source: str, start: Space | None = None
 ) -> tuple[TrainConfig, dict[str, Domain]]:
-    """The default space, changed as the user wants it.
+    """A space, changed as the user wants it.
 
     Args:
         base: settings of all trials.
         changes: by name: a value fixes the setting, a list gives choices, a mapping with `low`,
-            `high` and perhaps `log` a range. Names that are not in the default space join it.
+            `high` and perhaps `log` a range. Names that are not in the space join it.
         source: where the changes come from, for messages.
+        start: the space to change; by default DEFAULT.
 
     Returns:
         The base with what is fixed, and what is searched.
@@ -170,7 +171,7 @@ def resolve(
         ConfigError: an unknown name, a value that is not allowed, or a name that no trial would
             read.
     """
-    space = dict(DEFAULT)
+    space = dict(DEFAULT if start is None else start)
     known = flatten(to_dict(base))
     fixed: dict[str, Any] = {}
     for name, change in changes.items():
@@ -267,6 +268,17 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         else:
             changes[name] = _value(text)
     return changes
+
+
+def flat_changes(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Changes from a file, whether names have dots or stand in groups."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and "low" not in value and "high" not in value:
+            flat.update(flat_changes(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _value(text: str) -> Any:

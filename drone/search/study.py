@@ -47,6 +47,9 @@ class TrialRecord:
     usage: dict[str, float] = field(default_factory=dict)
     """Seconds and memory that it took."""
 
+    reuse: str = ""
+    """What the planner of kept activations said."""
+
     @property
     def is_over(self) -> bool:
         """Whether nothing more will come of it."""

@@ -28,6 +28,9 @@ _FILL_BATCH = 64
 _FEWEST = 16
 """Smaller batches go through other kernels on a processor, whose last bits differ."""
 
+_VALIDATION_BYTES = 10**9
+"""The most of validation's activations that stay in memory."""
+
 _Images = Callable[[NDArray[np.int64]], Tensor]
 """Gives the pictures at some positions, (B, 3, H, W)."""
 
@@ -78,6 +81,7 @@ class Computed:
     def __init__(self, model: Classifier, pictures: Pictures, compiled: bool = False) -> None:
         """Uses the frozen blocks of a model."""
         self.model, self.pictures = model, pictures
+        self._validation: dict[int, Tensor] = {}
         self._train_stem = torch.compile(model.stem) if compiled else model.stem
 
     def train(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
@@ -88,11 +92,19 @@ class Computed:
         return self._computed(self._train_stem, _enough(images))[: len(images)]
 
     def validation(self, model: Classifier, positions_B: NDArray[np.int64]) -> Tensor:
-        """See Inputs."""
+        """See Inputs. What is frozen is computed once and stays in memory, if there is room."""
+        first = int(positions_B[0])
+        if first in self._validation:
+            return self._validation[first]
         images = self.pictures.plain("validation", positions_B)
         if model.config.flip_test:
             images = mirrored_too(images)
-        return self._computed(model.stem, _enough(images))[: len(images)]
+        activations = self._computed(model.stem, _enough(images))[: len(images)]
+        kept_bytes = sum(kept.nbytes for kept in self._validation.values())
+        constant = model.config.batchnorm != "drift" and model.config.cut > 0
+        if constant and kept_bytes + activations.nbytes <= _VALIDATION_BYTES:
+            self._validation[first] = activations.clone()
+        return activations
 
     def _computed(self, stem: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         with autocast(self.pictures.config.precision, images.device):

@@ -1,6 +1,7 @@
 """Whether keeping activations pays for a run or for the trials of a search."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from drone.model.config import NUM_BLOCKS
 from drone.model.cost import saved_share, values_at
@@ -42,6 +43,9 @@ class Extent:
     strengths: int = 1
     """Different strengths of augmentation among them."""
 
+    cuts: tuple[int, ...] = ()
+    """Cuts that are kept for others beside the run's own."""
+
     kept_already: bool = False
     """Whether the views are in the store."""
 
@@ -79,8 +83,20 @@ def decide(config: TrainConfig, extent: Extent) -> Decision:
 def _needed_gb(config: TrainConfig, extent: Extent, views: int) -> float:
     pictures = extent.train * views * extent.strengths
     pictures += extent.validation * (2 if config.model.flip_test else 1)
-    values = values_at(config.model.cut, extent.side_px)
+    cuts = {config.model.cut, *extent.cuts}
+    values = sum(values_at(cut, extent.side_px) for cut in cuts)
     return pictures * values * extent.value_bytes / 1e9
+
+
+def cuts_to_keep(cuts: Sequence[int], config: TrainConfig, extent: Extent) -> tuple[int, ...]:
+    """Those of the cuts of a search that pay and fit on the disk together, the deepest first."""
+    kept: tuple[int, ...] = ()
+    for cut in sorted({cut for cut in cuts if cut > 0}, reverse=True):
+        model = replace(config.model, unfreeze_depth=NUM_BLOCKS - cut)
+        wanted = replace(extent, cuts=(*kept, cut))
+        if decide(replace(config, model=model), wanted).reuse:
+            kept = (*kept, cut)
+    return kept
 
 
 def _no(reason: str) -> Decision:

@@ -1,0 +1,147 @@
+"""What a study says: its best trials, and what each setting did."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from drone.search.space import Choice, Domain, Range, Space
+from drone.search.study import TrialRecord
+
+_FEWEST = 8
+"""Trials below which a study says nothing of a setting."""
+
+
+def best_of(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """The trials of the highest scores; those that ran to their end come first."""
+    usable = [record for record in records if record.history and record.state != "failed"]
+    order = sorted(
+        usable,
+        key=lambda record: (record.state != "finished", -record.objective, record.number),
+    )
+    return order[:count]
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A configuration that was trained anew with several seeds."""
+
+    trial: TrialRecord
+    scores: tuple[float, ...]
+    """Validation macro F1 of each repetition that ended well."""
+
+    @property
+    def mean(self) -> float:
+        """Of the scores; the trial's own is left out, since it was chosen for being high."""
+        return statistics.fmean(self.scores)
+
+    @property
+    def lower(self) -> float:
+        """Lower end of the one-sided 95 % interval of the mean (Student 1908)."""
+        count = len(self.scores)
+        if count < 2:
+            return self.mean
+        error = statistics.stdev(self.scores) / math.sqrt(count)
+        return self.mean - float(stats.t.ppf(0.95, count - 1)) * error
+
+
+def rank_repeated(
+    trials: Sequence[TrialRecord], repetitions: Mapping[int, Sequence[TrialRecord]]
+) -> list[Repeated]:
+    """The configurations by the lower bound of their mean, the surest first.
+
+    Args:
+        trials: that were repeated.
+        repetitions: by the trial's number.
+    """
+    found = []
+    for trial in trials:
+        ended_well = [one for one in repetitions[trial.number] if one.state == "finished"]
+        if ended_well:
+            found.append(Repeated(trial, tuple(one.objective for one in ended_well)))
+    return sorted(found, key=lambda repeated: repeated.lower, reverse=True)
+
+
+def table(records: Sequence[TrialRecord], names: Mapping[int, str]) -> pd.DataFrame:
+    """A row for each trial: number, name, state, score, epochs, seconds, settings."""
+    rows = [
+        {
+            "trial": record.number,
+            "name": names[record.number],
+            "state": record.state,
+            "objective": record.objective,
+            "epochs": len(record.history),
+            "seconds": record.usage.get("resource/wall_s", float("nan")),
+            **record.params,
+            "reason": record.reason,
+        }
+        for record in records
+    ]
+    return pd.DataFrame(rows)
+
+
+def sentences(
+    records: Sequence[TrialRecord], space: Space, importances: Mapping[str, float]
+) -> dict[str, str]:
+    """A sentence on each setting, by name, the most important first.
+
+    Trials that were stopped early count with the score that they had.
+
+    Args:
+        records: of the study.
+        space: that was searched.
+        importances: share of the scores' variance that each setting explains; may be empty.
+    """
+    usable = [record for record in records if record.history and record.state != "failed"]
+    order = sorted(space, key=lambda name: -importances.get(name, 0.0))
+    return {name: _sentence(name, usable, space[name], importances) for name in order}
+
+
+def _sentence(
+    name: str, records: Sequence[TrialRecord], domain: Domain, importances: Mapping[str, float]
+) -> str:
+    seen = [(record.params[name], record.objective) for record in records if name in record.params]
+    if len(seen) < _FEWEST:
+        return f"Only {len(seen)} trials used it: too few to say anything."
+    groups = _groups(seen, domain)
+    means = {label: statistics.fmean(scores) for label, scores in groups.items()}
+    best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    share = importances.get(name)
+    begin = f"Explains {share:.0%} of the scores' variance. " if share is not None else ""
+    if best == worst:
+        return f"{begin}Only {best} was tried often enough to compare."
+    spread = statistics.stdev([score for _, score in seen])
+    weak = means[best] - means[worst] < spread / 2
+    verdict = " The difference is within the noise." if weak else ""
+    return (
+        f"{begin}Best at {best}, mean {means[best]:.3f} over {len(groups[best])} trials; weakest "
+        f"at {worst}, {means[worst]:.3f} over {len(groups[worst])}.{verdict}"
+    )
+
+
+def _groups(seen: Sequence[tuple[Any, float]], domain: Domain) -> dict[str, list[float]]:
+    """Scores by value, or by third of a range; values tried once are left out."""
+    groups: dict[str, list[float]] = {}
+    for value, score in sorted(seen, key=lambda pair: (str(type(pair[0])), pair[0])):
+        groups.setdefault(_label(value, domain), []).append(score)
+    often = {label: scores for label, scores in groups.items() if len(scores) > 1}
+    return often or groups
+
+
+def _label(value: Any, domain: Domain) -> str:
+    if isinstance(domain, Choice):
+        return str(value)
+    edges = _thirds(domain)
+    third = min(2, sum(value >= edge for edge in edges[1:3]))
+    return f"{edges[third]:.2g} to {edges[third + 1]:.2g}"
+
+
+def _thirds(domain: Range) -> list[float]:
+    if domain.log:
+        low, high = math.log(domain.low), math.log(domain.high)
+        return [math.exp(low + (high - low) * part / 3) for part in range(4)]
+    return [domain.low + (domain.high - domain.low) * part / 3 for part in range(4)]
