@@ -7,6 +7,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
+from drone.model.folding import FoldedBatchNorm2d
+
 
 class _SumOverRanks(torch.autograd.Function):
     """The sum over all ranks; its gradient is summed over them too."""
@@ -22,7 +24,7 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.forward(ctx, gradients[0])
 
 
-class GlobalBatchNorm2d(nn.BatchNorm2d):
+class GlobalBatchNorm2d(FoldedBatchNorm2d):
     """BatchNorm2d whose batch is that of all ranks together, on any backend.
 
     torch's SyncBatchNorm does the same on GPUs only. With one process it is plain BatchNorm2d.
@@ -31,12 +33,11 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     spread = True
     """Whether the other ranks have their part of the batch; else every rank has all of it."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalised activations, (N, C, H, W)."""
+    def normalise(self, input: Tensor) -> Tensor:
+        """By the batch of all ranks in training, else by the stored statistics."""
         alone = not distributed.is_initialized() or distributed.get_world_size() == 1
         if not self.training or alone or not self.spread:
-            plain: Tensor = super().forward(input)
-            return plain
+            return super().normalise(input)
         assert self.running_mean is not None
         # Sums about a value near the mean: squares of large activations would lose their digits.
         near_C = self.running_mean.clone()
@@ -70,9 +71,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def spread_batchnorm(module: nn.Module) -> None:
-    """Puts GlobalBatchNorm2d in the place of every BatchNorm2d below the module."""
+    """Puts GlobalBatchNorm2d in the place of every FoldedBatchNorm2d below the module."""
     for child in module.modules():
-        if type(child) is nn.BatchNorm2d:
+        if type(child) is FoldedBatchNorm2d:
             child.__class__ = GlobalBatchNorm2d
 
 

@@ -9,6 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from drone.model.folding import set_folding
 from drone.model.inference import probabilities
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
 
@@ -45,6 +46,7 @@ def to_onnx(model: Classifier, target: Path, side_px: int, metadata: Mapping[str
         metadata: goes into the file's properties.
     """
     served = Served(model).eval()
+    set_folding(served, False)
     example = torch.zeros((3, side_px, side_px, 3), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -60,6 +62,7 @@ def to_onnx(model: Classifier, target: Path, side_px: int, metadata: Mapping[str
             dynamic_shapes={"pixels": {0: batch}},
             verbose=False,
         )
+    set_folding(served, True)
     assert program is not None
     program.save(target, external_data=False)
     exported = onnx.load(target)

@@ -10,6 +10,7 @@ from torchvision.models import mobilenet_v2
 from drone.errors import WeightsError
 from drone.model.batchnorm import spread_batchnorm
 from drone.model.config import NUM_BLOCKS, ModelConfig
+from drone.model.folding import fold
 from drone.model.head import KeyedDropout, build_head
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +34,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         self.features = mobilenet_v2().features
+        fold(self.features)
         self.head = build_head(config, num_classes)
         for parameter in self.frozen.parameters():
             parameter.requires_grad_(False)

@@ -15,7 +15,6 @@ from drone.model.batchnorm import (
     GlobalBatchNorm2d,
     estimate_statistics,
     has_statistics,
-    spread_batchnorm,
 )
 from drone.model.config import NUM_BLOCKS, ModelConfig
 from drone.model.head import KeyedDropout
@@ -148,8 +147,7 @@ def _normalise_on_two(rank: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
     given = torch.load(folder / "given.pt")
-    layer = nn.Sequential(nn.BatchNorm2d(5))
-    spread_batchnorm(layer)
+    layer = nn.Sequential(GlobalBatchNorm2d(5))
     own = given["images"][rank::2].clone().requires_grad_()
     found = layer(own)
     (found * given["slopes"][rank::2]).sum().backward()
