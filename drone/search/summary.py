@@ -94,7 +94,7 @@ def sentences(
     Args:
         records: of the study.
         space: that was searched.
-        importances: share of the scores' variance that each setting explains; may be empty.
+        importances: shares of 1 by setting; may be empty.
     """
     usable = [record for record in records if record.history and record.state != "failed"]
     order = sorted(space, key=lambda name: -importances.get(name, 0.0))
@@ -111,7 +111,7 @@ def _sentence(
     means = {label: statistics.fmean(scores) for label, scores in groups.items()}
     best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     share = importances.get(name)
-    begin = f"Explains {share:.0%} of the scores' variance. " if share is not None else ""
+    begin = f"Importance {share:.0%}. " if share is not None else ""
     if best == worst:
         return f"{begin}Only {best} was tried often enough to compare."
     spread = statistics.stdev([score for _, score in seen])
