@@ -1,20 +1,27 @@
 """The model registry: versions, and the aliases `champion` and `previous`."""
 
 import json
+import math
+import statistics
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from drone.adapters.mlflow_model import logged_model, read_json
-from drone.adapters.mlflow_tracking import FAILURES, reopened
+from drone.adapters.mlflow_model import fetch_onnx, logged_model, read_json
+from drone.adapters.mlflow_tracking import FAILURES, PICTURES_FILE, download, reopened
 from drone.errors import RunError
+from drone.evaluation.gate import Contender, markdown
+from drone.serving.predictor import Predictor
 
 DEFAULT_NAME = "drone-classifier"
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -101,16 +108,47 @@ def rollback(name: str) -> tuple[Holder, Holder]:
 
 
 def attach(name: str, version: str, run_id: str, decision: Mapping[str, Any]) -> None:
-    """Keeps a decision with the version (as tags) and its run (as a document)."""
+    """Keeps a decision with the version (tags, description) and its run (JSON and readable)."""
     client = MlflowClient()
     client.set_model_version_tag(
         name, version, "gate", "passed" if decision["passed"] else "failed"
     )
     for rule in decision["rules"]:
         tag = f"gate.{rule['name'].replace(' ', '_')}"
-        client.set_model_version_tag(name, version, tag, rule["figures"])
+        verdict = "pass" if rule["passed"] else "FAIL"
+        client.set_model_version_tag(name, version, tag, f"{verdict}: {rule['figures']}")
+    readable = markdown(dict(decision))
+    client.update_model_version(name, version, description=readable)
     with reopened(run_id) as run:
-        run.log_text(json.dumps(decision, indent=1), f"promotion/{name}-v{version}.json")
+        run.log_text(json.dumps(decision, indent=1), _document(name, version))
+        run.log_text(readable, _document(name, version).replace(".json", ".md"))
+
+
+def _document(name: str, version: str) -> str:
+    return f"promotion/{name}-v{version}.json"
+
+
+def decision_on(name: str, version: str) -> dict[str, Any]:
+    """The decision document of a version.
+
+    Raises:
+        RunError: there is no such version, or the gate was never applied to it.
+    """
+    client = MlflowClient()
+    try:
+        run_id = str(client.get_model_version(name, version).run_id)
+    except FAILURES as error:
+        found = client.search_model_versions(f"name = '{name}'")
+        known = ", ".join(sorted((str(item.version) for item in found), key=int)) or "none yet"
+        raise RunError(f"{name} has no version {version}. Its versions are: {known}.") from error
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            return read_json(run_id, _document(name, version), Path(temporary))
+        except RunError as error:
+            raise RunError(
+                f"The gate was never applied to version {version} of {name}: it was registered "
+                f"in another way."
+            ) from error
 
 
 def test_result(run_id: str, fingerprint: str, own: bool) -> dict[str, Any] | None:
@@ -127,3 +165,62 @@ def test_result(run_id: str, fingerprint: str, own: bool) -> dict[str, Any] | No
             return read_json(run_id, f"evaluation/{folder}/metrics.json", Path(temporary))
         except RunError:
             return None
+
+
+def contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender | None:
+    """What is known of a run's model on the test split of a data set.
+
+    Args:
+        run_id: of the run.
+        fingerprint: of the data set.
+        own: whether the run was trained on that data set.
+        name: for a person.
+
+    Returns:
+        None if it was not evaluated there.
+    """
+    metrics = test_result(run_id, fingerprint, own)
+    if metrics is None:
+        return None
+    folder = "test" if own else f"test-{fingerprint[:8]}"
+    logged = MlflowClient().get_run(run_id).data.metrics
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        table = download(run_id, f"evaluation/{folder}/predictions.csv", place)
+        onnx_file = fetch_onnx(run_id, place / "model")
+        return Contender(
+            name=name,
+            answers=pd.read_csv(table),
+            metrics=metrics,
+            onnx_difference=float(logged.get("model/onnx_max_difference", math.inf)),
+            mb=onnx_file.stat().st_size / 1e6,
+            ms=_milliseconds(Predictor(onnx_file)),
+        )
+
+
+def _milliseconds(predictor: Predictor) -> float:
+    """Median time of an answer for one picture, of 20 after a warm-up."""
+    side = predictor.preprocessing.side_px
+    pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    times = []
+    for _ in range(22):
+        began = time.perf_counter()
+        predictor.predict_pixels(pixels)
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times[2:])
+
+
+def seen_test_pictures(run_id: str, tested: str) -> int:
+    """How many test pictures of one run another one was trained on or chosen by.
+
+    Args:
+        run_id: of the run that may have seen them.
+        tested: the run whose test split it is.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        mine, other = (
+            pd.read_parquet(download(run, PICTURES_FILE, Path(temporary) / str(number)))
+            for number, run in enumerate((run_id, tested))
+        )
+    seen = mine.loc[mine["split"].isin(["train", "validation"]), "md5"]
+    return int(other.loc[other["split"] == "test", "md5"].isin(set(seen)).sum())

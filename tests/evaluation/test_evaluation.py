@@ -7,7 +7,6 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from drone.evaluation import report
-from drone.evaluation.gate import decide
 from drone.evaluation.metrics import (
     Answers,
     calibration_error,
@@ -104,12 +103,3 @@ def test_the_report_holds_everything(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text())["macro_f1"] == scores.macro_f1
     for name in ("confusion", "curves", "reliability"):
         assert (tmp_path / f"{name}.png").stat().st_size > 3000
-
-
-def test_the_gate() -> None:
-    better, worse = {"macro_f1": 0.8, "support": 9}, {"macro_f1": 0.7, "support": 9}
-    assert decide(better, None).passed
-    assert decide(better, worse).passed
-    assert not decide(worse, better).passed
-    assert not decide(better, better).passed
-    assert "0.7000 against the champion's 0.8000" in decide(worse, better).rules[0].figures
