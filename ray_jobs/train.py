@@ -99,8 +99,8 @@ def _value_of(flag: str, words: Sequence[str]) -> str | None:
     return None
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """Settings by name from a file.
+def read_yaml(file: Path, kind: type = dict) -> Any:
+    """Settings by name from a file, or a list of them.
 
     Raises:
         ConfigError: it cannot be read or holds none.
@@ -109,8 +109,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds no settings by name.")
+    entries = content if isinstance(content, list) else [content]
+    if not isinstance(content, kind) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{file} holds no {'list of ' if kind is list else ''}settings by name.")
     return content
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 PLACES = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
 sys.path.insert(0, str(next(place for place in PLACES if (place / "drone").is_dir())))
 
-from typing import Literal
+from typing import Any, Literal
 
 from drone.config import override, to_dict
 from drone.errors import ConfigError, RunError
@@ -68,6 +68,9 @@ class Tune:
 
     space: Path | None = None
     """YAML file of such changes: a value, a list, or low, high and log by name."""
+
+    first: Path | None = None
+    """YAML list of settings to try first, each by name; by default the preset's own."""
 
     scheduler: Literal["asha", "median", "none"] = "asha"
     """What ends hopeless trials early: successive halving, the median of the others, nothing."""
@@ -217,11 +220,22 @@ def _new(job: Tune) -> tuple[Study, Settings]:
         data=str(Path(str(job.data)).resolve()),
         fingerprint="",
         weights=job.weights if known else str(Path(job.weights).resolve()),
+        first_trials=_first_trials(job, base, searched),
         num_trials=job.num_trials,
         scheduler=job.scheduler,
         run_id="",
         storage=place,
     )
+
+
+def _first_trials(job: Tune, base: TrainConfig, searched: space.Space) -> list[dict[str, Any]]:
+    """What is tried before Optuna's own suggestions."""
+    if job.first is None:
+        return [space.settings_of(base, searched)]
+    trials: list[dict[str, Any]] = train.read_yaml(job.first, list)
+    for params in trials:
+        space.check_trial(params, searched, str(job.first))
+    return trials
 
 
 def _resumed(job: Tune) -> tuple[Study, Settings]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,14 @@ def open_study(folder: Path, name: str, sampler: BaseSampler) -> Study:
 
 def unfinished(study: Study) -> list[FrozenTrial]:
     """Trials that were begun and have no outcome."""
-    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def begin_with(study: Study, wanted: Sequence[Mapping[str, Any]]) -> None:
+    """Puts trials of given settings first, if the study has none yet."""
+    if not study.get_trials(deepcopy=False):
+        for params in wanted:
+            study.enqueue_trial(dict(params))
 
 
 def tell(study: Study, number: int, record: TrialRecord) -> None:

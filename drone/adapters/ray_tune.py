@@ -18,6 +18,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import optuna
 import ray
 from optuna.study import Study as OptunaStudy
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -286,7 +287,7 @@ class StudySearch(_Recording, OptunaSearch):  # type: ignore[misc]
                 frozen = self.waiting.pop(0)
                 trial = optuna.trial.Trial(self._ot_study, frozen._trial_id)
                 self._ot_trials[trial_id] = trial
-            elif len(self._ot_study.get_trials(deepcopy=False)) >= self.num_trials:
+            elif self._begun() >= self.num_trials:
                 return None
             # The same for a trial that has its values already, which Optuna remembers.
             params = OptunaSearch.suggest(self, trial_id)
@@ -300,6 +301,11 @@ class StudySearch(_Recording, OptunaSearch):  # type: ignore[misc]
             self.recorder.began(self.part, record)
             self.recorder.changed(self.part, record)
             self._ot_trials.pop(trial_id)
+
+    def _begun(self) -> int:
+        """Trials that are more than an entry in a queue."""
+        trials = self._ot_study.get_trials(deepcopy=False)
+        return sum(trial.state != TrialState.WAITING for trial in trials)
 
 
 def _nothing(trial: object) -> None:

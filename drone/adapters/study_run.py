@@ -79,6 +79,7 @@ class Search:
         self.children = Children(run.run_id, run.warn)
         sampler = optuna_study.RepeatableTPE(self.settings.base.seed)
         self.optuna = optuna_study.open_study(study.folder, self.settings.name, sampler)
+        optuna_study.begin_with(self.optuna, self.settings.first_trials)
         self._began = time.monotonic()
 
     def search(self) -> list[TrialRecord]:

@@ -152,6 +152,45 @@ def configure(base: TrainConfig, params: Mapping[str, Any], source: str) -> Trai
     return override(base, nested, source)
 
 
+def settings_of(base: TrainConfig, space: Space) -> dict[str, Any]:
+    """The searched settings as the base has them, brought within their domains."""
+    settings = flatten(to_dict(base))
+    found = {}
+    for name, domain in space.items():
+        value = settings[name]
+        if isinstance(domain, Range):
+            value = type(value)(min(max(value, domain.low), domain.high))
+        elif value not in domain.values:
+            value = _nearest(value, domain.values)
+        found[name] = value
+    return found
+
+
+def _nearest(value: Any, options: Sequence[Any]) -> Any:
+    if not all(isinstance(option, (int, float)) for option in (value, *options)):
+        return options[0]
+    return min(options, key=lambda option: abs(option - value))
+
+
+def check_trial(params: Mapping[str, Any], space: Space, source: str) -> None:
+    """Makes sure that a trial of given settings lies in the space.
+
+    Raises:
+        ConfigError: a setting that is not searched, or a value outside of its domain.
+    """
+    for name, value in params.items():
+        domain = space.get(name)
+        if domain is None:
+            raise ConfigError(f"{source}: {name} is not searched; put it into --vary or --space.")
+        inside = (
+            value in domain.values
+            if isinstance(domain, Choice)
+            else isinstance(value, (int, float)) and domain.low <= value <= domain.high
+        )
+        if not inside:
+            raise ConfigError(f"{source}: {name} is {value}; it is searched in {domain}.")
+
+
 def resolve(
     base: TrainConfig, changes: Mapping[str, Any], source: str, start: Space | None = None
 ) -> tuple[TrainConfig, dict[str, Domain]]:

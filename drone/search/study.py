@@ -9,7 +9,7 @@ from them. Each is written to another name and renamed.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +66,9 @@ class Settings:
     data: str
     fingerprint: str
     weights: str
+    first_trials: Sequence[Mapping[str, Any]]
+    """Settings of the trials that come before Optuna's own."""
+
     num_trials: int
     scheduler: str
     run_id: str

@@ -114,13 +114,17 @@ def _sentence(
     begin = f"Importance {share:.0%}. " if share is not None else ""
     if best == worst:
         return f"{begin}Only {best} was tried often enough to compare."
-    spread = statistics.stdev([score for _, score in seen])
-    weak = means[best] - means[worst] < spread / 2
+    error = math.sqrt(sum(_variance(groups[label]) / len(groups[label]) for label in (best, worst)))
+    weak = means[best] - means[worst] < 2 * error
     verdict = " The difference is within the noise." if weak else ""
     return (
         f"{begin}Best at {best}, mean {means[best]:.3f} over {len(groups[best])} trials; weakest "
         f"at {worst}, {means[worst]:.3f} over {len(groups[worst])}.{verdict}"
     )
+
+
+def _variance(scores: Sequence[float]) -> float:
+    return statistics.variance(scores) if len(scores) > 1 else math.inf
 
 
 def _groups(seen: Sequence[tuple[Any, float]], domain: Domain) -> dict[str, list[float]]:

@@ -1,0 +1,261 @@
+"""A search on a processor: ours against the tutorials' way, in one run.
+
+    python bench/search.py                                      (a made-up set, random weights)
+    python bench/search.py --data RAW --weights FILE            (your own)
+
+Sixteen configurations (depths 0 to 5, all head widths, two strengths), the same epochs, seeds,
+starting weights, learning rates and schedule on both sides. The tutorials' way is a Ray Tune
+function trainable: ImageFolder, PIL for each picture, a DataLoader, fp32, contiguous tensors, every
+trial computing everything. Ours is `ray_jobs/tune.py` as a user types it, MLflow and all. Each side
+runs alone from start to end of its process; what counts is the time until 4, 8 and 16 trials were
+done, and the validation accuracies at the end.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+import torch.nn.functional as functional
+import tyro
+import yaml
+from torchvision import datasets, transforms
+
+from bench.training import IMAGENET_MEAN, IMAGENET_STD
+from drone.config import override
+from drone.data.dataset import open_dataset
+from drone.data.prepare import PrepareSettings, apply, map_here, plan
+from drone.data.synth import SynthSettings, make
+from drone.model import mobilenet, weights
+from drone.model.folding import set_folding
+from drone.presets import get
+from drone.search.space import configure
+from drone.training.config import TrainConfig
+from drone.training.optim import build_optimizer, rates, set_rates
+
+BATCH = 64
+FIXED = {"flip_test": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Arguments."""
+
+    data: Path | None = None
+    """Raw folder of class folders; by default a made-up set."""
+
+    weights: str = "none"
+    """none or a file."""
+
+    epochs: int = 4
+    """Of each trial."""
+
+    trials: int = 16
+    """How many of the sixteen configurations."""
+
+    out: Path | None = None
+    """Folder to keep what both sides wrote."""
+
+    only: str | None = None
+    """Used by the program itself: the tutorials' side."""
+
+
+def configurations() -> list[dict[str, Any]]:
+    """Sixteen, mixed so that the first four and eight are like the whole."""
+    widths = (0, 128, 256, 512, 1024)
+    pairs = list(product(range(6), (0.5, 1.0)))
+    chosen = [pairs[(5 * number) % 12] for number in range(16)]
+    return [
+        {
+            "model.unfreeze_depth": depth,
+            "model.head_width": widths[number % 5],
+            "augment.strength": strength,
+        }
+        for number, (depth, strength) in enumerate(chosen)
+    ]
+
+
+def base(job: Bench) -> TrainConfig:
+    """What all trials share: without the moving average and flips, which tutorials lack."""
+    changes = {"epochs": job.epochs, "model": FIXED, "optim": {"ema_decay": 0.0}}
+    return override(get("finetune"), changes, "bench")
+
+
+def tutorial_trial(config: dict[str, Any]) -> None:
+    """A trial as the tutorials write it."""
+    from ray import tune
+
+    job: Bench = config["job"]
+    settings = configure(base(job), config["params"], "bench")
+    strength = settings.augment.strength
+    shift = 0.15 * strength
+    augmented = transforms.Compose(
+        [
+            transforms.Resize((224, 224)),
+            transforms.ColorJitter(brightness=0.4 * strength, contrast=0.4 * strength),
+            transforms.RandomAffine(
+                20 * strength,
+                translate=(shift, shift),
+                scale=(1 / (1 + 0.4 * strength), 1 + 0.4 * strength),
+            ),
+            transforms.RandomHorizontalFlip(strength / 2),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            transforms.RandomErasing(0.7 * strength, scale=(0.005, 0.08), ratio=(1, 1)),
+        ]
+    )
+    plain = transforms.Compose(
+        [
+            transforms.Resize((224, 224)),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    folder = Path(config["folder"])
+    torch.manual_seed(0)
+    loader, held_out = (
+        torch.utils.data.DataLoader(
+            datasets.ImageFolder(str(folder / name), steps),
+            batch_size=BATCH,
+            shuffle=name == "train",
+            num_workers=1,
+        )
+        for name, steps in (("train", augmented), ("validation", plain))
+    )
+    state = weights.load(job.weights).state()
+    model = mobilenet.build(settings.model, 4, 0, state).to(memory_format=torch.contiguous_format)
+    set_folding(model, False)
+    optimizer = build_optimizer(model, settings.optim)
+    for epoch in range(job.epochs):
+        model.train()
+        for step, (images, labels) in enumerate(loader):
+            set_rates(optimizer, rates(settings, epoch * len(loader) + step, len(loader)))
+            optimizer.zero_grad()
+            smoothing = settings.optim.label_smoothing
+            functional.cross_entropy(model(images), labels, label_smoothing=smoothing).backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            right = sum(
+                int((model(images).argmax(1) == labels).sum()) for images, labels in held_out
+            )
+        tune.report({"accuracy": right / len(held_out.dataset)})
+
+
+def theirs(job: Bench, folder: Path) -> list[dict[str, float]]:
+    """Seconds until each trial was done, and its accuracy, in the order in which they ended."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    began = time.time()
+    import ray
+    from ray import tune
+
+    ray.init(include_dashboard=False, log_to_driver=False)
+    done: list[dict[str, float]] = []
+
+    class Clock(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            accuracy = trial.last_result["accuracy"]
+            done.append({"seconds": time.time() - began, "accuracy": accuracy})
+
+    wanted = [
+        {"job": job, "params": params, "folder": str(folder)}
+        for params in configurations()[: job.trials]
+    ]
+    tune.Tuner(
+        tune.with_resources(lambda config: tutorial_trial(config["trial"]), {"CPU": 1}),
+        param_space={"trial": tune.grid_search(wanted)},
+        run_config=tune.RunConfig(
+            verbose=0, callbacks=[Clock()], storage_path=str(folder / "tune")
+        ),
+    ).fit()
+    return done
+
+
+def ours(job: Bench, dataset: Path, place: Path) -> list[dict[str, float]]:
+    """The same, by tune.py; its clock starts before the process does."""
+    settings = {"model": FIXED, "optim": {"ema_decay": 0.0}}
+    (place / "base.yaml").write_text(yaml.safe_dump(settings))
+    (place / "first.yaml").write_text(yaml.safe_dump(configurations()[: job.trials]))
+    optim = get("finetune").optim
+    words = [sys.executable, str(ROOT / "ray_jobs/tune.py"), "--data", str(dataset)]
+    words += ["--num-trials", str(job.trials), "--epochs", str(job.epochs), "--name", "bench"]
+    words += ["--config", "base.yaml", "--first", "first.yaml", "--weights", job.weights]
+    words += ["--scheduler", "none", "--confirm", "0", "0", "--no-final", "--concurrency", "2"]
+    words += ["--vary", "model.unfreeze_depth=0,1,2,3,4,5", "augment.strength=0.5,1.0"]
+    words += [f"optim.lr_head={optim.lr_head}", f"optim.lr_backbone={optim.lr_backbone}"]
+    words += [f"optim.weight_decay={optim.weight_decay}", "optim.ema_decay=0.0"]
+    words += [f"optim.label_smoothing={optim.label_smoothing}", "model.dropout=0.2"]
+    environment = {**os.environ, "DRONE_FEATURES": str(place / "features")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    began = time.time()
+    log = (place / "ours.log").open("w")
+    subprocess.run(words, cwd=place, env=environment, check=True, stdout=log, stderr=log)
+    records = [json.loads(file.read_text()) for file in (place / "studies/bench/trials").iterdir()]
+    files = {
+        record["number"]: (place / f"studies/bench/trials/{record['number']:04d}.json").stat()
+        for record in records
+    }
+    done = [
+        {
+            "seconds": files[record["number"]].st_mtime - began,
+            "accuracy": record["history"][-1]["metrics"]["validation/accuracy"],
+        }
+        for record in records
+    ]
+    return sorted(done, key=lambda trial: trial["seconds"])
+
+
+def folders(raw: Path, dataset: Path, target: Path) -> Path:
+    """The kept files of both splits as links, as ImageFolder wants them."""
+    manifest = open_dataset(dataset).manifest
+    for row in manifest[manifest["split"].isin(["train", "validation"])].itertuples():
+        link = target / str(row.split) / str(row.class_name) / f"{row.Index}{Path(row.path).suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((raw / str(row.path)).resolve())
+    return target
+
+
+def main(job: Bench) -> None:
+    """Prints the table."""
+    if job.only is not None:
+        print(json.dumps(theirs(replace(job, only=None), Path(job.only))))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        place = (job.out or Path(temporary)).resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        raw = job.data or place / "raw"
+        if job.data is None:
+            make(raw, SynthSettings(images_per_class=100, swapped=0))
+        settings = replace(PrepareSettings(), policy="first")
+        if not (place / "dataset").exists():
+            apply(plan([raw], settings, map_here), place / "dataset", map_here)
+        split = folders(raw, place / "dataset", place / "plain")
+        fast = ours(job, place / "dataset", place)
+        words = [sys.executable, __file__, "--only", str(split), "--weights", job.weights]
+        words += ["--epochs", str(job.epochs), "--trials", str(job.trials)]
+        slow = json.loads(
+            subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[
+                -1
+            ]
+        )
+        print("trials   theirs s   ours s   ratio")
+        for count in (4, 8, 16):
+            if count <= job.trials:
+                their_s, our_s = slow[count - 1]["seconds"], fast[count - 1]["seconds"]
+                print(f"{count:6}   {their_s:8.0f}   {our_s:6.0f}   {their_s / our_s:5.1f}")
+        means = [sum(trial["accuracy"] for trial in side) / len(side) for side in (slow, fast)]
+        print(f"mean validation accuracy: theirs {means[0]:.4f}, ours {means[1]:.4f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))

@@ -1,0 +1,146 @@
+"""Trials on disk, how they end, and what a study says of them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from drone.errors import RunError
+from drone.presets import get
+from drone.search import report, summary
+from drone.search.outcome import objective, reason_to_end
+from drone.search.space import DEFAULT
+from drone.search.study import Settings, Study, TrialRecord
+
+RECALLS = ("FB", "LQC", "SQC", "WD")
+
+
+def entry(epoch: int, macro_f1: float = 0.5, loss: float = 1.0, **metrics: float) -> dict:
+    recalls = {f"validation/recall_{name}": macro_f1 for name in RECALLS}
+    figures = {"validation/macro_f1": macro_f1, "validation/loss": loss, "train/loss": loss}
+    content = {**recalls, **figures, "objective": macro_f1, **metrics}
+    return {"epoch": epoch, "time_ms": epoch, "metrics": content}
+
+
+def trial(number: int, score: float, state: str = "finished", **params: object) -> TrialRecord:
+    history = [entry(1, score / 2), entry(2, score)]
+    return TrialRecord(
+        number,
+        dict(params),
+        0,
+        state=state,
+        objective=score,
+        history=history,  # type: ignore[arg-type]
+    )
+
+
+def test_a_trials_score_is_that_of_the_epoch_that_would_be_kept() -> None:
+    history = [entry(1, 0.7, loss=0.9), entry(2, 0.8, loss=1.0), entry(3, 0.6, loss=0.95)]
+    assert objective(history, "loss") == 0.7
+    assert objective(history, "macro_f1") == 0.8
+    assert objective([], "loss") == 0.0
+
+
+def test_reasons_to_end() -> None:
+    collapsed = {f"validation/recall_{name}": float(name == "SQC") for name in RECALLS}
+    healthy = [entry(epoch) for epoch in (1, 2, 3, 4)]
+    assert reason_to_end(healthy, 4, 1.5) is None
+    assert reason_to_end([], 4, 1.5) is None
+    assert "not finite" in reason_to_end([entry(1, loss=math.nan)], 4, 1.5)
+    assert "diverged" in reason_to_end([*healthy, entry(5, loss=4.2)], 4, 1.5)
+    twice = [*healthy, entry(5, **collapsed), entry(6, **collapsed)]
+    assert "collapsed" in reason_to_end(twice, 4, 1.5)
+    assert reason_to_end(twice[:-1], 4, 1.5) is None  # Once may be chance.
+    assert reason_to_end(twice, 4, 6) is None  # The head alone is not judged.
+
+
+def test_a_study_comes_back_as_it_was(tmp_path: Path) -> None:
+    study = Study(tmp_path / "s")
+    asked = Settings(
+        name="s",
+        base=get("finetune"),
+        space=DEFAULT,
+        data="/data",
+        fingerprint="f" * 64,
+        weights="imagenet",
+        first_trials=[{"model.unfreeze_depth": 5}],
+        num_trials=3,
+        scheduler="asha",
+        run_id="1",
+        storage="/runs",
+    )
+    study.save_settings(asked)
+    assert study.settings == asked
+    records = [trial(0, 0.8, **{"model.unfreeze_depth": 3}), trial(1, 0.1, "pruned")]
+    for record in reversed(records):
+        study.save("trials", record)
+    assert study.records("trials") == records
+    assert study.records("confirm") == []
+    with pytest.raises(RunError, match=r"holds no study \(no study.json\)"):
+        assert Study(tmp_path).settings
+
+
+def test_the_best_are_whole_trials() -> None:
+    records = [trial(0, 0.7), trial(1, 0.9, "pruned"), trial(2, 0.8), trial(3, 0.95, "failed")]
+    assert [found.number for found in summary.best_of(records, 3)] == [2, 0, 1]
+
+
+def test_a_steady_configuration_beats_a_lucky_one() -> None:
+    steady, lucky = trial(0, 0.80), trial(1, 0.90)
+    ranked = summary.rank_repeated(
+        [lucky, steady],
+        {
+            0: [trial(10, 0.79), trial(11, 0.80), trial(12, 0.81)],
+            1: [trial(20, 0.90), trial(21, 0.70), trial(22, 0.86), trial(23, 0.1, "failed")],
+        },
+    )
+    assert [found.trial.number for found in ranked] == [0, 1]
+    assert ranked[1].mean == pytest.approx(0.82)
+    low, _ = stats.t.interval(
+        0.9, 2, loc=0.82, scale=stats.sem([0.90, 0.70, 0.86])
+    )  # The lower end of the two-sided 90 % interval is that of the one-sided 95 %.
+    assert ranked[1].lower == pytest.approx(low)
+
+
+def test_a_sentence_on_each_setting() -> None:
+    generator = np.random.default_rng(0)
+    records = []
+    for number in range(40):
+        depth, rate = [0, 3, 5][number % 3], float(10 ** generator.uniform(-3.5, -2))
+        score = 0.6 + 0.05 * depth + generator.normal(0, 0.005)
+        records.append(
+            trial(number, score, **{"model.unfreeze_depth": depth, "optim.lr_head": rate})
+        )
+    said = summary.sentences(records, DEFAULT, {"model.unfreeze_depth": 0.9})
+    assert next(iter(said)) == "model.unfreeze_depth"
+    assert said["model.unfreeze_depth"].startswith("Importance 90%. Best at 5, mean 0.8")
+    assert "weakest at 0, 0.6" in said["model.unfreeze_depth"]
+    assert "The difference is within the noise." in said["optim.lr_head"]
+    assert said["model.dropout"] == "Only 0 trials used it: too few to say anything."
+
+
+def test_the_report_holds_everything(tmp_path: Path) -> None:
+    records = [trial(0, 0.7, **{"model.head": "<mlp>"}), trial(1, 0.8, "ended")]
+    records[1].reason = "diverged & gone"
+    repeated = [summary.Repeated(records[0], (0.7, 0.72))]
+    figure = tmp_path / "some_plot.png"
+    figure.write_bytes(b"png")
+    findings = report.Findings(
+        title="Study <s>",
+        facts={"run": "1"},
+        winner="Trial 0 wins.",
+        trials=summary.table(records, {0: "d0 w0", 1: "d5 w0"}),
+        repeated=repeated,
+        names={0: "d0 w0", 1: "d5 w0"},
+        sentences={"model.dropout": "It says nothing."},
+        figures=[figure],
+    )
+    html = report.write(tmp_path / "out", findings).read_text()
+    for text in ("Study &lt;s&gt;", "&lt;mlp&gt;", "diverged &amp; gone", "It says nothing."):
+        assert text in html
+    assert "0.7100" in html and 'alt="some plot"' in html and "http" not in html
+    table = pd.read_csv(tmp_path / "out" / "trials.csv")
+    assert list(table["state"]) == ["finished", "ended"]
