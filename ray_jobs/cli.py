@@ -1,9 +1,11 @@
 """What all jobs share on the command line: parsing, messages, `--json` and exit codes."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
@@ -66,6 +68,12 @@ def start(
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def features_folder() -> Path:
+    """Where a machine keeps activations of frozen blocks, unless it is told."""
+    place = os.environ.get("DRONE_FEATURES")
+    return Path(place) if place else Path.home() / ".cache" / "drone" / "features"
 
 
 def fail(message: str, code: int) -> NoReturn:

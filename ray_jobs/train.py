@@ -64,6 +64,12 @@ class Train:
     max_failures: int = 3
     """How often lost workers are replaced before the run fails."""
 
+    features: Path = field(default_factory=cli.features_folder)
+    """Local folder for activations of frozen blocks; DRONE_FEATURES sets another default."""
+
+    features_disk: float = 10.0
+    """The most that it may take, in GB; 0 keeps nothing."""
+
     json: bool = False
     """Print the result as one JSON object, last."""
 
@@ -121,6 +127,7 @@ def main(job: Train) -> cli.Result:
     from drone.adapters import ray_cluster, storage, training_run
     from drone.data.dataset import open_dataset
     from drone.model import weights
+    from drone.training.features import Reuse
     from ray_jobs.watch import Watch
 
     store = tracking.connect(job.experiment)
@@ -149,6 +156,7 @@ def main(job: Train) -> cli.Result:
             num_workers=job.num_workers,
             gpus_per_worker=job.gpus_per_worker,
             max_failures=job.max_failures,
+            reuse=Reuse(folder=job.features.expanduser().resolve(), disk_gb=job.features_disk),
         )
         known = training_run.known_history(plan)
         with ray_cluster.connected(), Watch(plan.config.epochs, known) as watch:

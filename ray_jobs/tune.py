@@ -105,12 +105,8 @@ class Tune:
     gpus_per_worker: float | None = None
     """GPUs of each worker, 0.25 for four trials on one; by default one if there are any."""
 
-    features: Path = field(
-        default_factory=lambda: Path(
-            os.environ.get("DRONE_FEATURES", Path.home() / ".cache" / "drone" / "features")
-        )
-    )
-    """Local folder for activations of frozen blocks, which all trials share; see DRONE_FEATURES."""
+    features: Path = field(default_factory=cli.features_folder)
+    """Local folder for activations of frozen blocks; DRONE_FEATURES sets another default."""
 
     features_disk: float = 10.0
     """The most that it may take, in GB; 0 keeps nothing."""
@@ -272,6 +268,8 @@ def _finish(job: Tune, asked: Settings, config: TrainConfig) -> cli.Result:
                 storage=asked.storage,
                 experiment=job.experiment,
                 num_workers=job.workers_per_trial if job.workers_per_trial > 1 else None,
+                features=job.features,
+                features_disk=job.features_disk,
                 train=config,
             )
         )["run_id"]

@@ -85,7 +85,8 @@ def job_environment(**more: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     # As in an activated environment: MLflow starts programs by name.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**inherited, "COLUMNS": "200", "PATH": path, **more}
+    own = {"COLUMNS": "200", "PATH": path, "DRONE_FEATURES": "features"}
+    return {**inherited, **own, **more}
 
 
 def job_command(name: str, *words: object) -> list[str]:

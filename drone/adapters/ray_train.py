@@ -25,7 +25,10 @@ from drone.model.weights import Weights
 from drone.training import memory
 from drone.training.config import TrainConfig
 from drone.training.context import Context, History, Progress, Stop
+from drone.training.features import Reuse
+from drone.training.inputs import plan_reuse
 from drone.training.loop import Material, fit
+from drone.training.planner import Decision, Extent
 
 _POLL_S = 0.5
 
@@ -63,11 +66,19 @@ class Launch:
     """How often lost workers are replaced."""
 
     commit: str
+    reuse: Reuse
+    """Where each node keeps activations of frozen blocks."""
+
+    extent: Extent
+    """What the planner must know of other runs over the same views."""
 
 
 @dataclass
 class Listener:
     """Who hears of the run while it lasts; called in the process that launched it."""
+
+    on_plan: Callable[[Decision], None]
+    """Gets what was decided about kept activations, at the start."""
 
     on_progress: Callable[[Progress], None]
     on_history: Callable[[History], None]
@@ -109,19 +120,22 @@ def choose_workers(count: int | None, gpus_per_worker: float | None) -> Workers:
     return Workers(count=count, cpus=max(1, smallest // per_node), gpus=gpus_per_worker)
 
 
+News = Progress | History | Decision
+
+
 class _Relay:
     """Carries news from the workers to the driver, and the wish to stop back."""
 
     def __init__(self) -> None:
-        self._news: list[Progress | History] = []
+        self._news: list[News] = []
         self._stop = False
 
-    def publish(self, news: Progress | History) -> None:
+    def publish(self, news: News) -> None:
         if isinstance(news, Progress) and self._news and isinstance(self._news[-1], Progress):
             self._news.pop()  # Only the latest counts.
         self._news.append(news)
 
-    def drain(self) -> list[Progress | History]:
+    def drain(self) -> list[News]:
         news, self._news = self._news, []
         return news
 
@@ -172,6 +186,8 @@ def _fit(
             "resume": launch.resume,
             "cpus": workers.cpus,
             "commit": launch.commit,
+            "reuse": launch.reuse,
+            "extent": launch.extent,
             "relay": relay,
         },
         torch_config=_StoppableTorchConfig(),
@@ -205,6 +221,8 @@ def _listen(ended: threading.Event, relay: ActorHandle, listener: Listener) -> N
         for news in ray.get(relay.drain.remote()):
             if isinstance(news, Progress):
                 listener.on_progress(news)
+            elif isinstance(news, Decision):
+                listener.on_plan(news)
             else:
                 listener.on_history(news)
         listener.on_wait()
@@ -257,8 +275,21 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())
     with tempfile.TemporaryDirectory() as temporary:
         context = RayContext(loop_config["relay"], loop_config["resume"], Path(temporary))
+        reuse: Reuse = loop_config["reuse"]
+        splits = material.train, material.validation
+        decision = plan_reuse(
+            config,
+            model,
+            splits,
+            material.fingerprint,
+            context.device,
+            reuse,
+            loop_config["extent"],
+        )
+        if context.rank == 0:
+            ray.get(loop_config["relay"].publish.remote(decision))
         try:
-            fit(config, material, model, context)
+            fit(config, material, model, context, reuse if decision.reuse else None)
         except Interrupted as stop:
             return {"status": "interrupted", "message": str(stop)}
         except TrainingError as error:

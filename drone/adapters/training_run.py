@@ -20,6 +20,8 @@ from drone.model.weights import Weights
 from drone.training.checkpoint import Position, read_position
 from drone.training.config import TrainConfig
 from drone.training.context import History, Progress
+from drone.training.features import Reuse
+from drone.training.planner import Decision, Extent
 
 LAUNCH_FILE = "launch.json"
 """Artifact of a run: what it takes to go on with it."""
@@ -126,6 +128,8 @@ class Resources:
     num_workers: int | None
     gpus_per_worker: float | None
     max_failures: int
+    reuse: Reuse
+    """Where each node keeps activations of frozen blocks."""
 
 
 def train(
@@ -159,6 +163,8 @@ def train(
         resume=stored.place if stored else None,
         max_failures=resources.max_failures,
         commit=commit(),
+        reuse=resources.reuse,
+        extent=Extent(),
     )
     latest: History = []
 
@@ -167,7 +173,11 @@ def train(
         watcher.history(history)
         run.log_history(history)
 
+    def on_plan(decision: Decision) -> None:
+        say(f"This run {decision.reason}")
+
     listener = ray_train.Listener(
+        on_plan=on_plan,
         on_progress=watcher.progress,
         on_history=on_history,
         on_wait=lambda: run.log_history(latest),

@@ -23,10 +23,10 @@ from drone.search.outcome import objective, reason_to_end
 from drone.search.space import configure
 from drone.training.config import TrainConfig
 from drone.training.context import Context, History, Progress, Stop
-from drone.training.device import computes_in
 from drone.training.features import Reuse
+from drone.training.inputs import plan_reuse
 from drone.training.loop import Material, fit
-from drone.training.planner import Decision, Extent, decide
+from drone.training.planner import Decision, Extent
 
 NEWS = "news"
 """What a report says beside epoch and objective, as JSON."""
@@ -108,6 +108,10 @@ class _Reporter:
         self.decision = Decision(False, "")
         self._history: History = []
 
+    def planned(self, decision: Decision) -> None:
+        """What the planner of kept activations said."""
+        self.decision = decision
+
     def tell(self, history: History) -> None:
         """Reports the epochs that are new; ends the trial if there is a reason."""
         self._history = history
@@ -169,29 +173,16 @@ def _train_here(
         fingerprint=dataset.fingerprint,
         commit=spec.commit,
     )
-    reporter.decision = _plan(config, spec, material, device)
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, spec.weights.state())
+    splits = material.train, material.validation
+    reporter.decision = plan_reuse(
+        config, model, splits, dataset.fingerprint, device, spec.reuse, spec.extent
+    )
     with tempfile.TemporaryDirectory() as temporary:
         context = _TrialContext(reporter, place, device, Path(temporary))
         reuse = spec.reuse if reporter.decision.reuse else None
         history = fit(config, material, model, context, reuse)
     reporter.tell(history)  # A trial that was killed after its last epoch has more to tell.
-
-
-def _plan(config: TrainConfig, spec: Spec, material: Material, device: torch.device) -> Decision:
-    cut = config.model.cut
-    if spec.reuse.cuts and cut not in spec.reuse.cuts:
-        own = decide(config, replace(spec.extent, cuts=()))
-        reason = own.reason if not own.reuse else "its cut does not fit on the disk beside others"
-        return Decision(False, reason)
-    extent = replace(
-        spec.extent,
-        train=len(material.train),
-        validation=len(material.validation),
-        value_bytes=computes_in(config.precision, device).itemsize,
-        cuts=spec.reuse.cuts,
-    )
-    return decide(config, extent)
 
 
 class _TrialContext(Context):
@@ -238,8 +229,11 @@ def _train_on_many(config: TrainConfig, spec: Spec, place: str, reporter: _Repor
         resume=stored.place if stored else None,
         max_failures=2,
         commit=spec.commit,
+        reuse=spec.reuse,
+        extent=spec.extent,
     )
     listener = Listener(
+        on_plan=reporter.planned,
         on_progress=lambda _: None,
         on_history=reporter.tell,
         on_wait=lambda: None,

@@ -7,7 +7,7 @@ long as that has a few pictures. Axes: N pictures, C channels, H and W positions
 import copy
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from drone.data import augment
 from drone.data.batches import Feed
+from drone.data.dataset import Split
+from drone.model.batchnorm import has_statistics
 from drone.model.config import NUM_BLOCKS
 from drone.model.inference import mirrored_too
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
 from drone.training.config import TrainConfig
 from drone.training.device import autocast, computes_in
 from drone.training.features import PART_ROWS, FeatureStore, Reuse, View
+from drone.training.planner import Decision, Extent, decide
 
 _FILL_BATCH = 64
 _FEWEST = 16
@@ -143,13 +146,7 @@ class Kept:
         self.device = pictures.feeds["train"].device
         self.dtype = computes_in(config.precision, self.device)
         self._rows = _row_shapes(self.blocks, self.cuts, pictures, self.dtype)
-        self._facts = {
-            "weights": _digest(model.features),
-            "fingerprint": fingerprint,
-            "dtype": str(self.dtype),
-            "device": self.device.type,
-            "torch": torch.__version__,
-        }
+        self._facts = _common_facts(config, model, fingerprint, self.device)
         self._train: tuple[View, list[Tensor]] | None = None
         self._validation: dict[str, list[Tensor]] = {}
 
@@ -176,11 +173,7 @@ class Kept:
 
     def facts_of(self, number: int) -> dict[str, Any]:
         """What decides a view of the training pictures."""
-        config = self.pictures.config
-        facts = {**self._facts, "split": "train"}
-        if config.augment.strength == 0:  # Every view is the picture itself.
-            return {**facts, "view": "plain"}
-        return {**facts, "view": number, "seed": config.seed, "augment": asdict(config.augment)}
+        return _view_facts(self._facts, self.pictures.config, number)
 
     def _images_of(self, number: int) -> _Images:
         return lambda positions_B: self.pictures.augmented(number, positions_B)
@@ -286,3 +279,68 @@ def _digest(features: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _common_facts(
+    config: TrainConfig, model: Classifier, fingerprint: str, device: torch.device
+) -> dict[str, Any]:
+    """What decides all views alike."""
+    return {
+        "weights": _digest(model.features),
+        "fingerprint": fingerprint,
+        "dtype": str(computes_in(config.precision, device)),
+        "device": device.type,
+        "torch": torch.__version__,
+    }
+
+
+def _view_facts(common: dict[str, Any], config: TrainConfig, number: int) -> dict[str, Any]:
+    facts = {**common, "split": "train"}
+    if config.augment.strength == 0:  # Every view is the picture itself.
+        return {**facts, "view": "plain"}
+    return {**facts, "view": number, "seed": config.seed, "augment": asdict(config.augment)}
+
+
+def plan_reuse(
+    config: TrainConfig,
+    model: Classifier,
+    splits: tuple[Split, Split],
+    fingerprint: str,
+    device: torch.device,
+    reuse: Reuse,
+    extent: Extent,
+) -> Decision:
+    """Whether a run should read kept activations on this machine.
+
+    Args:
+        config: of the run.
+        model: with its starting weights.
+        splits: training and validation.
+        fingerprint: of the data set.
+        device: that it computes on.
+        reuse: where activations are kept.
+        extent: what is known of other runs; the rest is filled in here.
+    """
+    cut = config.model.cut
+    extent = replace(
+        extent,
+        train=len(splits[0]),
+        validation=len(splits[1]),
+        side_px=splits[0].store.side_px,
+        disk_gb=reuse.disk_gb,
+        value_bytes=computes_in(config.precision, device).itemsize,
+        cuts=reuse.cuts,
+    )
+    if reuse.cuts and cut not in reuse.cuts:
+        alone = decide(config, replace(extent, cuts=()))
+        reason = "computes its activations in each step: the disk has no room for its cut as well"
+        return Decision(False, reason) if alone.reuse else alone
+    if has_statistics(model.features) and cut > 0:
+        common = _common_facts(config, model, fingerprint, device)
+        store = FeatureStore(reuse.folder, reuse.disk_gb)
+        views = {
+            View.of(_view_facts(common, config, number), extent.train)
+            for number in range(min(config.views or config.epochs, config.epochs))
+        }
+        extent = replace(extent, kept_already=all(store.has_all(view, cut) for view in views))
+    return decide(config, extent)

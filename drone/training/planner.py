@@ -24,17 +24,17 @@ class Decision:
 class Extent:
     """How much there is to keep, and where."""
 
-    train: int
+    train: int = 0
     """Training pictures."""
 
-    validation: int
+    validation: int = 0
     """Validation pictures."""
 
-    side_px: int
-    disk_gb: float
+    side_px: int = 224
+    disk_gb: float = 0.0
     """The most that may be kept, in 10^9 bytes."""
 
-    value_bytes: int
+    value_bytes: int = 4
     """Of a number: 2 in bf16, 4 in fp32."""
 
     runs: int = 1

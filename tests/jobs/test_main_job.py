@@ -8,18 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pandas as pd
-import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.conftest import SMALL_PX, MadeUp, RunJob, job_command, job_environment
+from tests.jobs.processes import points, started, wait_for, workers_of
 from tests.training.runs import TIMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -58,56 +57,6 @@ def finished(place: Path) -> str:
 def client(place: Path) -> MlflowClient:
     mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
     return MlflowClient()
-
-
-def points(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of each metric by epoch, as they were logged."""
-    names = client.get_run(run_id).data.metrics
-    kept = [name for name in names if name.split("/")[0] in ("train", "validation", "lr")]
-    return {
-        name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
-        for name in kept
-    }
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 150) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def started(place: Path, *words: object, **environment: str) -> Iterator[subprocess.Popen]:
-    """A training job that runs while the block does, in a process group of its own."""
-    with (place / "job.log").open("w") as log:
-        job = subprocess.Popen(
-            job_command("train", *words),
-            cwd=place,
-            env=job_environment(**environment),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            yield job
-        finally:
-            if job.poll() is None:
-                os.killpg(job.pid, signal.SIGKILL)
-
-
-def workers_of(job: subprocess.Popen) -> list[psutil.Process]:
-    """The processes that train."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(job.pid).children(recursive=True)
-        return [child for child in children if "RayTrainWorker" in " ".join(cmdline(child))]
-    return []
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return process.cmdline()
-    return []
 
 
 def newest_run(client: MlflowClient, name: str) -> str | None:
@@ -153,7 +102,7 @@ def test_one_worker_logs_what_two_do(
 
 def test_a_killed_worker_changes_nothing(place: Path, finished: str, client: MlflowClient) -> None:
     words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
-    with started(place, *words, "--name", "killed-worker") as job:
+    with started(place, "train", *words, "--name", "killed-worker") as job:
         wait_for(lambda: newest_run(client, "killed-worker"))
         run_id = newest_run(client, "killed-worker")
         wait_for(lambda: checkpoints(place, run_id))
@@ -168,7 +117,9 @@ def test_a_killed_driver_goes_on_in_the_same_run(
     place: Path, finished: str, client: MlflowClient, run_job: RunJob
 ) -> None:
     words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
-    with started(place, *words, "--name", "killed-driver", "--checkpoint-every-s", "0.5") as job:
+    with started(
+        place, "train", *words, "--name", "killed-driver", "--checkpoint-every-s", "0.5"
+    ) as job:
         wait_for(lambda: newest_run(client, "killed-driver"))
         run_id = newest_run(client, "killed-driver")
         wait_for(lambda: len(checkpoints(place, run_id)) >= 2)
@@ -191,7 +142,7 @@ def test_an_interruption_keeps_a_checkpoint(
 ) -> None:
     name = f"interrupted-{asked.name}"
     words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
-    with started(place, *words, "--name", name) as job:
+    with started(place, "train", *words, "--name", name) as job:
         wait_for(lambda: newest_run(client, name))
         run_id = newest_run(client, name)
         wait_for(lambda: checkpoints(place, run_id))
@@ -212,7 +163,7 @@ def test_a_worker_that_is_told_to_end_writes_a_checkpoint_first(
     place: Path, finished: str, client: MlflowClient
 ) -> None:
     words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
-    with started(place, *words, "--name", "spot") as job:
+    with started(place, "train", *words, "--name", "spot") as job:
         wait_for(lambda: newest_run(client, "spot"))
         run_id = newest_run(client, "spot")
         wait_for(lambda: checkpoints(place, run_id))
@@ -347,7 +298,7 @@ def test_training_survives_the_loss_of_the_tracking_server(
     words += ["--name", "server-lost"]
     with contextlib.ExitStack() as stack:
         with tracking_server(place, port):
-            job = stack.enter_context(started(place, *words, MLFLOW_TRACKING_URI=uri))
+            job = stack.enter_context(started(place, "train", *words, MLFLOW_TRACKING_URI=uri))
             client = MlflowClient(uri)
             wait_for(lambda: (place / "job.log").read_text().count("of them learn"))
             run_id = newest_run(client, "server-lost")

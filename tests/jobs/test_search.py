@@ -1,0 +1,249 @@
+"""A search, by the commands that a person types, on real Ray, Optuna and MLflow."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import mlflow
+import optuna
+import pandas as pd
+import pytest
+import torch
+import yaml
+from mlflow.tracking import MlflowClient
+
+from drone.adapters import mlflow_tracking as tracking
+from drone.adapters.mlflow_tracking import TrackedRun
+from drone.config import flatten, override, to_dict
+from drone.search.study import Study, TrialRecord
+from drone.training.config import TrainConfig
+from tests.conftest import SMALL_PX, MadeUp, RunJob, job_command, job_environment
+from tests.jobs.processes import points, started, wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+# Strength 0 makes all epochs read one view, so that the store is read in trials this short too.
+QUICK = ["--data", "dataset", "--weights", "none", "--epochs", "3", "--concurrency", "1"]
+QUICK += ["--num-trials", "5", "--vary", "model.unfreeze_depth=0,2", "augment.strength=0,0.5"]
+QUICK += ["batch_size=16", "precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def place(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set, in which jobs run and MLflow keeps its store."""
+    folder = tmp_path_factory.mktemp("search")
+    words = ["--raw", made_up.folder, "--out", "dataset", "--preprocessing.side-px", SMALL_PX]
+    subprocess.run(job_command("prepare", *words), cwd=folder, env=job_environment(), check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(place: Path) -> dict:
+    """What a study said that was not disturbed."""
+    words = [*QUICK, "--name", "calm", "--confirm", "1", "2", "--json"]
+    done = subprocess.run(
+        job_command("tune", *words),
+        cwd=place,
+        env=job_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (place / "calm.log").write_text(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def client(place: Path) -> MlflowClient:
+    mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
+    return MlflowClient()
+
+
+def children(client: MlflowClient, parent: str, part: str) -> dict[int, mlflow.entities.Run]:
+    """The trials' runs by number."""
+    experiment = client.get_run(parent).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    runs = [run for run in found if run.data.tags["study.part"] == part]
+    numbers = [int(run.data.tags["study.trial"]) for run in runs]
+    assert len(set(numbers)) == len(numbers)
+    return dict(zip(numbers, runs, strict=True))
+
+
+def told(record: TrialRecord) -> tuple[object, ...]:
+    """What a trial came to, without its times."""
+    epochs = [
+        {name: value for name, value in entry["metrics"].items() if name[:5] != "speed"}
+        for entry in record.history
+    ]
+    return record.number, record.params, record.state, record.objective, epochs
+
+
+def in_optuna(place: Path, name: str) -> list[tuple[object, ...]]:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = f"sqlite:///{place}/studies/{name}/optuna.db"
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    return [(one.number, one.state, one.params, one.intermediate_values) for one in trials]
+
+
+def test_a_study_is_complete_in_mlflow(place: Path, result: dict, client: MlflowClient) -> None:
+    parent = client.get_run(result["run_id"])
+    assert parent.info.status == "FINISHED" and parent.info.run_name == "calm"
+    assert parent.data.params["space.model.unfreeze_depth"] == "0, 2"
+    trials = children(client, result["run_id"], "trials")
+    records = Study(place / "studies" / "calm").records("trials")
+    assert sorted(trials) == [record.number for record in records] == [0, 1, 2, 3, 4]
+    for record in records:
+        run = trials[record.number]
+        assert run.info.status == ("FINISHED" if record.state in ("finished", "pruned") else "")
+        assert run.data.tags["state"] == record.state
+        for name, value in record.params.items():
+            assert run.data.params[name] == str(value)
+        depth, width = record.params["model.unfreeze_depth"], record.params["model.head_width"]
+        assert run.info.run_name.startswith(f"d{depth} w{width} a")
+        assert run.data.metrics["objective"] == record.objective
+        assert run.data.metrics["resource/wall_s"] > 0
+        for values in points(client, run.info.run_id).values():
+            assert [step for step, _ in values] == [entry["epoch"] for entry in record.history]
+        # Test is read by the final run alone.
+        assert not any(name.startswith("test/") for name in run.data.metrics)
+        assert ("optim.lr_backbone" in record.params) == (depth > 0)
+    artifacts = {item.path for item in client.list_artifacts(result["run_id"], "study")}
+    assert {"study/report.html", "study/trials.csv", "study/learning_curves.png"} <= artifacts
+    assert "study/optimization_history.png" in artifacts
+    html = (place / "studies" / "calm" / "report" / "report.html").read_text()
+    assert "http" not in html and "Learning curves" not in html.split("<h2>")[0]
+    assert len(pd.read_csv(place / "studies" / "calm" / "report" / "trials.csv")) == 5
+
+
+def test_the_best_is_repeated_trained_evaluated_and_promoted(
+    place: Path, result: dict, client: MlflowClient
+) -> None:
+    repeats = children(client, result["run_id"], "confirm")
+    best = result["best"]["trial"]
+    assert sorted(repeats) == [100 * best, 100 * best + 1]
+    assert {run.data.params["seed"] for run in repeats.values()} == {"1", "2"}
+    config = override(
+        TrainConfig(), yaml.safe_load(Path(result["best"]["config"]).read_text()), "best.yaml"
+    )
+    final = client.get_run(result["final_run_id"])
+    for name, value in flatten(to_dict(config)).items():
+        assert final.data.params[name] == str(value)
+    assert final.data.metrics["test/accuracy"] == result["test"]["accuracy"]
+    trial = children(client, result["run_id"], "trials")[best]
+    assert final.data.metrics["best/macro_f1"] == pytest.approx(trial.data.metrics["objective"])
+    registered = client.search_model_versions("name = 'drone-classifier'")
+    assert [version.run_id for version in registered] == [result["final_run_id"]]
+    assert registered[0].tags["gate"] == ("passed" if result["promoted"] else "failed")
+
+
+def test_why_tells_the_decision_again(place: Path, result: dict, run_job: RunJob) -> None:
+    done = run_job("promote", "--why", "1", "--json", cwd=place)
+    assert done.code == 0, done.err
+    rules = {rule["name"]: rule["figures"] for rule in done.result["rules"]}
+    assert "there is no champion yet" in rules["macro F1"]
+    assert "ms a picture" in rules["latency"]
+    assert done.result["passed"] == result["promoted"]
+    missing = run_job("promote", "--why", "7", cwd=place)
+    assert missing.code == 1 and "has no version 7. Its versions are: 1" in missing.err
+
+
+def test_a_killed_study_goes_on_as_if_nothing_had_happened(
+    place: Path, result: dict, client: MlflowClient, run_job: RunJob
+) -> None:
+    folder = place / "studies" / "killed"
+    words = [*QUICK, "--name", "killed", "--confirm", "0", "0", "--no-final"]
+    generator = random.Random(0)
+    for asked in (signal.SIGKILL, signal.SIGINT):
+        with started(place, "tune", *words) as job:
+            # Within the next trial, wherever that is then.
+            known = len(list((folder / "trials").glob("0*.json")))
+            wait_for(lambda known=known: len(list((folder / "trials").glob("0*.json"))) > known)
+            with pytest.raises(subprocess.TimeoutExpired):
+                job.wait(timeout=generator.uniform(0, 0.8))
+            os.killpg(job.pid, asked)
+            code = job.wait(timeout=120)
+        assert code == (130 if asked is signal.SIGINT else -signal.SIGKILL)
+        words = ["--resume", "killed", "--concurrency", "1", "--confirm", "0", "0", "--no-final"]
+    assert "--resume goes on from here" in (place / "job.log").read_text()
+    parent = Study(folder).settings.run_id
+    assert client.get_run(parent).info.status == "KILLED"
+    done = run_job("tune", *words, "--json", cwd=place)
+    assert done.code == 0, done.err
+    assert done.result["run_id"] == parent
+    calm, killed = (
+        Study(place / "studies" / name).records("trials") for name in ("calm", "killed")
+    )
+    assert [told(record) for record in killed] == [told(record) for record in calm]
+    assert in_optuna(place, "killed") == in_optuna(place, "calm")
+    left, right = (children(client, run_id, "trials") for run_id in (result["run_id"], parent))
+    for number, run in left.items():
+        other = right[number]
+        assert (other.info.status, other.info.run_name) == (run.info.status, run.info.run_name)
+        assert points(client, other.info.run_id) == points(client, run.info.run_id)
+    assert client.get_run(parent).info.status == "FINISHED"
+
+
+def test_a_study_where_every_trial_fails(place: Path, run_job: RunJob) -> None:
+    # It looks like MobileNet_V2 until a trial builds the model.
+    torch.save({"features.0.0.weight": torch.zeros(32, 3, 3, 3)}, place / "other.pth")
+    words = [*QUICK, "--name", "failing", "--num-trials", 2, "--no-final"]
+    done = run_job("tune", *words, "--weights", "other.pth", cwd=place)
+    assert done.code == 1
+    assert "All 2 trials failed. The last one says: The weights do not fit MobileNet_V2" in done.err
+    records = Study(place / "studies" / "failing").records("trials")
+    assert [record.state for record in records] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Name a data set: --data DATASET"),
+        (["--data", "d", "--add-trials", "3"], "--add-trials goes with --resume"),
+        (["--data", "d", "--vary", "optim.lr_hed=1"], "Did you mean 'optim.lr_head'?"),
+        (["--data", "d", "--space", "no.yaml"], "no.yaml cannot be read"),
+        (["--data", "d", "--num-trials", "0"], "--num-trials must be at least 1"),
+        (["--data", "nowhere"], "nowhere is not a prepared data set"),
+        (["--resume", "nothing"], "There is no study nothing in studies"),
+    ],
+)
+def test_wrong_usage(call_job: RunJob, words: list[str], message: str) -> None:
+    done = call_job("tune", *words)
+    assert done.code in (1, 2) and message in done.err and "Traceback" not in done.err
+
+
+def test_eight_writers_on_one_sqlite_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    tracking.connect()
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("drone").experiment_id
+    complaints: list[str] = []
+    runs = [
+        TrackedRun(
+            client.create_run(experiment).info.run_id, f"trial {n}", complaints.append, set()
+        )
+        for n in range(8)
+    ]
+    metrics = {f"train/{name}": 0.5 for name in "abcdefgh"}
+
+    def write(run: TrackedRun) -> None:
+        history = []
+        for epoch in range(1, 13):
+            history.append({"epoch": epoch, "time_ms": epoch, "metrics": metrics})
+            run.log_history(history)
+
+    threads = [threading.Thread(target=write, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not complaints
+    for run in runs:
+        for name in metrics:
+            steps = [point.step for point in client.get_metric_history(run.run_id, name)]
+            assert steps == list(range(1, 13))
