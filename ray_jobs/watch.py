@@ -94,6 +94,7 @@ class StudyWatch:
         self._task = self._bar.add_task("starting", total=None, note="")
         self._records: dict[int, TrialRecord] = {}
         self._shown: set[int] = set()
+        self._begun: set[int] = set()
         self._title, self._total, self._at_once = "trial", 0, 1
         self._began, self._earlier = time.monotonic(), 0
 
@@ -111,6 +112,7 @@ class StudyWatch:
         self._title, self._total, self._at_once = title, total, at_once
         self._records = {record.number: record for record in records}
         self._shown = {record.number for record in records if record.is_over}
+        self._begun = set(self._shown)
         self._began, self._earlier = time.monotonic(), len(self._shown)
         known = f", {len(self._shown)} done before" if self._shown else ""
         cli.console.print(f"{total} {title}s, {at_once} at once{known}")
@@ -119,6 +121,7 @@ class StudyWatch:
     def trial(self, record: TrialRecord, name: str) -> None:
         """A trial began, has a new epoch or is over."""
         self._records[record.number] = record
+        self._begun.add(record.number)
         if record.is_over and record.number not in self._shown:
             self._shown.add(record.number)
             epochs = len(record.history)
@@ -137,7 +140,7 @@ class StudyWatch:
         states = [record.state for record in self._records.values()]
         best = max((record.objective for record in self._records.values()), default=0.0)
         return (
-            f"{len(self._shown)}/{self._total} done, {states.count('running')} running, "
+            f"{len(self._shown)}/{self._total} done, {len(self._begun - self._shown)} running, "
             f"{states.count('pruned')} pruned, best {best:.4f}, {self._left()} left"
         )
 

@@ -219,6 +219,9 @@ def resolve(
             hint = f" Did you mean {like!r}?" if like else " See train.py --help for the names."
             raise ConfigError(f"{source}: there is no setting {name!r}.{hint}")
         domain = _domain(name, change, source)
+        if isinstance(domain, Choice) and isinstance(known[name], float):
+            numbers = (float(value) if isinstance(value, int) else value for value in domain.values)
+            domain = Choice(tuple(numbers))
         if isinstance(domain, Choice) and len(domain.values) == 1:
             fixed[name] = domain.values[0]
             space.pop(name, None)

@@ -86,20 +86,6 @@ def test_a_run_is_complete_in_mlflow(place: Path, finished: str, client: MlflowC
     assert run.data.metrics["model/onnx_max_difference"] < 1e-3
 
 
-def test_one_worker_logs_what_two_do(
-    place: Path, finished: str, client: MlflowClient, run_job: RunJob
-) -> None:
-    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 1, "--json"]
-    done = run_job("train", *words, cwd=place)
-    assert done.code == 0, done.err
-    one, two = points(client, done.result["run_id"]), points(client, finished)
-    assert one.keys() == two.keys()
-    for name, values in one.items():
-        for (step, value), (other_step, other) in zip(values, two[name], strict=True):
-            assert step == other_step
-            assert value == pytest.approx(other, abs=1e-3 if name.endswith("loss") else 1e-9), name
-
-
 def test_a_killed_worker_changes_nothing(place: Path, finished: str, client: MlflowClient) -> None:
     words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
     with started(place, "train", *words, "--name", "killed-worker") as job:
