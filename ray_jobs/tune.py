@@ -1,13 +1,11 @@
 """Searches for the best way to fine-tune on a data set, and hands the model to the registry.
 
-    python ray_jobs/tune.py --data data/drones --num-trials 30                  (a laptop)
-    python ray_jobs/tune.py --data data/drones --num-trials 100 --gpus-per-worker 0.25
-                                                              (a GPU box, four trials on each)
-    python ray_jobs/tune.py --data data/drones --num-trials 30 --vary model.unfreeze_depth=0,3,5 \\
-        optim.lr_head=1e-4..1e-2 augment.strength=1.0         (narrowed, and one fixed)
-    python ray_jobs/tune.py --resume STUDY [--add-trials 20]  (after a stop, or for more)
-    RAY_ADDRESS=auto python ray_jobs/tune.py --data /shared/drones --storage /shared/studies ...
-                                                              (on the head of a cluster)
+    python ray_jobs/tune.py --data data/drones --num-trials 30                       (a laptop)
+    python ray_jobs/tune.py --data data/drones --gpus-per-worker 0.25                (a GPU box)
+    python ray_jobs/tune.py --data data/drones --vary model.unfreeze_depth=0,3 optim.lr_head=1e-4..1e-2
+    python ray_jobs/tune.py --resume STUDY --add-trials 20
+    RAY_ADDRESS=auto python ray_jobs/tune.py --data /shared/drones --storage /shared/studies
+                                                                      (on the head of a cluster)
 
 Trials are chosen by Optuna from those before and judged by macro F1 on validation; the test split
 is read once, by the final model. The best configurations are trained anew with other seeds

@@ -95,6 +95,7 @@ class StudyWatch:
         self._records: dict[int, TrialRecord] = {}
         self._shown: set[int] = set()
         self._begun: set[int] = set()
+        self._reuse: set[str] = set()
         self._title, self._total, self._at_once = "trial", 0, 1
         self._began, self._earlier = time.monotonic(), 0
 
@@ -122,6 +123,9 @@ class StudyWatch:
         """A trial began, has a new epoch or is over."""
         self._records[record.number] = record
         self._begun.add(record.number)
+        if record.reuse and record.reuse not in self._reuse:
+            self._reuse.add(record.reuse)
+            cli.console.print(f"  a trial like {name} {record.reuse}", highlight=False)
         if record.is_over and record.number not in self._shown:
             self._shown.add(record.number)
             epochs = len(record.history)

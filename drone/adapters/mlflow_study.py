@@ -112,7 +112,8 @@ class Children:
             self._behind[key] = record
             return
         try:
-            run.log_tags({"state": record.state, "reason": record.reason})
+            tags = {"state": record.state, "reason": record.reason, "reuse": record.reuse}
+            run.log_tags(tags)
             run.log_values({"objective": record.objective, **record.usage})
             self._client.set_terminated(run.run_id, _STATUS[record.state])
         except FAILURES as error:

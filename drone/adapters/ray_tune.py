@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 # Before Ray Tune is imported: the study keeps its own state and its own log.
@@ -38,7 +37,7 @@ from drone.search.study import TrialRecord
 from drone.training.config import TrainConfig
 
 METRIC, TIME = "objective", "epoch"
-_REDUCTION = 3
+_REDUCTION = 2
 """Of the trials that reach a rung, one in this many goes on."""
 
 
@@ -132,13 +131,22 @@ def grace_epochs(base: TrainConfig, space: Space) -> int:
     return math.ceil(sum(most.values())) + 1
 
 
+class _Earlier:
+    """What a scheduler needs to know of a trial that is not run again."""
+
+    status = "RUNNING"
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+
 def recall(scheduler: TrialScheduler, trial_id: str, record: TrialRecord) -> bool:
     """Tells a new scheduler of the epochs of an earlier attempt.
 
     Returns:
         Whether it would end the trial after the last of them.
     """
-    trial: Any = SimpleNamespace(trial_id=trial_id, status="RUNNING")
+    trial: Any = _Earlier(trial_id)
     scheduler.on_trial_add(None, trial)
     decision = TrialScheduler.CONTINUE
     for entry in record.history:

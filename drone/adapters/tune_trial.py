@@ -86,6 +86,8 @@ def run(trial: Mapping[str, Any], spec: Spec) -> None:
     except Exception as error:
         kind = "" if isinstance(error, DroneError) else f"{type(error).__name__}: "
         reporter.end("failed", f"{kind}{error}".strip()[:500])
+    if not reporter.spoke:
+        reporter.end("running", "")  # Killed after its last epoch: Ray Tune wants to hear of it.
 
 
 def place_of(storage_place: str, part: str, number: int) -> str:
@@ -105,6 +107,7 @@ class _Reporter:
     def __init__(self, config: TrainConfig, num_classes: int, known: int, began: float) -> None:
         self.config, self.num_classes, self.began = config, num_classes, began
         self.told = known
+        self.spoke = False
         self.decision = Decision(False, "")
         self._history: History = []
 
@@ -128,13 +131,14 @@ class _Reporter:
                 raise _Ended
 
     def end(self, state: str, reason: str) -> None:
-        """Reports that the trial cannot go on."""
+        """Reports that there are no more epochs, and why."""
         score = objective(self._history, self.config.select)
         self._report(len(self._history), score, None, state, reason)
 
     def _report(
         self, epoch: int, score: float, entry: dict[str, Any] | None, state: str, reason: str
     ) -> None:
+        self.spoke = True
         tune.report(
             {
                 "epoch": epoch,

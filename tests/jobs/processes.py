@@ -3,8 +3,11 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,3 +67,36 @@ def cmdline(process: psutil.Process) -> list[str]:
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
         return process.cmdline()
     return []
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+        return bool(response.status == 200)
+    return False
+
+
+@contextlib.contextmanager
+def tracking_server(place: Path, port: int, store: str) -> Iterator[subprocess.Popen]:
+    """MLflow's server with its UI on a sqlite store in a folder."""
+    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--workers", "1", "--backend-store-uri", f"sqlite:///{place}/{store}"]
+    words += ["--artifacts-destination", str(place / "server-artifacts")]
+    server = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=place,
+        env=job_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)

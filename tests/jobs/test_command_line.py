@@ -11,7 +11,7 @@ from drone.data.dataset import Dataset
 from drone.labels import CLASSES
 from tests.conftest import ROOT, Done, RunJob
 
-JOBS = ("prepare", "train", "evaluate", "promote", "demo")
+JOBS = ("prepare", "train", "tune", "evaluate", "promote", "demo")
 
 
 def fails(done: Done, code: int, *parts: str) -> None:
@@ -54,7 +54,7 @@ def test_unknown_flags_and_presets_offer_the_nearest(call_job: RunJob, dataset: 
     fails(wrong, 2, "--epoch", "--epochs")
     fails(call_job("prepare", "--raw", "a", "--out", "b", "--polcy", "first"), 2, "--policy")
     fails(call_job("evaluate"), 2, "either --run RUN or --model URI")
-    fails(call_job("promote"), 2, "either --run RUN or --rollback")
+    fails(call_job("promote"), 2, "--run RUN, --rollback or --why VERSION")
 
 
 def test_settings_out_of_range(call_job: RunJob, dataset: Dataset) -> None:
@@ -145,6 +145,7 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
             "evaluate": lambda m: m.Evaluate,
             "promote": lambda m: m.Promote,
             "demo": lambda m: m.Demo,
+            "tune": lambda m: m.Tune,
         }.get(Path(script).stem)
         parsed = tyro.cli(job(module), args=words) if job else module.parse(words)
         assert parsed is not None, json.dumps(words)

@@ -5,11 +5,9 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -18,12 +16,23 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.conftest import SMALL_PX, MadeUp, RunJob, job_command, job_environment
-from tests.jobs.processes import points, started, wait_for, workers_of
+from tests.jobs.processes import (
+    answers,
+    free_port,
+    points,
+    started,
+    tracking_server,
+    wait_for,
+    workers_of,
+)
 from tests.training.runs import TIMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-QUICK = ["--weights", "none", "--batch-size", "16", "--precision", "fp32"]
+EPOCHS = 8
+"""Long enough to be interrupted: a second or two."""
+
+QUICK = ["--weights", "none", "--batch-size", "8", "--precision", "fp32", "--epochs", str(EPOCHS)]
 QUICK += ["--model.unfreeze-depth", "2", "--storage", "runs"]
 
 
@@ -44,7 +53,7 @@ def place(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(place: Path) -> str:
     """Id of a run that was not disturbed, of two workers."""
-    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", "3", "--num-workers", "2"]
+    words = ["finetune", "--data", "dataset", *QUICK, "--num-workers", "2"]
     command = job_command("train", *words, "--json")
     done = subprocess.run(
         command, cwd=place, env=job_environment(), capture_output=True, text=True, check=False
@@ -81,13 +90,15 @@ def test_a_run_is_complete_in_mlflow(place: Path, finished: str, client: MlflowC
     assert run.data.tags["fingerprint"] == description["fingerprint"]
     assert run.inputs.dataset_inputs[0].dataset.digest == description["fingerprint"][:36]
     history = points(client, finished)
-    assert all([step for step, _ in values] == [1, 2, 3] for values in history.values())
+    assert all(
+        [step for step, _ in values] == list(range(1, EPOCHS + 1)) for values in history.values()
+    )
     assert any(name.startswith("system/") for name in run.data.metrics)
     assert run.data.metrics["model/onnx_max_difference"] < 1e-3
 
 
 def test_a_killed_worker_changes_nothing(place: Path, finished: str, client: MlflowClient) -> None:
-    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    words = ["finetune", "--data", "dataset", *QUICK, "--num-workers", 2]
     with started(place, "train", *words, "--name", "killed-worker") as job:
         wait_for(lambda: newest_run(client, "killed-worker"))
         run_id = newest_run(client, "killed-worker")
@@ -102,7 +113,7 @@ def test_a_killed_worker_changes_nothing(place: Path, finished: str, client: Mlf
 def test_a_killed_driver_goes_on_in_the_same_run(
     place: Path, finished: str, client: MlflowClient, run_job: RunJob
 ) -> None:
-    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    words = ["finetune", "--data", "dataset", *QUICK, "--num-workers", 2]
     with started(
         place, "train", *words, "--name", "killed-driver", "--checkpoint-every-s", "0.5"
     ) as job:
@@ -127,7 +138,7 @@ def test_an_interruption_keeps_a_checkpoint(
     place: Path, finished: str, client: MlflowClient, run_job: RunJob, asked: signal.Signals
 ) -> None:
     name = f"interrupted-{asked.name}"
-    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    words = ["finetune", "--data", "dataset", *QUICK, "--num-workers", 2]
     with started(place, "train", *words, "--name", name) as job:
         wait_for(lambda: newest_run(client, name))
         run_id = newest_run(client, name)
@@ -148,7 +159,7 @@ def test_an_interruption_keeps_a_checkpoint(
 def test_a_worker_that_is_told_to_end_writes_a_checkpoint_first(
     place: Path, finished: str, client: MlflowClient
 ) -> None:
-    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    words = ["finetune", "--data", "dataset", *QUICK, "--num-workers", 2]
     with started(place, "train", *words, "--name", "spot") as job:
         wait_for(lambda: newest_run(client, "spot"))
         run_id = newest_run(client, "spot")
@@ -183,10 +194,15 @@ def test_evaluate_and_promote(
     trained = set(manifest.loc[manifest["split"].isin(["train", "validation"]), "path"])
     assert trained <= set(seen.result["left_out"])
 
-    dry = run_job("promote", "--run", finished, "--dry-run", cwd=place)
+    strict = run_job(
+        "promote", "--run", finished, "--limits.floor", 1, "--name", "other", cwd=place
+    )
+    assert strict.code == 1 and "did not pass the gate; the champion stays" in strict.err
+    lax = ["--limits.floor", 0, "--limits.most-ece", 1]
+    dry = run_job("promote", "--run", finished, "--dry-run", *lax, cwd=place)
     assert dry.code == 0 and "Nothing was changed" in dry.out
-    assert not client.search_registered_models()
-    first = run_job("promote", "--run", finished, "--json", cwd=place)
+    assert [model.name for model in client.search_registered_models()] == ["other"]
+    first = run_job("promote", "--run", finished, "--json", *lax, cwd=place)
     assert first.code == 0, first.err
     assert client.get_model_version_by_alias("drone-classifier", "champion").run_id == finished
     again = run_job("promote", "--run", finished, cwd=place)
@@ -198,12 +214,6 @@ def test_evaluate_and_promote(
     named = run_job("evaluate", "--model", model, "--json", cwd=place)
     assert named.code == 0, named.err
     assert named.result["accuracy"] == done.result["accuracy"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def test_the_logged_model_answers_over_http(
@@ -237,12 +247,6 @@ def test_the_logged_model_answers_over_http(
         server.wait(timeout=30)
 
 
-def answers(url: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
-        return bool(response.status == 200)
-    return False
-
-
 def ask(port: int, image: str) -> tuple[int, dict]:
     body = json.dumps({"dataframe_records": [{"image": image}]}).encode()
     request = urllib.request.Request(
@@ -255,35 +259,15 @@ def ask(port: int, image: str) -> tuple[int, dict]:
         return error.code, json.loads(error.read())
 
 
-@contextlib.contextmanager
-def tracking_server(place: Path, port: int) -> Iterator[subprocess.Popen]:
-    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--workers", "1", "--backend-store-uri", f"sqlite:///{place}/server.db"]
-    words += ["--artifacts-destination", str(place / "server-artifacts")]
-    server = subprocess.Popen(
-        [sys.executable, *words],
-        cwd=place,
-        env=job_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
-        start_new_session=True,
-    )
-    try:
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
-        yield server
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
-
-
 def test_training_survives_the_loss_of_the_tracking_server(
     place: Path, finished: str, run_job: RunJob
 ) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    words = ["finetune", "--data", "dataset", *QUICK, "--epochs", 3, "--num-workers", 2]
+    words = ["finetune", "--data", "dataset", *QUICK, "--num-workers", 2]
     words += ["--name", "server-lost"]
     with contextlib.ExitStack() as stack:
-        with tracking_server(place, port):
+        with tracking_server(place, port, "server.db"):
             job = stack.enter_context(started(place, "train", *words, MLFLOW_TRACKING_URI=uri))
             client = MlflowClient(uri)
             wait_for(lambda: (place / "job.log").read_text().count("of them learn"))
@@ -291,8 +275,8 @@ def test_training_survives_the_loss_of_the_tracking_server(
             wait_for(lambda: workers_of(job))
         log = place / "job.log"
         wait_for(lambda: "Training goes on" in log.read_text())
-        wait_for(lambda: "epoch   3/3" in log.read_text())
-        with tracking_server(place, port):
+        wait_for(lambda: f"epoch   {EPOCHS}/{EPOCHS}" in log.read_text())
+        with tracking_server(place, port, "server.db"):
             assert job.wait(timeout=200) == 0, log.read_text()
             client = MlflowClient(uri)
             assert client.get_run(run_id).info.status == "FINISHED"

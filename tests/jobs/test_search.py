@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
+import urllib.parse
 from pathlib import Path
 
 import mlflow
@@ -15,6 +17,7 @@ import pytest
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
+from playwright.sync_api import sync_playwright
 
 from drone.adapters import mlflow_tracking as tracking
 from drone.adapters.mlflow_tracking import TrackedRun
@@ -22,7 +25,7 @@ from drone.config import flatten, override, to_dict
 from drone.search.study import Study, TrialRecord
 from drone.training.config import TrainConfig
 from tests.conftest import SMALL_PX, MadeUp, RunJob, job_command, job_environment
-from tests.jobs.processes import points, started, wait_for
+from tests.jobs.processes import free_port, points, started, tracking_server, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -152,6 +155,28 @@ def test_why_tells_the_decision_again(place: Path, result: dict, run_job: RunJob
     assert missing.code == 1 and "has no version 7. Its versions are: 1" in missing.err
 
 
+def test_trials_can_be_compared_in_the_ui(place: Path, result: dict, client: MlflowClient) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    trials = children(client, result["run_id"], "trials").values()
+    ids = json.dumps([run.info.run_id for run in trials])
+    experiment = next(iter(trials)).info.experiment_id
+    port = free_port()
+    page_of = f"http://127.0.0.1:{port}/#/compare-runs?"
+    page_of += urllib.parse.urlencode({"runs": ids, "experiments": json.dumps([experiment])})
+    with tracking_server(place, port, "mlflow.db"), sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        page = browser.new_page(viewport={"width": 1600, "height": 1400})
+        page.goto(page_of)
+        for run in trials:
+            page.get_by_text(run.info.run_name).first.wait_for(timeout=60_000)
+        page.get_by_text("augment.strength").first.wait_for()
+        page.get_by_text("objective").first.wait_for()
+        browser.close()
+
+
 def test_a_killed_study_goes_on_as_if_nothing_had_happened(
     place: Path, result: dict, client: MlflowClient, run_job: RunJob
 ) -> None:
@@ -172,15 +197,17 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(
     assert "--resume goes on from here" in (place / "job.log").read_text()
     parent = Study(folder).settings.run_id
     assert client.get_run(parent).info.status == "KILLED"
-    done = run_job("tune", *words, "--json", cwd=place)
+    done = run_job("tune", *words, "--add-trials", 1, "--json", cwd=place)
     assert done.code == 0, done.err
     assert done.result["run_id"] == parent
     calm, killed = (
         Study(place / "studies" / name).records("trials") for name in ("calm", "killed")
     )
-    assert [told(record) for record in killed] == [told(record) for record in calm]
-    assert in_optuna(place, "killed") == in_optuna(place, "calm")
+    assert [told(record) for record in killed[:5]] == [told(record) for record in calm]
+    assert in_optuna(place, "killed")[:5] == in_optuna(place, "calm")
+    assert len(killed) == 6 and killed[5].is_over
     left, right = (children(client, run_id, "trials") for run_id in (result["run_id"], parent))
+    assert set(right) == {*left, 5}
     for number, run in left.items():
         other = right[number]
         assert (other.info.status, other.info.run_name) == (run.info.status, run.info.run_name)
