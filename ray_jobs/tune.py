@@ -2,7 +2,7 @@
 
     python ray_jobs/tune.py --data data/drones --num-trials 30                       (a laptop)
     python ray_jobs/tune.py --data data/drones --gpus-per-worker 0.25                (a GPU box)
-    python ray_jobs/tune.py --data data/drones --vary model.unfreeze_depth=0,3 optim.lr_head=1e-4..1e-2
+    python ray_jobs/tune.py --data data/drones --vary augment.strength=1 optim.lr_head=1e-4..1e-2
     python ray_jobs/tune.py --resume STUDY --add-trials 20
     RAY_ADDRESS=auto python ray_jobs/tune.py --data /shared/drones --storage /shared/studies
                                                                       (on the head of a cluster)
