@@ -17,7 +17,7 @@ from drone.data.dataset import Dataset
 from drone.errors import Interrupted, TrainingError
 from drone.model.config import NUM_BLOCKS
 from drone.model.weights import Weights
-from drone.search.space import Choice, configure, trial_name
+from drone.search.space import Choice, Range, configure, trial_name
 from drone.search.study import Study, TrialRecord
 from drone.search.summary import Repeated, best_of, rank_repeated
 from drone.training.config import TrainConfig
@@ -220,9 +220,7 @@ class Search:
     def _spec(self, part: str, slots: ray_tune.Slots) -> tune_trial.Spec:
         settings, means = self.settings, self.means
         extent = self._extent(part)
-        depths = settings.space.get("model.unfreeze_depth")
-        searched = depths.values if isinstance(depths, Choice) else (_depth_of(settings.base),)
-        cuts = cuts_to_keep([NUM_BLOCKS - depth for depth in searched], settings.base, extent)
+        cuts = cuts_to_keep(self._cuts(), settings.base, extent)
         return tune_trial.Spec(
             base=settings.base,
             data=Path(settings.data),
@@ -233,6 +231,14 @@ class Search:
             reuse=Reuse(folder=means.features, disk_gb=means.features_disk_gb, cuts=cuts),
             extent=extent,
         )
+
+    def _cuts(self) -> list[int]:
+        """Cuts that trials share; from a range of depths no two need be the same."""
+        depths = self.settings.space.get("model.unfreeze_depth")
+        if isinstance(depths, Range):
+            return []
+        searched = depths.values if depths else (self.settings.base.model.unfreeze_depth,)
+        return [NUM_BLOCKS - depth for depth in searched]
 
     def _extent(self, part: str) -> Extent:
         """How much could be kept, and how often it would be read."""
@@ -252,7 +258,3 @@ class Search:
             runs=max(1, settings.num_trials // strengths) if shared else 1,
             strengths=strengths,
         )
-
-
-def _depth_of(config: TrainConfig) -> int:
-    return config.model.unfreeze_depth

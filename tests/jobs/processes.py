@@ -47,6 +47,8 @@ def started(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Where the tests themselves run in the background, Ctrl-C would be ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
             yield job

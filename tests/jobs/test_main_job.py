@@ -29,7 +29,7 @@ from tests.training.runs import TIMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-EPOCHS = 8
+EPOCHS = 5
 """Long enough to be interrupted: a second or two."""
 
 QUICK = ["--weights", "none", "--batch-size", "8", "--precision", "fp32", "--epochs", str(EPOCHS)]
