@@ -7,7 +7,7 @@ Sixteen configurations (depths 0 to 5, all head widths, two strengths), the same
 starting weights, learning rates and schedule on both sides. The tutorials' way is a Ray Tune
 function trainable: ImageFolder, PIL for each picture, a DataLoader, fp32, contiguous tensors, every
 trial computing everything. Ours is `ray_jobs/tune.py` as a user types it, MLflow and all. Each side
-runs alone from start to end of its process; what counts is the time until 4, 8 and 16 trials were
+runs alone; what counts is the time until 4, 8 and 16 trials were
 done, and the validation accuracies at the end.
 """
 
