@@ -355,8 +355,10 @@ def run(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     workers = slots.workers
     alone = workers.count == 1
-    # A trial that is a run of Ray Train itself only waits; its workers have the processors.
-    wanted = {"CPU": workers.cpus, "GPU": workers.gpus} if alone else {"CPU": 0.001}
+    # A trial that is a run of Ray Train itself only waits: any share of a processor would be one
+    # that its workers may lack, so it asks for a little memory instead.
+    waiting = tune.PlacementGroupFactory([{"memory": 1_000_000}])
+    wanted = {"CPU": workers.cpus, "GPU": workers.gpus} if alone else waiting
     trainable = tune.with_resources(tune.with_parameters(tune_trial.run, spec=spec), wanted)
     tuner = tune.Tuner(
         trainable,
