@@ -22,15 +22,7 @@ class Watch:
         """
         self.epochs = epochs
         self._shown = len(known)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=cli.console,
-            transient=True,
-            disable=not cli.console.is_terminal,
-        )
+        self._bar = _bar()
         self._task = self._bar.add_task("starting", total=None, note="")
 
     def __enter__(self) -> "Watch":
@@ -74,6 +66,19 @@ class Watch:
         self._shown = max(self._shown, len(history))
 
 
+def _bar() -> Progress:
+    """What is shown while work lasts, and taken away after it; nothing without a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=cli.console,
+        transient=True,
+        disable=not cli.console.is_terminal,
+    )
+
+
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
@@ -82,21 +87,13 @@ class StudyWatch:
     """A line for each trial that ended, and a bar that says how far the study is."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=cli.console,
-            transient=True,
-            disable=not cli.console.is_terminal,
-        )
+        self._bar = _bar()
         self._task = self._bar.add_task("starting", total=None, note="")
         self._records: dict[int, TrialRecord] = {}
         self._shown: set[int] = set()
         self._begun: set[int] = set()
         self._reuse: set[str] = set()
-        self._title, self._total, self._at_once = "trial", 0, 1
+        self._title, self._total = "trial", 0
         self._began, self._earlier = time.monotonic(), 0
 
     def __enter__(self) -> "StudyWatch":
@@ -110,7 +107,7 @@ class StudyWatch:
 
     def begin(self, title: str, total: int, records: list[TrialRecord], at_once: int) -> None:
         """A part of the study begins."""
-        self._title, self._total, self._at_once = title, total, at_once
+        self._title, self._total = title, total
         self._records = {record.number: record for record in records}
         self._shown = {record.number for record in records if record.is_over}
         self._begun = set(self._shown)

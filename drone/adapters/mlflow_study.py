@@ -6,7 +6,7 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from drone.adapters.mlflow_tracking import FAILURES, TrackedRun, reason_of
+from drone.adapters.mlflow_tracking import FAILURES, TrackedRun, logged_epochs, reason_of
 from drone.errors import TrackingError
 from drone.search.study import TrialRecord
 
@@ -46,10 +46,7 @@ class Children:
                 key = run.data.tags[_PART], int(run.data.tags[_NUMBER])
                 if run.info.status in ("RUNNING", "KILLED"):
                     self._client.update_run(run.info.run_id, status="RUNNING")
-                    logged = {
-                        metric.step
-                        for metric in self._client.get_metric_history(run.info.run_id, "train/loss")
-                    }
+                    logged = logged_epochs(run.info.run_id)
                     self._runs[key] = self._handle(run.info.run_id, run.info.run_name, logged)
                 else:
                     self._over.add(key)

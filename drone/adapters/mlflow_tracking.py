@@ -225,7 +225,7 @@ def tracked(
     )
     status = "FAILED"
     try:
-        yield TrackedRun(run.info.run_id, run.info.run_name, warn, _logged_epochs(run.info.run_id))
+        yield TrackedRun(run.info.run_id, run.info.run_name, warn, logged_epochs(run.info.run_id))
         status = "FINISHED"
     except BaseException as error:
         status = "KILLED" if getattr(error, "exit_code", None) == 130 else status
@@ -242,7 +242,8 @@ def _end(run_id: str, status: str, warn: Callable[[str], None]) -> None:
         warn(f"Run {run_id} could not be marked {status}: {reason_of(error)}")
 
 
-def _logged_epochs(run_id: str) -> set[int]:
+def logged_epochs(run_id: str) -> set[int]:
+    """Epochs that are in the store."""
     return {metric.step for metric in MlflowClient().get_metric_history(run_id, "train/loss")}
 
 

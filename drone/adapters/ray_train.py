@@ -264,13 +264,7 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
     torch.set_num_threads(loop_config["cpus"])
     config: TrainConfig = loop_config["config"]
     dataset = open_dataset(Path(loop_config["data"]))
-    material = Material(
-        train=dataset.split("train"),
-        validation=dataset.split("validation"),
-        classes=dataset.classes,
-        fingerprint=dataset.fingerprint,
-        commit=loop_config["commit"],
-    )
+    material = Material.of(dataset, loop_config["commit"])
     weights: Weights = ray.get(loop_config["weights"])
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())
     with tempfile.TemporaryDirectory() as temporary:

@@ -80,7 +80,7 @@ class Search:
         sampler = optuna_study.RepeatableTPE(self.settings.base.seed)
         self.optuna = optuna_study.open_study(study.folder, self.settings.name, sampler)
         optuna_study.begin_with(self.optuna, self.settings.first_trials)
-        self._began = time.monotonic()
+        self._began, self._commit = time.monotonic(), commit()
 
     def search(self) -> list[TrialRecord]:
         """Runs the trials that are left.
@@ -180,7 +180,7 @@ class Search:
                 "study": self.settings.name,
                 "fingerprint": self.settings.fingerprint,
                 "pretrained": self.weights.pretrained,
-                "commit": commit(),
+                "commit": self._commit,
             },
         )
 
@@ -225,7 +225,7 @@ class Search:
             base=settings.base,
             data=Path(settings.data),
             weights=self.weights,
-            commit=commit(),
+            commit=self._commit,
             storage=settings.storage,
             workers=slots.workers,
             reuse=Reuse(folder=means.features, disk_gb=means.features_disk_gb, cuts=cuts),

@@ -170,13 +170,7 @@ def _train_here(
     """The loop in this very process."""
     torch.set_num_threads(spec.workers.cpus)
     device = torch.device("cuda" if spec.workers.gpus else "cpu")
-    material = Material(
-        train=dataset.split("train"),
-        validation=dataset.split("validation"),
-        classes=dataset.classes,
-        fingerprint=dataset.fingerprint,
-        commit=spec.commit,
-    )
+    material = Material.of(dataset, spec.commit)
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, spec.weights.state())
     splits = material.train, material.validation
     reporter.decision = plan_reuse(
@@ -198,7 +192,6 @@ class _TrialContext(Context):
         self.rank, self.world_size, self.device = 0, 1, device
         self.saves_each_epoch = False
         self._reporter, self._place, self._scratch = reporter, place, scratch
-        self._kept = 0
 
     def report(self, history: History, checkpoint: Path | None) -> None:
         """Keeps the checkpoint, then tells Ray Tune, which may end the trial here."""

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from drone.config import to_dict
 from drone.data.batches import Feed, epoch_order, num_steps
-from drone.data.dataset import Split
+from drone.data.dataset import Dataset, Split
 from drone.errors import Interrupted, RunError, TrainingError
 from drone.model.batchnorm import estimate_statistics, has_statistics
 from drone.model.inference import probabilities_at_cut
@@ -56,6 +56,17 @@ class Material:
     fingerprint: str
     commit: str = "unknown"
     """Git commit of the program, for the checkpoint."""
+
+    @staticmethod
+    def of(dataset: Dataset, commit: str) -> "Material":
+        """The pictures of a data set."""
+        return Material(
+            train=dataset.split("train"),
+            validation=dataset.split("validation"),
+            classes=dataset.classes,
+            fingerprint=dataset.fingerprint,
+            commit=commit,
+        )
 
 
 def fit(
