@@ -44,6 +44,7 @@ from drone.training.config import TrainConfig
 from drone.training.optim import build_optimizer, rates, set_rates
 
 BATCH = 64
+SIDE = 224
 FIXED = {"flip_test": False}
 
 
@@ -91,32 +92,48 @@ def base(job: Bench) -> TrainConfig:
     return override(get("finetune"), changes, "bench")
 
 
+def spatial_and_colour(strength: float) -> list[Any]:
+    """The tutorials' transforms for the ranges and odds that our views have at this strength.
+
+    The picture is reflected beyond its edges before it is moved, since black corners would be
+    another task than ours.
+    """
+    amount, border = 0.4 * strength, SIDE // 4
+    shift = 0.15 * strength * SIDE / (SIDE + 2 * border)
+    bilinear = transforms.InterpolationMode.BILINEAR
+    return [
+        transforms.RandomApply([transforms.ColorJitter(brightness=amount)], 0.8),
+        transforms.RandomApply([transforms.ColorJitter(contrast=amount)], 0.8),
+        transforms.Pad(border, padding_mode="reflect"),
+        transforms.RandomApply([transforms.RandomRotation(20 * strength, bilinear)], 0.8),
+        transforms.RandomAffine(
+            0, (shift, shift), (1 / (1 + amount), 1 + amount), interpolation=bilinear
+        ),
+        transforms.CenterCrop(SIDE),
+        transforms.RandomHorizontalFlip(strength / 2),
+    ]
+
+
 def tutorial_trial(config: dict[str, Any]) -> None:
     """A trial as the tutorials write it."""
     from ray import tune
 
     job: Bench = config["job"]
     settings = configure(base(job), config["params"], "bench")
-    strength = settings.augment.strength
-    shift = 0.15 * strength
     augmented = transforms.Compose(
         [
-            transforms.Resize((224, 224)),
-            transforms.ColorJitter(brightness=0.4 * strength, contrast=0.4 * strength),
-            transforms.RandomAffine(
-                20 * strength,
-                translate=(shift, shift),
-                scale=(1 / (1 + 0.4 * strength), 1 + 0.4 * strength),
-            ),
-            transforms.RandomHorizontalFlip(strength / 2),
+            transforms.Resize((SIDE, SIDE)),
+            *spatial_and_colour(settings.augment.strength),
             transforms.ToTensor(),
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            transforms.RandomErasing(0.7 * strength, scale=(0.005, 0.08), ratio=(1, 1)),
+            transforms.RandomErasing(
+                0.7 * settings.augment.strength, scale=(0.005, 0.08), ratio=(1, 1)
+            ),
         ]
     )
     plain = transforms.Compose(
         [
-            transforms.Resize((224, 224)),
+            transforms.Resize((SIDE, SIDE)),
             transforms.ToTensor(),
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
@@ -143,6 +160,7 @@ def tutorial_trial(config: dict[str, Any]) -> None:
             optimizer.zero_grad()
             smoothing = settings.optim.label_smoothing
             functional.cross_entropy(model(images), labels, label_smoothing=smoothing).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip_norm)
             optimizer.step()
         model.eval()
         with torch.no_grad():

@@ -8,9 +8,10 @@
                                                                       (on the head of a cluster)
 
 Trials are chosen by Optuna from those before and judged by macro F1 on validation; the test split
-is read once, by the final model. The best configurations are trained anew with other seeds
-(--confirm K S), the surest is trained once more, evaluated, registered and, if it passes the gate,
-promoted. Everything is under one parent run in MLflow and in the study's folder.
+is read once, by the final model. The best configurations and the preset are trained anew with other
+seeds and validated on pictures that did not choose them (--confirm K S); the surest is trained once
+more, evaluated, registered and, if it passes the gate, promoted. Everything is under one parent run
+in MLflow and in the study's folder.
 """
 
 import datetime
@@ -77,7 +78,7 @@ class Tune:
     """No trial begins after these minutes; those that run end as usual."""
 
     confirm: tuple[int, int] = (3, 3)
-    """Train the best K configurations anew with S seeds each; 0 0 takes the best trial's."""
+    """Train the best K configurations, and the preset, anew S times; 0 0 takes the best trial's."""
 
     final: bool = True
     """Train the winner once more, evaluate it on test, register it and try to promote it."""

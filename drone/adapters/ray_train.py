@@ -66,6 +66,9 @@ class Launch:
     """How often lost workers are replaced."""
 
     commit: str
+    resplit: int | None = None
+    """Number of another way to share out training and validation; None is the data set's own."""
+
     reuse: Reuse
     """Where each node keeps activations of frozen blocks."""
 
@@ -186,6 +189,7 @@ def _fit(
             "resume": launch.resume,
             "cpus": workers.cpus,
             "commit": launch.commit,
+            "resplit": launch.resplit,
             "reuse": launch.reuse,
             "extent": launch.extent,
             "relay": relay,
@@ -264,7 +268,7 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
     torch.set_num_threads(loop_config["cpus"])
     config: TrainConfig = loop_config["config"]
     dataset = open_dataset(Path(loop_config["data"]))
-    material = Material.of(dataset, loop_config["commit"])
+    material = Material.of(dataset, loop_config["commit"], loop_config["resplit"])
     weights: Weights = ray.get(loop_config["weights"])
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())
     with tempfile.TemporaryDirectory() as temporary:

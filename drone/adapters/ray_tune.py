@@ -210,6 +210,7 @@ class _Recording:
             "number": record.number,
             "params": record.params,
             "seed": record.seed,
+            "resplit": record.resplit,
             "known": len(record.history),
         }
 

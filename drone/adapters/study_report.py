@@ -119,8 +119,8 @@ def _sentence(
         return f"{begin} has the highest macro F1 on validation: {winner.objective:.4f}."
     first = repeated[0]
     return (
-        f"{begin} is the surest: macro F1 on validation {first.mean:.4f} on average over "
-        f"{len(first.scores)} new seeds, at least {first.lower:.4f} (95 %); "
+        f"{begin} is the surest: macro F1 {first.mean:.4f} on average over {len(first.scores)} "
+        f"new seeds and validation sets, at least {first.lower:.4f} (95 %); "
         f"{winner.objective:.4f} in the search."
     )
 

@@ -19,7 +19,7 @@ from drone.model.config import NUM_BLOCKS
 from drone.model.weights import Weights
 from drone.search.space import Choice, Range, configure, trial_name
 from drone.search.study import Study, TrialRecord
-from drone.search.summary import Repeated, best_of, rank_repeated
+from drone.search.summary import Repeated, rank_repeated, worth_repeating
 from drone.training.config import TrainConfig
 from drone.training.features import Reuse
 from drone.training.planner import Extent, cuts_to_keep
@@ -109,16 +109,16 @@ class Search:
         return records
 
     def confirm(self, top: int, seeds: int) -> list[Repeated]:
-        """Trains the best configurations anew with other seeds.
+        """Trains the best configurations and the first anew, on other pictures with other seeds.
 
         Args:
-            top: how many configurations.
+            top: how many configurations beside the first trial's.
             seeds: how often each.
 
         Returns:
             The configurations, the surest first.
         """
-        best = best_of(self.study.records(TRIALS), top)
+        best = worth_repeating(self.study.records(TRIALS), self.settings.space, top)
         known = {record.number: record for record in self.study.records(CONFIRM)}
         wanted = {trial.number: self._repetitions(trial, seeds, known) for trial in best}
         records = [record for repeated in wanted.values() for record in repeated]
@@ -135,7 +135,7 @@ class Search:
         first = self.settings.base.seed + 1
         numbers = [100 * trial.number + repetition for repetition in range(seeds)]
         return [
-            known.get(number) or TrialRecord(number, trial.params, first + repetition)
+            known.get(number) or TrialRecord(number, trial.params, first + repetition, repetition)
             for repetition, number in enumerate(numbers)
         ]
 

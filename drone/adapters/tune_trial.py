@@ -64,8 +64,8 @@ def run(trial: Mapping[str, Any], spec: Spec) -> None:
     Nothing that goes wrong in it is raised: the reason is its last report.
 
     Args:
-        trial: "number", "part", "params" and "seed" of its record, and "known": epochs that need
-            not be reported again.
+        trial: "number", "part", "params", "seed" and "resplit" of its record, and "known": epochs
+            that need not be reported again.
         spec: what trials have in common.
     """
     began = time.monotonic()
@@ -76,9 +76,10 @@ def run(trial: Mapping[str, Any], spec: Spec) -> None:
     reporter = _Reporter(config, len(dataset.classes), trial["known"], began)
     try:
         if spec.workers.count > 1:
-            _train_on_many(config, spec, place, reporter)
+            _train_on_many(config, spec, trial["resplit"], place, reporter)
         else:
-            _train_here(config, spec, place, dataset, reporter)
+            material = Material.of(dataset, spec.commit, trial["resplit"])
+            _train_here(config, spec, place, material, reporter)
     except _Ended:
         return
     except TrainingError as error:
@@ -165,16 +166,15 @@ class _Reporter:
 
 
 def _train_here(
-    config: TrainConfig, spec: Spec, place: str, dataset: Dataset, reporter: _Reporter
+    config: TrainConfig, spec: Spec, place: str, material: Material, reporter: _Reporter
 ) -> None:
     """The loop in this very process."""
     torch.set_num_threads(spec.workers.cpus)
     device = torch.device("cuda" if spec.workers.gpus else "cpu")
-    material = Material.of(dataset, spec.commit)
-    model = mobilenet.build(config.model, len(dataset.classes), config.seed, spec.weights.state())
+    model = mobilenet.build(config.model, len(material.classes), config.seed, spec.weights.state())
     splits = material.train, material.validation
     reporter.decision = plan_reuse(
-        config, model, splits, dataset.fingerprint, device, spec.reuse, spec.extent
+        config, model, splits, material.fingerprint, device, spec.reuse, spec.extent
     )
     with tempfile.TemporaryDirectory() as temporary:
         context = _TrialContext(reporter, place, device, Path(temporary))
@@ -213,7 +213,9 @@ class _TrialContext(Context):
         return Stop.NO
 
 
-def _train_on_many(config: TrainConfig, spec: Spec, place: str, reporter: _Reporter) -> None:
+def _train_on_many(
+    config: TrainConfig, spec: Spec, resplit: int | None, place: str, reporter: _Reporter
+) -> None:
     """A run of Ray Train inside the trial."""
     stored = storage.newest(place)
     launch = Launch(
@@ -226,6 +228,7 @@ def _train_on_many(config: TrainConfig, spec: Spec, place: str, reporter: _Repor
         resume=stored.place if stored else None,
         max_failures=2,
         commit=spec.commit,
+        resplit=resplit,
         reuse=spec.reuse,
         extent=spec.extent,
     )

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from drone.data.pixels import PixelStore
-from drone.data.split import SPLITS
+from drone.data.split import SPLITS, folds
 from drone.errors import ConfigError, DataError
 from drone.labels import nearest
 from drone.serving.preprocess import Preprocessing
@@ -118,7 +118,24 @@ class Dataset:
         if name not in SPLITS:
             like = nearest(name, SPLITS) or SPLITS[0]
             raise ConfigError(f"There is no split {name!r}; did you mean {like!r}?")
-        rows = self.manifest[self.manifest["split"] == name]
+        return self._pictures(name, self.manifest[self.manifest["split"] == name])
+
+    def resplit(self, number: int) -> tuple[Split, Split]:
+        """Training and validation pictures shared out anew; the test split stays what it is.
+
+        What validated before trains, and another part of the training pictures of about the same
+        size validates. Parts of consecutive numbers are disjoint until all have had their turn.
+        """
+        training, validation = (
+            self.manifest[self.manifest["split"] == name] for name in SPLITS[:2]
+        )
+        parts = max(2, round(len(training) / max(1, len(validation))))
+        turn, part = divmod(number, parts)
+        held_out = folds(training, self.classes, parts, turn) == str(part)
+        learnt = pd.concat([training[~held_out], validation]).sort_index()
+        return self._pictures("train", learnt), self._pictures("validation", training[held_out])
+
+    def _pictures(self, name: str, rows: pd.DataFrame) -> Split:
         index = {class_name: number for number, class_name in enumerate(self.classes)}
         return Split(
             name=name,

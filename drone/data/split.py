@@ -78,7 +78,9 @@ def assign(
         frame["group"] = near_groups(frame, max_distance)
     kept = frame[frame["kept"]]
     _check_sizes(kept, classes)
-    frame.loc[kept.index, "split"] = _place(kept, old[kept.index], classes, settings)
+    frame.loc[kept.index, "split"] = _place(
+        kept, old[kept.index], classes, SPLITS, settings.shares, settings.seed
+    )
     return frame
 
 
@@ -104,26 +106,46 @@ def _check_sizes(kept: pd.DataFrame, classes: Sequence[str]) -> None:
         )
 
 
+def folds(kept: pd.DataFrame, classes: Sequence[str], count: int, seed: int) -> "pd.Series[str]":
+    """A fold, "0" to "count - 1", for each of these pictures; groups stay whole, classes even.
+
+    Args:
+        kept: rows of a manifest.
+        classes: in order.
+        count: of the folds.
+        seed: another one shares the pictures out differently.
+    """
+    names = [str(number) for number in range(count)]
+    unsettled = pd.Series("", index=kept.index)
+    return _place(kept, unsettled, classes, names, np.full(count, 1 / count), seed)
+
+
 def _place(
-    kept: pd.DataFrame, old: "pd.Series[str]", classes: Sequence[str], settings: SplitSettings
+    kept: pd.DataFrame,
+    old: "pd.Series[str]",
+    classes: Sequence[str],
+    names: Sequence[str],
+    shares: NDArray[np.float64],
+    seed: int,
 ) -> "pd.Series[str]":
+    """The name of a part for each picture, where it is not settled by `old`."""
     counts = pd.crosstab(kept["group"], kept["class_name"])
     counts = counts.reindex(columns=list(classes), fill_value=0)
-    wanted_SC = np.outer(settings.shares, counts.sum(axis=0).to_numpy())
+    wanted_SC = np.outer(shares, counts.sum(axis=0).to_numpy())
     lacking_SC = wanted_SC.copy()
     chosen: dict[str, str] = {}
     settled = pd.DataFrame({"group": kept["group"], "old": old})
-    for group, split in settled[settled["old"] != ""].drop_duplicates("group").to_numpy():
-        chosen[group] = split
-        lacking_SC[SPLITS.index(split)] -= counts.loc[group].to_numpy()
+    for group, name in settled[settled["old"] != ""].drop_duplicates("group").to_numpy():
+        chosen[group] = name
+        lacking_SC[names.index(name)] -= counts.loc[group].to_numpy()
     rows = {str(group): row for group, row in zip(counts.index, counts.to_numpy(), strict=True)}
     open_groups = [group for group in rows if group not in chosen]
-    open_groups.sort(key=lambda group: (-rows[group].sum(), _draw(settings.seed, group)))
+    open_groups.sort(key=lambda group: (-rows[group].sum(), _draw(seed, group)))
     for group in open_groups:
-        # How far each split still is from its share of the classes in this group.
+        # How far each part still is from its share of the classes in this group.
         need_S = (lacking_SC / np.maximum(wanted_SC, 1e-9)) @ rows[group]
         best = int(np.argmax(need_S))
-        chosen[group] = SPLITS[best]
+        chosen[group] = names[best]
         lacking_SC[best] -= rows[group]
     return kept["group"].map(chosen)
 

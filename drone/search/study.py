@@ -38,6 +38,9 @@ class TrialRecord:
     """What was varied, flat."""
 
     seed: int
+    resplit: int | None = None
+    """Number of another way to share out training and validation; None is the data set's own."""
+
     state: State = "running"
     reason: str = ""
     """Why it ended or failed."""

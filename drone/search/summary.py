@@ -26,13 +26,31 @@ def best_of(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
     return order[:count]
 
 
+def worth_repeating(records: Sequence[TrialRecord], space: Space, count: int) -> list[TrialRecord]:
+    """The best trials that differ in more than rates, then the study's first one.
+
+    Trials of the same depth, width and other choices are near copies of each other: repeating them
+    would tell luck from luck. The first trial is what one would use without a search.
+    """
+    choices = [name for name, domain in space.items() if isinstance(domain, Choice)]
+    found: dict[tuple[Any, ...], TrialRecord] = {}
+    for record in best_of(records, len(records)):
+        found.setdefault(tuple(record.params.get(name) for name in choices), record)
+    best = list(found.values())[:count]
+    first = [record for record in best_of(records, len(records)) if record.number == 0]
+    return best + [record for record in first if record not in best]
+
+
 @dataclass(frozen=True)
 class Repeated:
-    """A configuration that was trained anew with several seeds."""
+    """A configuration that was trained anew, each time on other pictures with another seed."""
 
     trial: TrialRecord
     scores: tuple[float, ...]
     """Validation macro F1 of each repetition that ended well."""
+
+    ease: tuple[float, ...] = ()
+    """How much easier than on average each repetition was for all configurations."""
 
     @property
     def mean(self) -> float:
@@ -41,11 +59,17 @@ class Repeated:
 
     @property
     def lower(self) -> float:
-        """Lower end of the one-sided 95 % interval of the mean (Student 1908)."""
+        """Lower end of the one-sided 95 % interval of the mean (Student 1908).
+
+        Of the scores less the ease of their repetitions, which all configurations share (a design
+        in blocks: Fisher 1935).
+        """
         count = len(self.scores)
         if count < 2:
             return self.mean
-        error = statistics.stdev(self.scores) / math.sqrt(count)
+        ease = self.ease or (0.0,) * count
+        left = [score - shared for score, shared in zip(self.scores, ease, strict=True)]
+        error = statistics.stdev(left) / math.sqrt(count)
         return self.mean - float(stats.t.ppf(0.95, count - 1)) * error
 
 
@@ -56,14 +80,33 @@ def rank_repeated(
 
     Args:
         trials: that were repeated.
-        repetitions: by the trial's number.
+        repetitions: by the trial's number; at each position the same pictures and seed.
     """
+    scores = {
+        trial.number: [
+            one.objective if one.state == "finished" else None for one in repetitions[trial.number]
+        ]
+        for trial in trials
+    }
+    ease = _ease([row for row in scores.values() if None not in row])
     found = []
     for trial in trials:
-        ended_well = [one for one in repetitions[trial.number] if one.state == "finished"]
-        if ended_well:
-            found.append(Repeated(trial, tuple(one.objective for one in ended_well)))
+        pairs = [
+            (score, ease[position] if ease else 0.0)
+            for position, score in enumerate(scores[trial.number])
+            if score is not None
+        ]
+        if pairs:
+            found.append(Repeated(trial, *zip(*pairs, strict=True)))
     return sorted(found, key=lambda repeated: repeated.lower, reverse=True)
+
+
+def _ease(rows: Sequence[Sequence[float | None]]) -> list[float]:
+    """How far each position lies above the average; needs two rows to tell it from luck."""
+    if len(rows) < 2:
+        return []
+    means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
+    return [mean - statistics.fmean(means) for mean in means]
 
 
 def table(records: Sequence[TrialRecord], names: Mapping[int, str]) -> pd.DataFrame:

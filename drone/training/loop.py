@@ -54,17 +54,30 @@ class Material:
     validation: Split
     classes: tuple[str, ...]
     fingerprint: str
+    """Of the data set, and of the way in which it is shared out if that is not its own."""
+
     commit: str = "unknown"
     """Git commit of the program, for the checkpoint."""
 
     @staticmethod
-    def of(dataset: Dataset, commit: str) -> "Material":
-        """The pictures of a data set."""
+    def of(dataset: Dataset, commit: str, resplit: int | None = None) -> "Material":
+        """The pictures of a data set.
+
+        Args:
+            dataset: whose.
+            commit: of the program.
+            resplit: number of another way to share out training and validation.
+        """
+        if resplit is None:
+            train, validation = dataset.split("train"), dataset.split("validation")
+        else:
+            train, validation = dataset.resplit(resplit)
+        again = "" if resplit is None else f"-resplit-{resplit}"
         return Material(
-            train=dataset.split("train"),
-            validation=dataset.split("validation"),
+            train=train,
+            validation=validation,
             classes=dataset.classes,
-            fingerprint=dataset.fingerprint,
+            fingerprint=f"{dataset.fingerprint}{again}",
             commit=commit,
         )
 

@@ -22,6 +22,26 @@ from tests.conftest import MadeUp
 SMALL = PrepareSettings(preprocessing=Preprocessing(side_px=32))
 
 
+def test_another_share_of_training_and_validation(dataset: Dataset) -> None:
+    own = {name: set(dataset.split(name).paths) for name in ("train", "validation", "test")}
+    pool = own["train"] | own["validation"]
+    groups = dataset.manifest.set_index("path")["group"]
+    held_out: list[set[str]] = []
+    for number in range(3):
+        train, validation = dataset.resplit(number)
+        assert set(train.paths) | set(validation.paths) == pool
+        assert not set(groups[list(train.paths)]) & set(groups[list(validation.paths)])
+        assert own["validation"] <= set(train.paths)
+        assert all(validation.counts_K > 0)
+        assert abs(len(validation) - len(own["validation"])) <= len(own["validation"]) / 2
+        assert not any(earlier & set(validation.paths) for earlier in held_out)
+        held_out.append(set(validation.paths))
+        positions = np.arange(len(validation))
+        by_key = {int(key): n for n, key in enumerate(dataset.split("train").keys_N)}
+        original = np.array([by_key[int(key)] for key in validation.keys_N])
+        assert np.array_equal(validation.gather(positions), dataset.split("train").gather(original))
+
+
 def record(path: str, md5: str = "", phash: str = "", problem: str = "") -> Record:
     """A record by hand; another md5 makes another picture."""
     md5 = md5 or path

@@ -105,6 +105,33 @@ def test_a_steady_configuration_beats_a_lucky_one() -> None:
     assert ranked[1].lower == pytest.approx(low)
 
 
+def test_what_made_a_repetition_hard_for_all_is_not_held_against_anyone() -> None:
+    # The same pictures are hard for both; on each of them the second is better.
+    first, second = trial(0, 0.9), trial(1, 0.8)
+    ranked = summary.rank_repeated(
+        [first, second],
+        {
+            0: [trial(10, 0.80), trial(11, 0.60), trial(12, 0.91)],
+            1: [trial(20, 0.82), trial(21, 0.61), trial(22, 0.93)],
+        },
+    )
+    assert [found.trial.number for found in ranked] == [1, 0]
+    assert ranked[0].mean - ranked[0].lower < 0.01 < np.std(ranked[0].scores)
+
+
+def test_near_copies_are_not_repeated_and_the_first_trial_always_is() -> None:
+    depth, rate = "model.unfreeze_depth", "optim.lr_head"
+    records = [
+        trial(0, 0.70, **{depth: 5, rate: 1e-3}),
+        trial(1, 0.90, **{depth: 0, rate: 1e-3}),
+        trial(2, 0.89, **{depth: 0, rate: 2e-3}),
+        trial(3, 0.80, **{depth: 3, rate: 1e-3}),
+    ]
+    chosen = summary.worth_repeating(records, DEFAULT, 2)
+    assert [found.number for found in chosen] == [1, 3, 0]
+    assert [found.number for found in summary.worth_repeating(records, DEFAULT, 3)] == [1, 3, 0]
+
+
 def test_a_sentence_on_each_setting() -> None:
     generator = np.random.default_rng(0)
     records = []
