@@ -76,6 +76,11 @@ def features_folder() -> Path:
     return Path(place) if place else Path.home() / ".cache" / "drone" / "features"
 
 
+def storage() -> str:
+    """Where checkpoints go, unless a job is told."""
+    return os.environ.get("DRONE_STORAGE") or "runs"
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Ends the job with a message for a person and an exit code."""
     Console(stderr=True, soft_wrap=True).print(

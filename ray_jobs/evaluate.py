@@ -31,7 +31,7 @@ class Evaluate:
     model: str | None = None
     """Registered model instead, such as models:/drone-classifier@champion."""
 
-    data: Path | None = None
+    data: str | None = None
     """Data set whose test split is read; by default the one that the run was trained on."""
 
     images: Path | None = None

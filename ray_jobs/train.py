@@ -27,21 +27,24 @@ from drone.config import override
 from drone.errors import ConfigError
 from drone.presets import PRESETS, get
 from drone.training.config import TrainConfig
-from ray_jobs import cli
+from ray_jobs import cli, doctor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Arguments of the job."""
 
-    data: Path
-    """Data set that prepare.py wrote."""
+    data: str
+    """Data set that prepare.py wrote: a folder or a URI such as s3://bucket/drones."""
 
     weights: str = field(default_factory=lambda: os.environ.get("DRONE_WEIGHTS", "imagenet"))
     """imagenet (downloaded once), none (random) or a file; DRONE_WEIGHTS sets another default."""
 
     num_workers: int | None = None
     """Processes that share each batch; by default one for each GPU, else one."""
+
+    min_workers: int | None = None
+    """Go on with fewer, down to these, while machines are missing; by default wait for all."""
 
     gpus_per_worker: float | None = None
     """GPUs of each worker; by default one if there are any."""
@@ -58,8 +61,8 @@ class Train:
     experiment: str = "drone"
     """Experiment in MLflow."""
 
-    storage: str = "runs"
-    """Folder or URI for checkpoints; with several nodes one that all of them reach."""
+    storage: str = field(default_factory=cli.storage)
+    """Folder or URI for checkpoints; DRONE_STORAGE sets another default."""
 
     max_failures: int = 3
     """How often lost workers are replaced before the run fails."""
@@ -69,6 +72,9 @@ class Train:
 
     features_disk: float = 10.0
     """The most that it may take, in GB; 0 keeps nothing."""
+
+    doctor: bool = True
+    """On a cluster, look at every machine first."""
 
     json: bool = False
     """Print the result as one JSON object, last."""
@@ -87,7 +93,7 @@ def parse(words: Sequence[str]) -> Train:
     file = _value_of("--config", rest)
     if file is not None:
         settings = override(settings, read_yaml(Path(file)), file)
-    default = Train(data=Path() if resumes else tyro.MISSING, train=settings)
+    default = Train(data="" if resumes else tyro.MISSING, train=settings)
     return tyro.cli(Train, args=rest, default=default, description=_help())
 
 
@@ -123,9 +129,8 @@ def read_yaml(file: Path, kind: type = dict) -> Any:
 
 def main(job: Train) -> cli.Result:
     """Runs the job."""
+    from drone.adapters import dataset_cache, ray_cluster, storage, training_run
     from drone.adapters import mlflow_tracking as tracking
-    from drone.adapters import ray_cluster, storage, training_run
-    from drone.data.dataset import open_dataset
     from drone.model import weights
     from drone.training.features import Reuse
     from ray_jobs.watch import Watch
@@ -140,7 +145,7 @@ def main(job: Train) -> cli.Result:
         plan = training_run.Plan(
             config=job.train, data=job.data, weights=job.weights, storage=place
         )
-    dataset = open_dataset(plan.data)
+    dataset = dataset_cache.open_at(plan.data, say=cli.console.print)
     started = weights.load(plan.weights)
     if started.pretrained == "none":
         warn(
@@ -154,13 +159,18 @@ def main(job: Train) -> cli.Result:
             cli.console.print(training_run.describe(run, plan, dataset, started))
         resources = training_run.Resources(
             num_workers=job.num_workers,
+            min_workers=job.min_workers,
             gpus_per_worker=job.gpus_per_worker,
             max_failures=job.max_failures,
             reuse=Reuse(folder=job.features.expanduser().resolve(), disk_gb=job.features_disk),
         )
         known = training_run.known_history(plan)
         with ray_cluster.connected(), Watch(plan.config.epochs, known) as watch:
-            training_run.train(run, plan, started, resources, watch, cli.console.print)
+            if job.doctor:
+                doctor.before(store, plan.storage, plan.data, dataset, started, job.features)
+            training_run.train(
+                run, plan, dataset.fingerprint, started, resources, watch, cli.console.print
+            )
         finished = training_run.finish(run, plan, dataset, cli.console.print)
     best = finished.best
     cli.console.print(

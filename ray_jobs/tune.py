@@ -34,15 +34,15 @@ from drone.presets import get
 from drone.search import space
 from drone.search.study import STUDY_FILE, Settings, Study
 from drone.training.config import TrainConfig
-from ray_jobs import cli, evaluate, promote, train
+from ray_jobs import cli, doctor, evaluate, promote, train
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tune:
     """Arguments of the job."""
 
-    data: Path | None = None
-    """Data set that prepare.py wrote."""
+    data: str | None = None
+    """Data set that prepare.py wrote: a folder or a URI such as s3://bucket/drones."""
 
     num_trials: int = 30
     """Trials of the study."""
@@ -119,8 +119,11 @@ class Tune:
     studies: Path = Path("studies")
     """Folder for studies; on the machine that this runs on."""
 
-    storage: str | None = None
-    """Folder or URI for checkpoints, by default the study's; with several nodes a shared one."""
+    storage: str | None = os.environ.get("DRONE_STORAGE")
+    """Folder or URI for checkpoints, by default the study's; DRONE_STORAGE sets another default."""
+
+    doctor: bool = True
+    """On a cluster, look at every machine first."""
 
     json: bool = False
     """Print the result as one JSON object, last."""
@@ -138,15 +141,14 @@ class Tune:
 
 def main(job: Tune) -> cli.Result:
     """Runs the job."""
+    from drone.adapters import dataset_cache, ray_cluster, study_report, study_run
     from drone.adapters import mlflow_tracking as tracking
-    from drone.adapters import ray_cluster, study_report, study_run
-    from drone.data.dataset import open_dataset
     from drone.model import weights
     from drone.training import memory
     from ray_jobs.watch import StudyWatch
 
     study, asked = _resumed(job) if job.resume else _new(job)
-    dataset = open_dataset(Path(asked.data))
+    dataset = dataset_cache.open_at(asked.data, say=cli.console.print)
     if asked.fingerprint not in ("", dataset.fingerprint):
         raise ConfigError(
             f"The study {asked.name} was begun on the data set {asked.fingerprint[:12]}, and "
@@ -174,6 +176,8 @@ def main(job: Tune) -> cli.Result:
         for name, domain in asked.space.items():
             cli.console.print(f"  {name:<24} {domain}", highlight=False)
         with ray_cluster.connected(environment=memory.ENVIRONMENT), StudyWatch() as watch:
+            if job.doctor:
+                doctor.before(store, asked.storage, asked.data, dataset, started, job.features)
             search = study_run.Search(study, run, dataset, started, means, watch)
             search.search()
             repeated = search.confirm(*job.confirm) if min(job.confirm) else []
@@ -212,7 +216,7 @@ def _new(job: Tune) -> tuple[Study, Settings]:
         name=name,
         base=base,
         space=searched,
-        data=str(Path(str(job.data)).resolve()),
+        data=storage.absolute(str(job.data)),
         fingerprint="",
         weights=job.weights if known else str(Path(job.weights).resolve()),
         first_trials=_first_trials(job, base, searched),
@@ -260,7 +264,7 @@ def _finish(job: Tune, asked: Settings, config: TrainConfig) -> cli.Result:
     if known is None or known.info.status != "FINISHED":
         run_id = train.main(
             train.Train(
-                data=Path(asked.data),
+                data=asked.data,
                 weights=asked.weights,
                 name=name,
                 resume=known.info.run_id if known else None,
@@ -269,6 +273,7 @@ def _finish(job: Tune, asked: Settings, config: TrainConfig) -> cli.Result:
                 num_workers=job.workers_per_trial if job.workers_per_trial > 1 else None,
                 features=job.features,
                 features_disk=job.features_disk,
+                doctor=False,
                 train=config,
             )
         )["run_id"]

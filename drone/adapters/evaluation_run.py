@@ -10,9 +10,8 @@ import pandas as pd
 from mlflow.entities import Run
 from numpy.typing import NDArray
 
-from drone.adapters import mlflow_model, training_run
+from drone.adapters import dataset_cache, mlflow_model, training_run
 from drone.adapters import mlflow_tracking as tracking
-from drone.data.dataset import open_dataset
 from drone.data.unseen import load_unseen
 from drone.errors import RunError
 from drone.evaluation import report
@@ -42,13 +41,13 @@ class Asked:
     """Path and reason of each file that was not asked about."""
 
 
-def ask_split(run: Run, predictor: Predictor, data: Path | None, track: Track) -> Asked:
+def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) -> Asked:
     """Asks about the test split of a data set, by default the one that the run was trained on.
 
     Raises:
         RunError: the data set was prepared in another way than the model wants.
     """
-    dataset = open_dataset(data or training_run.plan_of(run.info.run_id).data)
+    dataset = dataset_cache.open_at(data or training_run.plan_of(run.info.run_id).data)
     if dataset.classes != predictor.classes or dataset.preprocessing != predictor.preprocessing:
         raise RunError(
             f"{dataset.folder} was prepared with other classes or another preprocessing than "

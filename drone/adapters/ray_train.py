@@ -17,8 +17,7 @@ from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from drone.adapters import storage
-from drone.data.dataset import open_dataset
+from drone.adapters import dataset_cache, ray_cluster, storage
 from drone.errors import ConfigError, DroneError, Interrupted, TrainingError
 from drone.model import mobilenet
 from drone.model.weights import Weights
@@ -31,6 +30,8 @@ from drone.training.loop import Material, fit
 from drone.training.planner import Decision, Extent
 
 _POLL_S = 0.5
+_RESIZE_S = 30.0
+"""Seconds between two looks whether more workers could join."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class Workers:
     """What a run computes on."""
 
     count: int
+    least: int
+    """Fewer than this do not begin or go on."""
+
     cpus: int
     """Processor cores of each."""
 
@@ -50,7 +54,12 @@ class Launch:
     """What is trained, on what, and where its checkpoints go."""
 
     config: TrainConfig
-    data: Path
+    data: str
+    """Folder or URI of the data set; every node must reach it."""
+
+    fingerprint: str
+    """Of the data set, the same on every node."""
+
     weights: Weights
     workers: Workers
     storage: str
@@ -94,33 +103,42 @@ class Listener:
     """Called when Ctrl-C was heard and the workers have been asked to stop."""
 
 
-def choose_workers(count: int | None, gpus_per_worker: float | None) -> Workers:
+def choose_workers(
+    count: int | None, gpus_per_worker: float | None, least: int | None = None
+) -> Workers:
     """As many workers as asked for; else one for each GPU, or one for all processors.
 
+    Args:
+        count: wanted.
+        gpus_per_worker: GPUs of each; None takes one if there are any.
+        least: that will do while there is no room for more; None needs all.
+
     Raises:
-        ConfigError: Ray has not that many processors or GPUs.
+        ConfigError: Ray has not that many processors or GPUs, and will not get them.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 1)), float(resources.get("GPU", 0))
+    resources, nodes = ray_cluster.room()
+    cpus, gpus = int(resources.get("CPU", 0)), float(resources.get("GPU", 0))
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if gpus else 0.0
     if count is None:
         count = max(1, int(gpus / gpus_per_worker)) if gpus_per_worker else 1
     if count < 1:
         raise ConfigError(f"--num-workers is {count}; it must be at least 1.")
-    if count > cpus:
+    least = count if least is None else least
+    if not 1 <= least <= count:
+        raise ConfigError(f"--min-workers is {least}; it must be 1 to {count}, the --num-workers.")
+    if least > cpus:
         raise ConfigError(
             f"--num-workers is {count}, but Ray has {cpus} processor cores; take at most {cpus}."
         )
-    if count * gpus_per_worker > gpus:
+    if least * gpus_per_worker > gpus:
         raise ConfigError(
-            f"{count} workers with --gpus-per-worker {gpus_per_worker:g} need "
-            f"{count * gpus_per_worker:g} GPUs, but Ray has {gpus:g}."
+            f"{least} workers with --gpus-per-worker {gpus_per_worker:g} need "
+            f"{least * gpus_per_worker:g} GPUs, but Ray has {gpus:g}."
         )
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    smallest = int(min(node["Resources"]["CPU"] for node in nodes))
     per_node = -(-count // len(nodes))
-    return Workers(count=count, cpus=max(1, smallest // per_node), gpus=gpus_per_worker)
+    each = max(1, int(min(nodes)) // per_node)
+    return Workers(count=count, least=least, cpus=each, gpus=gpus_per_worker)
 
 
 News = Progress | History | Decision
@@ -180,11 +198,13 @@ def _fit(
     Python 3.11 take a running thread for one that has ended.
     """
     workers = launch.workers
+    place, filesystem = storage.for_ray(launch.storage)
     trainer = TorchTrainer(
         _work,
         train_loop_config={
             "config": launch.config,
-            "data": str(launch.data),
+            "data": launch.data,
+            "fingerprint": launch.fingerprint,
             "weights": ray.put(launch.weights),
             "resume": launch.resume,
             "cpus": workers.cpus,
@@ -196,7 +216,10 @@ def _fit(
         },
         torch_config=_StoppableTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count,
+            num_workers=(workers.least, workers.count)
+            if workers.least < workers.count
+            else workers.count,
+            elastic_resize_monitor_interval_s=_RESIZE_S,
             use_gpu=workers.gpus > 0,
             resources_per_worker={
                 "CPU": workers.cpus,
@@ -205,7 +228,8 @@ def _fit(
         ),
         run_config=ray.train.RunConfig(
             name=launch.attempt,
-            storage_path=launch.storage,
+            storage_path=place,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": memory.ENVIRONMENT},
@@ -267,7 +291,7 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
     """
     torch.set_num_threads(loop_config["cpus"])
     config: TrainConfig = loop_config["config"]
-    dataset = open_dataset(Path(loop_config["data"]))
+    dataset = dataset_cache.open_at(loop_config["data"], loop_config["fingerprint"])
     material = Material.of(dataset, loop_config["commit"], loop_config["resplit"])
     weights: Weights = ray.get(loop_config["weights"])
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())

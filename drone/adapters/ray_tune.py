@@ -15,7 +15,6 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import optuna
-import ray
 from optuna.study import Study as OptunaStudy
 from optuna.trial import TrialState
 from ray import tune
@@ -28,7 +27,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from drone.adapters import tune_trial
+from drone.adapters import ray_cluster, storage, tune_trial
 from drone.adapters.optuna_study import unfinished
 from drone.adapters.ray_train import Workers
 from drone.errors import ConfigError, Interrupted
@@ -71,8 +70,8 @@ def choose_slots(
     Raises:
         ConfigError: not even one fits, or not as many as asked for.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 1)), float(resources.get("GPU", 0))
+    resources, nodes = ray_cluster.room()
+    cpus, gpus = int(resources.get("CPU", 0)), float(resources.get("GPU", 0))
     if workers_per_trial < 1:
         raise ConfigError(f"--workers-per-trial is {workers_per_trial}; at least 1.")
     if gpus_per_worker is None:
@@ -91,11 +90,11 @@ def choose_slots(
         raise ConfigError(f"--concurrency is {at_once}; Ray has room for 1 to {most} trials.")
     each = max(1, cpus // (at_once * workers_per_trial))
     # No worker may want more than its node has.
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    each = min(each, int(min(node["Resources"]["CPU"] for node in nodes)))
-    return Slots(
-        at_once=at_once, workers=Workers(count=workers_per_trial, cpus=each, gpus=gpus_per_worker)
+    each = min(each, int(min(nodes)))
+    workers = Workers(
+        count=workers_per_trial, least=workers_per_trial, cpus=each, gpus=gpus_per_worker
     )
+    return Slots(at_once=at_once, workers=workers)
 
 
 def make_scheduler(name: str, base: TrainConfig, space: Space) -> TrialScheduler:
@@ -361,6 +360,7 @@ def run(
     waiting = tune.PlacementGroupFactory([{"memory": 1_000_000}])
     wanted = {"CPU": workers.cpus, "GPU": workers.gpus} if alone else waiting
     trainable = tune.with_resources(tune.with_parameters(tune_trial.run, spec=spec), wanted)
+    place, filesystem = storage.for_ray(spec.storage)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -372,7 +372,8 @@ def run(
         ),
         run_config=tune.RunConfig(
             name=attempt,
-            storage_path=spec.storage,
+            storage_path=place,
+            storage_filesystem=filesystem,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),

@@ -12,6 +12,9 @@ from pyarrow import fs
 from drone.errors import ConfigError, RunError
 from drone.training.checkpoint import is_whole
 
+HEAD = "head"
+"""Scheme of places on the machine that the job runs on, as other machines reach them."""
+
 
 def resolve(place: str) -> str:
     """An absolute path or a URI that any node understands, and that can be written.
@@ -19,8 +22,7 @@ def resolve(place: str) -> str:
     Raises:
         ConfigError: no file system for such a URI, or it cannot be written.
     """
-    if "://" not in place:
-        place = str(Path(place).expanduser().resolve())
+    place = absolute(place)
     filesystem, path = _open(place)
     probe = f"{path}/.probe-{uuid.uuid4().hex}"
     try:
@@ -35,7 +37,24 @@ def resolve(place: str) -> str:
     return place
 
 
+def absolute(place: str) -> str:
+    """A folder from the root, so that it means the same elsewhere; a URI as it is."""
+    return place if "://" in place else str(Path(place).expanduser().resolve())
+
+
+def for_ray(place: str) -> tuple[str, fs.FileSystem | None]:
+    """A place as Ray's run configurations take it: path or URI, and a file system of ours."""
+    if place.startswith(f"{HEAD}://"):
+        filesystem, path = _open(place)
+        return path, filesystem
+    return place, None
+
+
 def _open(place: str) -> tuple[fs.FileSystem, str]:
+    if place.startswith(f"{HEAD}://"):
+        from drone.adapters.head_files import HeadFileSystem  # Needs Ray; plain places do not.
+
+        return fs.PyFileSystem(fs.FSSpecHandler(HeadFileSystem())), place.removeprefix(f"{HEAD}://")
     try:
         filesystem, path = fs.FileSystem.from_uri(place)
     except (ValueError, OSError) as error:
@@ -93,20 +112,58 @@ def fetch(place: str, target: Path) -> Path:
     Raises:
         RunError: it is gone or damaged.
     """
-    filesystem, path = _open(place)
-    target.mkdir(parents=True, exist_ok=True)
     try:
-        fs.copy_files(
-            path,
-            str(target),
-            source_filesystem=filesystem,
-            destination_filesystem=fs.LocalFileSystem(),
-        )
+        copy_here(place, target)
     except OSError as error:
         raise RunError(f"The checkpoint {place} cannot be read: {error}") from error
     if not is_whole(target):
         raise RunError(f"The checkpoint {place} is damaged: a file is missing or cut short.")
     return target
+
+
+def copy_here(place: str, target: Path) -> None:
+    """Copies a folder of any place into a local one, which is made.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    filesystem, path = _open(place)
+    target.mkdir(parents=True, exist_ok=True)
+    fs.copy_files(
+        path,
+        str(target),
+        source_filesystem=filesystem,
+        destination_filesystem=fs.LocalFileSystem(),
+    )
+
+
+def read_text(place: str) -> str:
+    """A small text file of any place.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    filesystem, path = _open(place)
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read()).decode("utf-8")
+
+
+def write_text(place: str, text: str) -> None:
+    """Writes a small text file to any place; its folder is made.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    filesystem, path = _open(place)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def delete_file(place: str) -> None:
+    """Deletes a file of any place."""
+    filesystem, path = _open(place)
+    filesystem.delete_file(path)
 
 
 def keep(folder: Path, place: str, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ray.tune.schedulers import TrialScheduler
 
-from drone.adapters import optuna_study, ray_tune, storage, tune_trial
+from drone.adapters import optuna_study, ray_cluster, ray_tune, storage, tune_trial
 from drone.adapters.mlflow_study import Children
 from drone.adapters.mlflow_tracking import TrackedRun
 from drone.adapters.training_run import commit
@@ -118,7 +118,7 @@ class Search:
         Returns:
             The configurations, the surest first.
         """
-        best = worth_repeating(self.study.records(TRIALS), self.settings.space, top)
+        best = worth_repeating(self.study.records(TRIALS), top)
         known = {record.number: record for record in self.study.records(CONFIRM)}
         wanted = {trial.number: self._repetitions(trial, seeds, known) for trial in best}
         records = [record for repeated in wanted.values() for record in repeated]
@@ -223,10 +223,11 @@ class Search:
         cuts = cuts_to_keep(self._cuts(), settings.base, extent)
         return tune_trial.Spec(
             base=settings.base,
-            data=Path(settings.data),
+            data=ray_cluster.readable(settings.data),
+            fingerprint=settings.fingerprint,
             weights=self.weights,
             commit=self._commit,
-            storage=settings.storage,
+            storage=ray_cluster.writable(settings.storage),
             workers=slots.workers,
             reuse=Reuse(folder=means.features, disk_gb=means.features_disk_gb, cuts=cuts),
             extent=extent,

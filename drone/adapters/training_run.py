@@ -42,7 +42,9 @@ class Plan:
     """What a run computes, from what, and where its checkpoints go."""
 
     config: TrainConfig
-    data: Path
+    data: str
+    """Folder or URI of the data set."""
+
     weights: str
     """As `weights.load` takes it."""
 
@@ -54,7 +56,7 @@ class Plan:
         known = self.weights in ("imagenet", "none")
         content = {
             "config": to_dict(self.config),
-            "data": str(self.data.resolve()),
+            "data": storage.absolute(self.data),
             "weights": self.weights if known else str(Path(self.weights).resolve()),
             "storage": self.storage,
         }
@@ -77,7 +79,7 @@ def plan_of(run_id: str) -> Plan:
             ) from error
     return Plan(
         config=override(TrainConfig(), content["config"], f"run {run_id}"),
-        data=Path(content["data"]),
+        data=content["data"],
         weights=content["weights"],
         storage=content["storage"],
     )
@@ -126,6 +128,9 @@ class Resources:
     """What the user asked for; None means what there is."""
 
     num_workers: int | None
+    min_workers: int | None
+    """Fewer will do while machines are missing; None waits for all."""
+
     gpus_per_worker: float | None
     max_failures: int
     reuse: Reuse
@@ -135,6 +140,7 @@ class Resources:
 def train(
     run: TrackedRun,
     plan: Plan,
+    fingerprint: str,
     weights: Weights,
     resources: Resources,
     watcher: Watcher,
@@ -142,23 +148,38 @@ def train(
 ) -> None:
     """Trains what is left of a run; Ray must be connected.
 
+    Args:
+        run: to log to.
+        plan: what it computes.
+        fingerprint: of its data set.
+        weights: that it starts from.
+        resources: what it may use.
+        watcher: shows it to a person.
+        say: prints a line.
+
     Raises:
         Interrupted: by Ctrl-C or SIGTERM, after a checkpoint.
         TrainingError: training cannot go on.
     """
-    stored = storage.newest(plan.storage)
+    place = ray_cluster.writable(plan.storage)
+    if place != plan.storage:
+        say(f"Other machines do not share {plan.storage}: checkpoints come here over the network.")
+    stored = storage.newest(place)
     if stored is not None:
         say(f"Going on from epoch {stored.epoch}, step {stored.batch}")
         if stored.epoch >= plan.config.epochs:
             return
-    workers = ray_train.choose_workers(resources.num_workers, resources.gpus_per_worker)
+    workers = ray_train.choose_workers(
+        resources.num_workers, resources.gpus_per_worker, resources.min_workers
+    )
     run.log_tags({"num_workers": workers.count, "gpus_per_worker": workers.gpus})
     launch = ray_train.Launch(
         config=plan.config,
-        data=plan.data.resolve(),
+        data=ray_cluster.readable(storage.absolute(plan.data)),
+        fingerprint=fingerprint,
         weights=weights,
         workers=workers,
-        storage=plan.storage,
+        storage=place,
         attempt=f"attempt_{datetime.datetime.now():%Y%m%d_%H%M%S}",
         resume=stored.place if stored else None,
         max_failures=resources.max_failures,

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from ray import tune
 
-from drone.adapters import ray_train, storage
+from drone.adapters import dataset_cache, ray_train, storage
 from drone.adapters.ray_train import Launch, Listener, Workers
-from drone.data.dataset import Dataset, open_dataset
+from drone.data.dataset import Dataset
 from drone.errors import DroneError, Interrupted, TrainingError
 from drone.model import mobilenet
 from drone.model.weights import Weights
@@ -40,7 +40,10 @@ class Spec:
     """What all trials of a study have in common."""
 
     base: TrainConfig
-    data: Path
+    data: str
+    """Folder or URI of the data set; every node must reach it."""
+
+    fingerprint: str
     weights: Weights
     commit: str
     storage: str
@@ -72,7 +75,7 @@ def run(trial: Mapping[str, Any], spec: Spec) -> None:
     config = configure(spec.base, trial["params"], f"trial {trial['number']}")
     config = replace(config, seed=trial["seed"], checkpoint_every_s=CHECKPOINT_EVERY_S)
     place = place_of(spec.storage, trial["part"], trial["number"])
-    dataset = _dataset(spec.data)
+    dataset = _dataset(spec.data, spec.fingerprint)
     reporter = _Reporter(config, len(dataset.classes), trial["known"], began)
     try:
         if spec.workers.count > 1:
@@ -97,9 +100,9 @@ def place_of(storage_place: str, part: str, number: int) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _dataset(folder: Path) -> Dataset:
+def _dataset(place: str, fingerprint: str) -> Dataset:
     """Opened once in each process."""
-    return open_dataset(folder)
+    return dataset_cache.open_at(place, fingerprint)
 
 
 class _Reporter:
@@ -221,6 +224,7 @@ def _train_on_many(
     launch = Launch(
         config=config,
         data=spec.data,
+        fingerprint=spec.fingerprint,
         weights=spec.weights,
         workers=spec.workers,
         storage=place,

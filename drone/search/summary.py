@@ -12,6 +12,9 @@ from scipy import stats
 from drone.search.space import Choice, Domain, Range, Space
 from drone.search.study import TrialRecord
 
+_SHAPE = ("model.unfreeze_depth", "model.head_width", "augment.strength")
+"""Settings that make one configuration another."""
+
 _FEWEST = 8
 """Trials below which a study says nothing of a setting."""
 
@@ -26,16 +29,15 @@ def best_of(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
     return order[:count]
 
 
-def worth_repeating(records: Sequence[TrialRecord], space: Space, count: int) -> list[TrialRecord]:
+def worth_repeating(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
     """The best trials that differ in more than rates, then the study's first one.
 
-    Trials of the same depth, width and other choices are near copies of each other: repeating them
-    would tell luck from luck. The first trial is what one would use without a search.
+    Trials of the same depth, width and strength are near copies of each other: repeating them would
+    tell luck from luck. The first trial is what one would use without a search.
     """
-    choices = [name for name, domain in space.items() if isinstance(domain, Choice)]
     found: dict[tuple[Any, ...], TrialRecord] = {}
     for record in best_of(records, len(records)):
-        found.setdefault(tuple(record.params.get(name) for name in choices), record)
+        found.setdefault(tuple(record.params.get(name) for name in _SHAPE), record)
     best = list(found.values())[:count]
     first = [record for record in best_of(records, len(records)) if record.number == 0]
     return best + [record for record in first if record not in best]
@@ -49,34 +51,22 @@ class Repeated:
     scores: tuple[float, ...]
     """Validation macro F1 of each repetition that ended well."""
 
-    ease: tuple[float, ...] = ()
-    """How much easier than on average each repetition was for all configurations."""
+    mean: float
+    """Of the scores; the trial's own is left out, since it was chosen for being high."""
 
-    @property
-    def mean(self) -> float:
-        """Of the scores; the trial's own is left out, since it was chosen for being high."""
-        return statistics.fmean(self.scores)
-
-    @property
-    def lower(self) -> float:
-        """Lower end of the one-sided 95 % interval of the mean (Student 1908).
-
-        Of the scores less the ease of their repetitions, which all configurations share (a design
-        in blocks: Fisher 1935).
-        """
-        count = len(self.scores)
-        if count < 2:
-            return self.mean
-        ease = self.ease or (0.0,) * count
-        left = [score - shared for score, shared in zip(self.scores, ease, strict=True)]
-        error = statistics.stdev(left) / math.sqrt(count)
-        return self.mean - float(stats.t.ppf(0.95, count - 1)) * error
+    lower: float
+    """Lower end of the one-sided 95 % interval of the mean; of a single score, the score."""
 
 
 def rank_repeated(
     trials: Sequence[TrialRecord], repetitions: Mapping[int, Sequence[TrialRecord]]
 ) -> list[Repeated]:
     """The configurations by the lower bound of their mean, the surest first.
+
+    The scores of a configuration vary because some repetitions are easy or hard for all, which is
+    taken out (blocks: Fisher 1935), and by chance. That variance, known from two or three scores,
+    is averaged with that of all configurations (moderated t: Smyth 2004), so that none wins by
+    three scores that happen to lie close together.
 
     Args:
         trials: that were repeated.
@@ -88,25 +78,41 @@ def rank_repeated(
         ]
         for trial in trials
     }
-    ease = _ease([row for row in scores.values() if None not in row])
-    found = []
-    for trial in trials:
-        pairs = [
-            (score, ease[position] if ease else 0.0)
-            for position, score in enumerate(scores[trial.number])
+    ease = _ease(list(scores.values()))
+    left = {
+        number: [
+            score - (ease[position] if ease else 0.0)
+            for position, score in enumerate(row)
             if score is not None
         ]
-        if pairs:
-            found.append(Repeated(trial, *zip(*pairs, strict=True)))
+        for number, row in scores.items()
+    }
+    variances = [statistics.variance(row) for row in left.values() if len(row) > 1]
+    usual = statistics.fmean(variances) if variances else 0.0
+    found = []
+    for trial in trials:
+        known = tuple(score for score in scores[trial.number] if score is not None)
+        if known:
+            mean = statistics.fmean(known)
+            found.append(Repeated(trial, known, mean, _lower(mean, left[trial.number], usual)))
     return sorted(found, key=lambda repeated: repeated.lower, reverse=True)
 
 
 def _ease(rows: Sequence[Sequence[float | None]]) -> list[float]:
-    """How far each position lies above the average; needs two rows to tell it from luck."""
-    if len(rows) < 2:
+    """How far each position lies above the average, if two or more rows are whole."""
+    whole = [[one for one in row if one is not None] for row in rows if None not in row]
+    if len(whole) < 2:
         return []
-    means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
+    means = [statistics.fmean(column) for column in zip(*whole, strict=True)]
     return [mean - statistics.fmean(means) for mean in means]
+
+
+def _lower(mean: float, left: Sequence[float], usual_variance: float) -> float:
+    count = len(left)
+    if count < 2:
+        return mean
+    variance = (statistics.variance(left) + usual_variance) / 2
+    return mean - float(stats.t.ppf(0.95, 2 * (count - 1))) * math.sqrt(variance / count)
 
 
 def table(records: Sequence[TrialRecord], names: Mapping[int, str]) -> pd.DataFrame:

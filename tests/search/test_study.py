@@ -99,10 +99,21 @@ def test_a_steady_configuration_beats_a_lucky_one() -> None:
     )
     assert [found.trial.number for found in ranked] == [0, 1]
     assert ranked[1].mean == pytest.approx(0.82)
-    low, _ = stats.t.interval(
-        0.9, 2, loc=0.82, scale=stats.sem([0.90, 0.70, 0.86])
-    )  # The lower end of the two-sided 90 % interval is that of the one-sided 95 %.
+    own, other = np.var([0.90, 0.70, 0.86], ddof=1), np.var([0.79, 0.80, 0.81], ddof=1)
+    moderated = (own + (own + other) / 2) / 2
+    # The lower end of the two-sided 90 % interval is that of the one-sided 95 %.
+    low, _ = stats.t.interval(0.9, 4, loc=0.82, scale=np.sqrt(moderated / 3))
     assert ranked[1].lower == pytest.approx(low)
+
+
+def test_three_scores_that_happen_to_be_close_do_not_win() -> None:
+    close, better = trial(1, 0.9), trial(0, 0.8)
+    scores = {1: (0.811, 0.783, 0.836), 0: (0.801, 0.800, 0.845)}
+    ranked = summary.rank_repeated(
+        [close, better],
+        {number: [trial(10 * number, score) for score in row] for number, row in scores.items()},
+    )
+    assert ranked[0].trial is better
 
 
 def test_what_made_a_repetition_hard_for_all_is_not_held_against_anyone() -> None:
@@ -127,9 +138,9 @@ def test_near_copies_are_not_repeated_and_the_first_trial_always_is() -> None:
         trial(2, 0.89, **{depth: 0, rate: 2e-3}),
         trial(3, 0.80, **{depth: 3, rate: 1e-3}),
     ]
-    chosen = summary.worth_repeating(records, DEFAULT, 2)
+    chosen = summary.worth_repeating(records, 2)
     assert [found.number for found in chosen] == [1, 3, 0]
-    assert [found.number for found in summary.worth_repeating(records, DEFAULT, 3)] == [1, 3, 0]
+    assert [found.number for found in summary.worth_repeating(records, 3)] == [1, 3, 0]
 
 
 def test_a_sentence_on_each_setting() -> None:
@@ -152,7 +163,7 @@ def test_a_sentence_on_each_setting() -> None:
 def test_the_report_holds_everything(tmp_path: Path) -> None:
     records = [trial(0, 0.7, **{"model.head": "<mlp>"}), trial(1, 0.8, "ended")]
     records[1].reason = "diverged & gone"
-    repeated = [summary.Repeated(records[0], (0.7, 0.72))]
+    repeated = [summary.Repeated(records[0], (0.7, 0.72), 0.71, 0.70)]
     figure = tmp_path / "some_plot.png"
     figure.write_bytes(b"png")
     findings = report.Findings(

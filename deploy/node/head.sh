@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Starts Ray's head and the tracking server on this machine.
+#   head.sh [ADDRESS [CPUS]]    the address that the other nodes reach, cores for training here
+set -euo pipefail
+app="$(cd "$(dirname "$0")/../.." && pwd)"
+address="${1:-$(hostname -I | cut -d' ' -f1)}"
+. "$app/deploy/node/env.sh"
+unset RAY_ADDRESS
+
+setting() {  # of the provider, from the cluster's own description
+    python -c "import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))['provider'].get(sys.argv[2], ''))" \
+        "$HOME/ray_bootstrap_config.yaml" "$1"
+}
+storage="$(setting storage)"
+region="$(setting region)"
+interface="$(ip -o -4 addr show | awk -v ip="$address" 'index($4, ip "/") == 1 {print $2; exit}')"
+mkdir -p "$HOME/.drone"
+{
+    echo "export RAY_ADDRESS=$address:6379"
+    echo "export MLFLOW_TRACKING_URI=http://$address:5000"
+    if [ -n "$interface" ]; then echo "export GLOO_SOCKET_IFNAME=$interface"; fi
+    if [ -n "$storage" ]; then echo "export DRONE_STORAGE=$storage"; fi
+    if [ -n "$region" ]; then echo "export AWS_DEFAULT_REGION=$region"; fi
+} > "$HOME/.drone/node.env"
+. "$HOME/.drone/node.env"
+unset RAY_ADDRESS
+
+ray stop
+ulimit -n 65536 2> /dev/null || true
+ray start --head --port=6379 --node-ip-address="$address" --dashboard-host=127.0.0.1 \
+    ${2:+--num-cpus="$2"} --autoscaling-config="$HOME/ray_bootstrap_config.yaml"
+
+# One tracking server, of the code that is here now.
+if [ -f "$HOME/.drone/tracking.pid" ]; then
+    pid="$(cat "$HOME/.drone/tracking.pid")"
+    if tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -q tracking.py; then
+        kill "$pid"
+        for _ in $(seq 50); do kill -0 "$pid" 2> /dev/null || break; sleep 0.2; done
+    fi
+fi
+setsid nohup python "$app/ray_jobs/tracking.py" --host "$address" --folder "$HOME/.drone/mlflow" \
+    ${storage:+--keep "$storage/mlflow"} --until-closed "$address:6379" \
+    > "$HOME/.drone/tracking.log" 2>&1 < /dev/null &
+echo $! > "$HOME/.drone/tracking.pid"

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Joins this machine to the cluster whose head is RAY_HEAD_IP.
+set -euo pipefail
+app="$(cd "$(dirname "$0")/../.." && pwd)"
+. "$app/deploy/node/env.sh"
+unset RAY_ADDRESS
+
+interface="$(ip -o route get "$RAY_HEAD_IP" | sed -n 's/.* dev \([^ ]*\).*/\1/p')"
+own="$(ip -o route get "$RAY_HEAD_IP" | sed -n 's/.* src \([^ ]*\).*/\1/p')"
+mkdir -p "$HOME/.drone"
+{
+    echo "export RAY_ADDRESS=$RAY_HEAD_IP:6379"
+    echo "export MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:5000"
+    if [ -n "$interface" ]; then echo "export GLOO_SOCKET_IFNAME=$interface"; fi
+} > "$HOME/.drone/node.env"
+. "$HOME/.drone/node.env"
+unset RAY_ADDRESS
+
+ray stop
+ulimit -n 65536 2> /dev/null || true
+ray start --address="$RAY_HEAD_IP:6379" ${own:+--node-ip-address="$own"} ${1:+--num-cpus="$1"}
