@@ -9,7 +9,18 @@ READY := $(VENV)/.ready
 DATA ?=
 WEIGHTS ?=
 
-.PHONY: help setup demo test check bench ui clean
+# Machines of your own for `make cluster-local`: addresses, who logs in, a private key; optionally a
+# Python environment that is on all of them, and a folder or URI that all of them share.
+HEAD ?=
+WORKERS ?=
+SSH_USER ?= $(shell id -un)
+SSH_KEY ?= ~/.ssh/id_ed25519
+ENVIRONMENT ?=
+STORAGE ?=
+# Ray's newer autoscaler never starts the workers of a local cluster.
+RAY_LOCAL := RAY_UP_enable_autoscaler_v2=0 $(BIN)/ray
+
+.PHONY: help setup demo test check bench ui cluster-local cluster-local-down clean
 
 help:
 	@echo "make setup   the virtual environment in $(VENV) with all dependencies"
@@ -18,6 +29,8 @@ help:
 	@echo "make check   lint, types, layers"
 	@echo "make bench   measurements, as ratios against the alternative"
 	@echo "make ui      the MLflow UI on the default store"
+	@echo "make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'   a Ray cluster of your own machines"
+	@echo "make cluster-local-down                                 its end"
 
 setup: $(READY)
 
@@ -44,6 +57,15 @@ bench: setup
 
 ui: setup
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
+
+cluster-local: setup
+	@test -n "$(HEAD)" || { echo "error: name the machines: make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'"; exit 2; }
+	$(BIN)/python deploy/local_twin.py --head $(HEAD) $(if $(WORKERS),--workers $(WORKERS)) --user $(SSH_USER) --key $(SSH_KEY) \
+		$(if $(ENVIRONMENT),--environment $(ENVIRONMENT)) $(if $(STORAGE),--storage $(STORAGE))
+	$(RAY_LOCAL) up -y cluster-local.yaml
+
+cluster-local-down: setup
+	$(BIN)/ray down -y cluster-local.yaml
 
 clean:
 	rm -rf demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

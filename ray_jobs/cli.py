@@ -1,5 +1,6 @@
 """What all jobs share on the command line: parsing, messages, `--json` and exit codes."""
 
+import errno
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ class Job(Protocol):
 
 AnyJob = TypeVar("AnyJob", bound=Job)
 Result = dict[str, Any]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Failures of a disk that a person can mend."""
 
 console = Console()
 """Where a job speaks to a person; with --json that is standard error."""
@@ -61,6 +64,10 @@ def start(
         fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        fail(f"{error.filename or 'A file'} cannot be written: {error.strerror}.", 1)
     if arguments.json:
         print(json.dumps(result, ensure_ascii=False))
     sys.exit(0)

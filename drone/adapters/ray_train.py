@@ -92,6 +92,9 @@ class Listener:
     on_plan: Callable[[Decision], None]
     """Gets what was decided about kept activations, at the start."""
 
+    on_notice: Callable[[str], None]
+    """Gets what a worker has to say to a person."""
+
     on_progress: Callable[[Progress], None]
     on_history: Callable[[History], None]
     """Gets all epochs so far, each time one ends."""
@@ -141,7 +144,7 @@ def choose_workers(
     return Workers(count=count, least=least, cpus=each, gpus=gpus_per_worker)
 
 
-News = Progress | History | Decision
+News = Progress | History | Decision | str
 
 
 class _Relay:
@@ -213,6 +216,7 @@ def _fit(
             "reuse": launch.reuse,
             "extent": launch.extent,
             "relay": relay,
+            "storage": launch.storage,
         },
         torch_config=_StoppableTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
@@ -251,6 +255,8 @@ def _listen(ended: threading.Event, relay: ActorHandle, listener: Listener) -> N
                 listener.on_progress(news)
             elif isinstance(news, Decision):
                 listener.on_plan(news)
+            elif isinstance(news, str):
+                listener.on_notice(news)
             else:
                 listener.on_history(news)
         listener.on_wait()
@@ -296,7 +302,9 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
     weights: Weights = ray.get(loop_config["weights"])
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())
     with tempfile.TemporaryDirectory() as temporary:
-        context = RayContext(loop_config["relay"], loop_config["resume"], Path(temporary))
+        context = RayContext(
+            loop_config["relay"], loop_config["resume"], loop_config["storage"], Path(temporary)
+        )
         reuse: Reuse = loop_config["reuse"]
         splits = material.train, material.validation
         decision = plan_reuse(
@@ -322,12 +330,13 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
 class RayContext(Context):
     """The loop's surroundings in a worker of Ray Train."""
 
-    def __init__(self, relay: ActorHandle, resume: str | None, scratch: Path) -> None:
+    def __init__(self, relay: ActorHandle, resume: str | None, place: str, scratch: Path) -> None:
         """Takes rank and device from Ray.
 
         Args:
             relay: to the driver.
             resume: checkpoint of an earlier attempt.
+            place: where checkpoints go.
             scratch: an empty local folder.
         """
         context = ray.train.get_context()
@@ -335,7 +344,7 @@ class RayContext(Context):
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.saves_each_epoch = True
-        self._relay, self._resume, self._scratch = relay, resume, scratch
+        self._relay, self._resume, self._place, self._scratch = relay, resume, place, scratch
         self._asked: ray.ObjectRef | None = None
         self._stopped = False
         self._last_progress = 0.0
@@ -345,11 +354,16 @@ class RayContext(Context):
 
         The driver learns of an epoch only when its checkpoint is safe.
         """
+        if checkpoint is not None:
+            storage.wait_for_room(self._place, checkpoint, self._tell)
         kept = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
         metrics = history[-1]["metrics"] if history else {}
         ray.train.report(metrics, checkpoint=kept)
         if self.rank == 0 and history:
             ray.get(self._relay.publish.remote(history))
+
+    def _tell(self, notice: str) -> None:
+        ray.get(self._relay.publish.remote(notice))
 
     def progress(self, progress: Progress) -> None:
         """Tells the driver, at most twice a second."""

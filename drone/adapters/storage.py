@@ -1,8 +1,10 @@
 """Checkpoints where a run keeps them: a local or shared folder, or object storage."""
 
+import contextlib
 import json
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ from pyarrow import fs
 
 from drone.errors import ConfigError, RunError
 from drone.training.checkpoint import is_whole
+
+PATIENCE_S = 120.0
+"""Seconds that a place may fail before a run does."""
+
+_RETRY_S = 2.0
 
 HEAD = "head"
 """Scheme of places on the machine that the job runs on, as other machines reach them."""
@@ -23,18 +30,64 @@ def resolve(place: str) -> str:
         ConfigError: no file system for such a URI, or it cannot be written.
     """
     place = absolute(place)
-    filesystem, path = _open(place)
-    probe = f"{path}/.probe-{uuid.uuid4().hex}"
     try:
-        filesystem.create_dir(path, recursive=True)
-        with filesystem.open_output_stream(probe) as stream:
-            stream.write(b"probe")
-        filesystem.delete_file(probe)
+        _probe(place, 1)
     except OSError as error:
         raise ConfigError(
             f"The storage {place} cannot be written: {error}. Choose another --storage."
         ) from error
     return place
+
+
+def _probe(place: str, size: int) -> None:
+    """Writes and deletes a file of some bytes.
+
+    Raises:
+        OSError: the place cannot be written, or has no room for it.
+    """
+    filesystem, path = _open(place)
+    probe = f"{path}/.probe-{uuid.uuid4().hex}"
+    filesystem.create_dir(path, recursive=True)
+    try:
+        with filesystem.open_output_stream(probe) as stream:
+            stream.write(bytes(size))
+    finally:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(probe)
+
+
+def wait_for_room(place: str, checkpoint: Path, say: Callable[[str], None]) -> None:
+    """Returns when a checkpoint can be written; a place that fails for a while is waited for.
+
+    Args:
+        place: folder or URI.
+        checkpoint: local folder that is about to go there.
+        say: hears that the place fails, and that it is back.
+
+    Raises:
+        RunError: it fails for longer than `PATIENCE_S`.
+    """
+    size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+    # Object storage does not run full, and its uploads cost.
+    room = size if "://" not in place or place.startswith(f"{HEAD}://") else 1
+    give_up_at, failed = time.monotonic() + PATIENCE_S, False
+    while True:
+        try:
+            _probe(place, room)
+        except OSError as error:
+            if time.monotonic() >= give_up_at:
+                raise RunError(
+                    f"The storage {place} could not be written for {PATIENCE_S:.0f} s: {error}. "
+                    f"What was reported before is safe: mend it or make room, then --resume."
+                ) from error
+            if not failed:
+                say(f"The storage {place} cannot be written ({error}). Training waits for it.")
+            failed = True
+            time.sleep(_RETRY_S)
+        else:
+            if failed:
+                say("The storage is back; training goes on.")
+            return
 
 
 def absolute(place: str) -> str:

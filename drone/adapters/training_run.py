@@ -199,6 +199,7 @@ def train(
 
     listener = ray_train.Listener(
         on_plan=on_plan,
+        on_notice=say,
         on_progress=watcher.progress,
         on_history=on_history,
         on_wait=lambda: run.log_history(latest),

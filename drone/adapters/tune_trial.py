@@ -199,6 +199,7 @@ class _TrialContext(Context):
     def report(self, history: History, checkpoint: Path | None) -> None:
         """Keeps the checkpoint, then tells Ray Tune, which may end the trial here."""
         if checkpoint is not None:
+            storage.wait_for_room(self._place, checkpoint, lambda _: None)
             # Milliseconds keep the order over restarts.
             storage.keep(checkpoint, self._place, f"checkpoint_{int(time.time() * 1000):015d}")
         self._reporter.tell(history)
@@ -238,6 +239,7 @@ def _train_on_many(
     )
     listener = Listener(
         on_plan=reporter.planned,
+        on_notice=lambda _: None,
         on_progress=lambda _: None,
         on_history=reporter.tell,
         on_wait=lambda: None,

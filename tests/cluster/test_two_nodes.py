@@ -1,0 +1,191 @@
+"""A cluster of two hosts, by the commands that a person types, with the faults that clusters have.
+
+The hosts are namespaces on this machine, each with an address, a home, an SSH server and a Ray of
+its own. They share no folder. The tests use one cluster, in the order in which they stand here.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from drone.data.dataset import Dataset
+from tests.cluster.hosts import Host, hosts, missing
+from tests.conftest import ROOT
+from tests.jobs.processes import wait_for
+
+reason = missing()
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(reason is not None, reason=f"no hosts: {reason}"),
+]
+
+EPOCHS = 8
+QUICK = f"finetune --weights none --batch-size 8 --precision fp32 --epochs {EPOCHS}"
+QUICK += " --model.unfreeze-depth 2 --num-workers 2 --data drones"
+
+
+@dataclass
+class Cluster:
+    """The two hosts of the cluster and the machine of the person who uses it."""
+
+    head: Host
+    worker: Host
+    client: Host
+
+    def submit(self, job: str, words: str, timeout_s: float = 300, check: bool = True) -> str:
+        """As a person does it, from a machine that is not of the cluster."""
+        command = f"cd {ROOT}; ray submit ~/cluster-local.yaml ray_jobs/{job}.py -- {words}"
+        return self.client.run(command, timeout_s, check)
+
+    def on_head(self, command: str) -> str:
+        """In a login shell of the head, as `ray attach` gives one."""
+        return self.head.run(f"source ~/.bashrc; {command}")
+
+    def runs(self) -> dict[str, list[dict]]:
+        """All runs of the tracking server by name."""
+        said = self.on_head("python app/tests/cluster/points.py $MLFLOW_TRACKING_URI")
+        return json.loads(said.strip().splitlines()[-1])
+
+    def run(self, name: str) -> dict:
+        (run,) = self.runs()[name]
+        return run
+
+    def machines(self) -> int:
+        """Living machines that Ray counts."""
+        said = self.head.run("source ~/.bashrc; ray status", check=False)
+        return sum(
+            int(line.split()[0])
+            for line in said.splitlines()
+            if line.endswith("local.cluster.node")
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Iterator[Cluster]:
+    """`ray up` by the commands of docs/cluster.md; the data set lies on the head alone."""
+    folder = tmp_path_factory.mktemp("hosts")
+    with hosts(folder, "head", "worker", "client") as made:
+        cluster = Cluster(made["head"], made["worker"], made["client"])
+        shutil.copytree(dataset.folder, cluster.head.home / "drones")
+        cluster.client.run(
+            f"python {ROOT}/deploy/local_twin.py --head {cluster.head.address} --workers "
+            f"{cluster.worker.address} --user root --environment {sys.prefix} "
+            f"--out ~/cluster-local.yaml"
+        )
+        up = f"cd {ROOT}; RAY_UP_enable_autoscaler_v2=0 ray up -y ~/cluster-local.yaml"
+        cluster.client.run(up)
+        wait_for(lambda: cluster.machines() == 2, 60)
+        try:
+            yield cluster
+        finally:
+            shutil.copytree(
+                cluster.head.home / ".drone", folder / "left-behind", dirs_exist_ok=True
+            )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> dict:
+    """A run of two workers on two machines."""
+    cluster.submit("train", f"{QUICK} --name undisturbed")
+    return cluster.run("undisturbed")
+
+
+def test_the_doctor_finds_both_machines_well(cluster: Cluster) -> None:
+    said = cluster.submit("doctor", "--data drones")
+    assert "head, worker" in said or "worker, head" in said
+    for check in ("torchvision", "code", "storage", "tracking", "data", "clock"):
+        assert check in said
+    assert "fails" not in said
+
+
+def test_two_workers_on_two_machines_train_one_model(cluster: Cluster, undisturbed: dict) -> None:
+    assert undisturbed["status"] == "FINISHED" and undisturbed["models"] == 1
+    assert [step for step, _ in undisturbed["points"]["train/loss"]] == list(range(1, EPOCHS + 1))
+    # The other machine took part: it has fetched the data set. It holds no checkpoint.
+    assert list((cluster.worker.home / ".cache/drone/datasets").glob("*/dataset.json"))
+    assert not (cluster.worker.home / "runs").exists()
+    assert list(cluster.head.home.glob(f"runs/{undisturbed['id']}/**/state.json"))
+
+
+def test_a_search_over_both_machines(cluster: Cluster) -> None:
+    words = "--data drones --weights none --num-trials 8 --epochs 3 --concurrency 4 --name search"
+    words += " --vary model.unfreeze_depth=0,1 --confirm 0 0 --no-doctor"
+    said = cluster.submit("tune", words)
+    assert "8/8 done" in said
+    parent = cluster.run("search")
+    assert parent["status"] == "FINISHED" and "study" in parent["files"]
+    children = [
+        run for same in cluster.runs().values() for run in same if run["parent"] == parent["id"]
+    ]
+    assert len(children) == 8
+    assert {run["status"] for run in children} == {"FINISHED"}
+    for run in children:
+        steps = [step for step, _ in run["points"]["train/loss"]]
+        assert steps == list(range(1, len(steps) + 1)) and steps
+    promoted = "drone-classifier@champion" in said or "did not pass the gate" in said
+    assert promoted and list(cluster.head.home.glob("studies/search/reports/*/test/report.html"))
+
+
+def test_training_survives_storage_that_fails_and_a_cable_that_is_out(
+    cluster: Cluster, undisturbed: dict
+) -> None:
+    # What runs/ holds is on a file system of its own, which can be made to fail.
+    cluster.head.run("mkdir -p runs; mount --bind runs runs; mount -t tmpfs tmpfs runs")
+    command = f"source ~/.bashrc; exec python app/ray_jobs/train.py {QUICK} --name faults"
+    job = cluster.head.start(f"{command} --no-doctor", "faults.log")
+
+    def log() -> str:
+        return cluster.head.read("faults.log")
+
+    wait_for(lambda: "of them learn" in log())
+    cluster.head.run("mount -o remount,ro runs")
+    wait_for(lambda: "Training waits for it" in log())
+    cluster.head.run("mount -o remount,rw,size=64k runs")  # Now it can be written, but is full.
+    time.sleep(6)
+    assert "The storage is back" not in log()
+    cluster.head.run("mount -o remount,size=200m runs")
+    cluster.worker.cut_off()
+    wait_for(lambda: cluster.machines() == 1, 90)
+    cluster.worker.plug_in()
+    assert job.wait(timeout=240) == 0, log()
+    assert "The storage is back" in log()
+    faults = cluster.run("faults")
+    assert faults["status"] == "FINISHED"
+    assert faults["points"] == undisturbed["points"]
+
+
+def test_a_search_survives_a_cable_that_is_out(cluster: Cluster) -> None:
+    wait_for(lambda: cluster.machines() == 2, 120)
+    words = "--data drones --weights none --num-trials 8 --epochs 6 --concurrency 4 --name cut"
+    words += " --vary model.unfreeze_depth=1,2 --confirm 0 0 --no-final --no-doctor"
+    command = f"source ~/.bashrc; exec python app/ray_jobs/tune.py {words}"
+    job = cluster.head.start(command, "cut.log")
+    wait_for(lambda: "(1/8 done" in cluster.head.read("cut.log"))
+    cluster.worker.cut_off()
+    wait_for(lambda: cluster.machines() == 1, 90)
+    cluster.worker.plug_in()
+    assert job.wait(timeout=240) == 0, cluster.head.read("cut.log")
+    parent = cluster.run("cut")
+    children = [
+        run for same in cluster.runs().values() for run in same if run["parent"] == parent["id"]
+    ]
+    assert len(children) == 8
+    assert {run["status"] for run in children} == {"FINISHED"}
+    for run in children:
+        steps = [step for step, _ in run["points"]["train/loss"]]
+        assert steps == list(range(1, len(steps) + 1)) and steps
+
+
+def test_no_run_is_left_running_and_the_cluster_goes_down(cluster: Cluster) -> None:
+    running = [
+        name for name, same in cluster.runs().items() for run in same if run["status"] == "RUNNING"
+    ]
+    assert running == []
+    cluster.client.run(f"cd {ROOT}; ray down -y ~/cluster-local.yaml")
+    assert "raylet" not in cluster.head.run("ps ax")
