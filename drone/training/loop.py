@@ -31,7 +31,7 @@ from drone.training import checkpoint
 from drone.training.checkpoint import Identity, Position
 from drone.training.config import TrainConfig, epoch_rank
 from drone.training.context import Context, History, Progress, Stop
-from drone.training.device import autocast
+from drone.training.device import autocast, set_tf32
 from drone.training.features import Reuse
 from drone.training.inputs import Computed, Inputs, Kept, Pictures
 from drone.training.memory import keep_freed_memory
@@ -109,6 +109,7 @@ def fit(
         Preempted: a worker's machine goes away, after a checkpoint.
     """
     keep_freed_memory()
+    set_tf32(False)  # fp32 means fp32; who wants speed has bf16.
     return _Run(config, material, model, context, reuse).go()
 
 

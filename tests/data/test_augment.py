@@ -98,3 +98,14 @@ def test_a_range_out_of_bounds_names_the_setting() -> None:
         AugmentConfig(strength=1.5)
     with pytest.raises(ConfigError, match="cutout_min"):
         AugmentConfig(cutout_min=0.5, cutout_max=0.2)
+
+
+def test_a_mask_makes_the_holes_that_slices_make() -> None:
+    """A GPU fills all holes in one operation, a processor one after the other."""
+    drawn = augment.draw(AugmentConfig(strength=1.0), 3, 1, torch.arange(64))
+    edges = torch.ceil(drawn.hole_N4 * 50 - 0.5).long()
+    by_slices = torch.ones(64, 50, 50, 3)
+    augment._make_holes(by_slices, drawn.hole_N4)
+    by_mask = torch.ones(64, 50, 50, 3).masked_fill_(augment._inside(edges, 50, 50), 0)
+    assert torch.equal(by_slices, by_mask)
+    assert 0 < (by_mask == 0).float().mean() < 0.5

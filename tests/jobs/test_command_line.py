@@ -11,7 +11,7 @@ from drone.data.dataset import Dataset
 from drone.labels import CLASSES
 from tests.conftest import ROOT, Done, RunJob
 
-JOBS = ("prepare", "train", "tune", "evaluate", "promote", "demo")
+JOBS = ("prepare", "train", "tune", "evaluate", "promote", "demo", "doctor", "tracking")
 
 
 def fails(done: Done, code: int, *parts: str) -> None:
@@ -146,6 +146,8 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
             "promote": lambda m: m.Promote,
             "demo": lambda m: m.Demo,
             "tune": lambda m: m.Tune,
+            "doctor": lambda m: m.Doctor,
+            "tracking": lambda m: m.Tracking,
         }.get(Path(script).stem)
         parsed = tyro.cli(job(module), args=words) if job else module.parse(words)
         assert parsed is not None, json.dumps(words)
