@@ -210,7 +210,7 @@ def _fit(
             "fingerprint": launch.fingerprint,
             "weights": ray.put(launch.weights),
             "resume": launch.resume,
-            "cpus": workers.cpus,
+            "workers": workers,
             "commit": launch.commit,
             "resplit": launch.resplit,
             "reuse": launch.reuse,
@@ -295,7 +295,8 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
 
     An end that all ranks reach together is returned: raised, Ray would try it again.
     """
-    torch.set_num_threads(loop_config["cpus"])
+    workers: Workers = loop_config["workers"]
+    torch.set_num_threads(workers.cpus)
     config: TrainConfig = loop_config["config"]
     dataset = dataset_cache.open_at(loop_config["data"], loop_config["fingerprint"])
     material = Material.of(dataset, loop_config["commit"], loop_config["resplit"])
@@ -318,6 +319,9 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
         )
         if context.rank == 0:
             ray.get(loop_config["relay"].publish.remote(decision))
+            if workers.least < workers.count:
+                there = f"{context.world_size} of {workers.count} workers train."
+                ray.get(loop_config["relay"].publish.remote(there))
         try:
             fit(config, material, model, context, reuse if decision.reuse else None)
         except Interrupted as stop:

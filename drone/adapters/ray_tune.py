@@ -139,19 +139,27 @@ class _Earlier:
         self.trial_id = trial_id
 
 
+class _NoOthers:
+    """Whom a scheduler asks for waiting trials; while it hears of earlier ones there are none."""
+
+    def get_live_trials(self) -> list[Any]:
+        return []
+
+
 def recall(scheduler: TrialScheduler, trial_id: str, record: TrialRecord) -> bool:
     """Tells a new scheduler of the epochs of an earlier attempt.
 
     Returns:
         Whether it would end the trial after the last of them.
     """
-    trial: Any = _Earlier(trial_id)
-    scheduler.on_trial_add(None, trial)
-    decision = TrialScheduler.CONTINUE
+    trial, controller = _Earlier(trial_id), _NoOthers()
+    scheduler.on_trial_add(controller, trial)
     for entry in record.history:
         result = {TIME: entry["epoch"], METRIC: entry["metrics"]["objective"]}
-        decision = scheduler.on_trial_result(None, trial, result)
-    return bool(decision == TrialScheduler.STOP)
+        decision = scheduler.on_trial_result(controller, trial, result)
+        if decision == TrialScheduler.STOP:  # It wants to hear no more of this one.
+            return entry is record.history[-1]
+    return False
 
 
 class _Recording:

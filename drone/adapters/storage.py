@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow import fs
 
 from drone.errors import ConfigError, RunError
-from drone.training.checkpoint import is_whole
+from drone.training.checkpoint import STATE_FILE, is_whole
 
 PATIENCE_S = 120.0
 """Seconds that a place may fail before a run does."""
@@ -139,7 +139,7 @@ def _checkpoints(place: str) -> Iterator[Stored]:
     sizes = {info.path: info.size for info in filesystem.get_file_info(selector)}
     for file in sizes:
         folder, _, name = file.rpartition("/")
-        if name != "state.json":
+        if name != STATE_FILE:
             continue
         state = _read_json(filesystem, file)
         whole = all(

@@ -17,7 +17,7 @@ from drone.data.dataset import Dataset
 from drone.errors import RunError
 from drone.model import mobilenet
 from drone.model.weights import Weights
-from drone.training.checkpoint import Position, read_position
+from drone.training.checkpoint import STATE_FILE, read_position
 from drone.training.config import TrainConfig
 from drone.training.context import History, Progress
 from drone.training.features import Reuse
@@ -247,8 +247,9 @@ def known_history(plan: Plan) -> History:
     if stored is None:
         return []
     with tempfile.TemporaryDirectory() as temporary:
-        position: Position = read_position(storage.fetch(stored.place, Path(temporary)))[0]
-    return position.history
+        state = storage.read_text(f"{stored.place}/{STATE_FILE}")
+        (Path(temporary) / STATE_FILE).write_text(state, "utf-8")
+        return read_position(Path(temporary))[0].history
 
 
 def resumable(wanted: str) -> tuple[str, str]:

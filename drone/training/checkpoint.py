@@ -24,7 +24,7 @@ from drone.errors import RunError
 SCHEMA = 1
 """Raised whenever an older program could misread the folder."""
 
-_STATE = "state.json"
+STATE_FILE = "state.json"
 _FILES = ("weights.pt", "optimizer.pt", "best.pt")
 
 State = dict[str, Tensor]
@@ -84,7 +84,7 @@ def save(
         "position": asdict(position),
         **asdict(identity),
     }
-    (building / _STATE).write_text(json.dumps(state, indent=1) + "\n", "utf-8")
+    (building / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n", "utf-8")
     building.rename(folder)
 
 
@@ -102,7 +102,7 @@ class Loaded:
 def is_whole(folder: Path) -> bool:
     """Whether every file is there in its full size."""
     try:
-        sizes = json.loads((folder / _STATE).read_text("utf-8"))["files"]
+        sizes = json.loads((folder / STATE_FILE).read_text("utf-8"))["files"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
@@ -121,7 +121,7 @@ def read_position(folder: Path) -> tuple[Position, Identity]:
         RunError: it is damaged or of another schema.
     """
     try:
-        state = json.loads((folder / _STATE).read_text("utf-8"))
+        state = json.loads((folder / STATE_FILE).read_text("utf-8"))
         if state["schema"] != SCHEMA:
             raise RunError(
                 f"The checkpoint {folder} has schema {state['schema']}; "
