@@ -182,6 +182,30 @@ def test_a_search_survives_a_cable_that_is_out(cluster: Cluster) -> None:
         assert steps == list(range(1, len(steps) + 1)) and steps
 
 
+def test_training_begins_with_fewer_workers_and_takes_in_those_that_come(
+    cluster: Cluster, undisturbed: dict
+) -> None:
+    wait_for(lambda: cluster.machines() == 2, 120)
+    cluster.worker.cut_off()
+    wait_for(lambda: cluster.machines() == 1, 90)
+    words = QUICK.replace(f"--epochs {EPOCHS}", "--epochs 300")
+    command = f"source ~/.bashrc; exec python app/ray_jobs/train.py {words} --min-workers 1"
+    job = cluster.head.start(f"{command} --name elastic --no-doctor", "elastic.log")
+
+    def log() -> str:
+        return cluster.head.read("elastic.log")
+
+    wait_for(lambda: "1 of 2 workers train" in log())
+    wait_for(lambda: "epoch   2" in log())
+    cluster.worker.plug_in()
+    wait_for(lambda: "2 of 2 workers train" in log(), 200)
+    assert job.wait(timeout=240) == 0, log()
+    elastic = cluster.run("elastic")
+    assert elastic["status"] == "FINISHED"
+    losses = elastic["points"]["train/loss"]
+    assert [step for step, _ in losses] == list(range(1, 301))
+
+
 def test_no_run_is_left_running_and_the_cluster_goes_down(cluster: Cluster) -> None:
     running = [
         name for name, same in cluster.runs().items() for run in same if run["status"] == "RUNNING"
