@@ -16,6 +16,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from drone.adapters import dataset_cache, ray_cluster, storage
 from drone.errors import ConfigError, DroneError, Interrupted, TrainingError
@@ -30,7 +31,7 @@ from drone.training.loop import Material, fit
 from drone.training.planner import Decision, Extent
 
 _POLL_S = 0.5
-_RESIZE_S = 30.0
+_RESIZE_S = 10.0
 """Seconds between two looks whether more workers could join."""
 
 
@@ -177,7 +178,9 @@ def train(launch: Launch, listener: Listener) -> None:
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
         TrainingError: training cannot go on.
     """
-    relay = ray.remote(num_cpus=0)(_Relay).remote()
+    # Beside the driver: on another machine it would be lost with that.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    relay = ray.remote(num_cpus=0, scheduling_strategy=here)(_Relay).remote()
     outcome: dict[str, Any] = {}
     ended = threading.Event()
     arguments = (launch, relay, outcome, ended)

@@ -5,6 +5,7 @@ What a host shares with this machine is its programs and the Python environment,
 """
 
 import contextlib
+import ctypes
 import os
 import shlex
 import shutil
@@ -232,7 +233,14 @@ def _start(host: Host, network: str, key: Path) -> None:
         stdout=(host.folder / "init.log").open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_end_with_parent,
     )
+
+
+def _end_with_parent() -> None:
+    """Should the tests be killed, the host ends with them."""
+    parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
 
 
 def _wait_for_ssh(host: Host) -> None:

@@ -21,6 +21,7 @@ for run in client.search_runs(numbers, max_results=1000):
     entry = {
         "id": number,
         "status": run.info.status,
+        "state": run.data.tags.get("state"),
         "points": points,
         "files": [item.path for item in client.list_artifacts(number)],
         "parent": run.data.tags.get("mlflow.parentRunId"),

@@ -41,7 +41,7 @@ class Cluster:
     def submit(self, job: str, words: str, timeout_s: float = 300, check: bool = True) -> str:
         """As a person does it, from a machine that is not of the cluster."""
         command = f"cd {ROOT}; ray submit ~/cluster-local.yaml ray_jobs/{job}.py -- {words}"
-        return self.client.run(command, timeout_s, check)
+        return " ".join(self.client.run(command, timeout_s, check).split())
 
     def on_head(self, command: str) -> str:
         """In a login shell of the head, as `ray attach` gives one."""
@@ -64,6 +64,18 @@ class Cluster:
             for line in said.splitlines()
             if line.endswith("local.cluster.node")
         )
+
+
+def trials_are_whole(cluster: Cluster, parent: str, count: int) -> None:
+    """Asserts that each trial is there once, over, with each epoch once, and none was lost."""
+    trials = [run for same in cluster.runs().values() for run in same if run["parent"] == parent]
+    assert len(trials) == count
+    # From random weights some answer one class only, which ends them.
+    assert {run["state"] for run in trials} <= {"finished", "pruned", "ended"}
+    for run in trials:
+        assert run["status"] == ("FAILED" if run["state"] == "ended" else "FINISHED")
+        steps = [step for step, _ in run["points"]["train/loss"]]
+        assert steps == list(range(1, len(steps) + 1)) and steps
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +104,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Itera
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster) -> dict:
     """A run of two workers on two machines."""
-    cluster.submit("train", f"{QUICK} --name undisturbed")
+    cluster.submit("train", f"{QUICK} --name undisturbed --no-doctor")
     return cluster.run("undisturbed")
 
 
@@ -113,25 +125,6 @@ def test_two_workers_on_two_machines_train_one_model(cluster: Cluster, undisturb
     assert list(cluster.head.home.glob(f"runs/{undisturbed['id']}/**/state.json"))
 
 
-def test_a_search_over_both_machines(cluster: Cluster) -> None:
-    words = "--data drones --weights none --num-trials 8 --epochs 3 --concurrency 4 --name search"
-    words += " --vary model.unfreeze_depth=0,1 --confirm 0 0 --no-doctor"
-    said = cluster.submit("tune", words)
-    assert "8/8 done" in said
-    parent = cluster.run("search")
-    assert parent["status"] == "FINISHED" and "study" in parent["files"]
-    children = [
-        run for same in cluster.runs().values() for run in same if run["parent"] == parent["id"]
-    ]
-    assert len(children) == 8
-    assert {run["status"] for run in children} == {"FINISHED"}
-    for run in children:
-        steps = [step for step, _ in run["points"]["train/loss"]]
-        assert steps == list(range(1, len(steps) + 1)) and steps
-    promoted = "drone-classifier@champion" in said or "did not pass the gate" in said
-    assert promoted and list(cluster.head.home.glob("studies/search/reports/*/test/report.html"))
-
-
 def test_training_survives_storage_that_fails_and_a_cable_that_is_out(
     cluster: Cluster, undisturbed: dict
 ) -> None:
@@ -143,67 +136,70 @@ def test_training_survives_storage_that_fails_and_a_cable_that_is_out(
     def log() -> str:
         return cluster.head.read("faults.log")
 
-    wait_for(lambda: "of them learn" in log())
+    wait_for(lambda: "This run computes" in log())  # The workers are about to train.
     cluster.head.run("mount -o remount,ro runs")
     wait_for(lambda: "Training waits for it" in log())
     cluster.head.run("mount -o remount,rw,size=64k runs")  # Now it can be written, but is full.
     time.sleep(6)
     assert "The storage is back" not in log()
     cluster.head.run("mount -o remount,size=200m runs")
+    wait_for(lambda: "The storage is back" in log())
     cluster.worker.cut_off()
     wait_for(lambda: cluster.machines() == 1, 90)
     cluster.worker.plug_in()
     assert job.wait(timeout=240) == 0, log()
-    assert "The storage is back" in log()
     faults = cluster.run("faults")
     assert faults["status"] == "FINISHED"
     assert faults["points"] == undisturbed["points"]
 
 
-def test_a_search_survives_a_cable_that_is_out(cluster: Cluster) -> None:
+def test_a_search_over_both_machines_survives_a_cable_that_is_out(cluster: Cluster) -> None:
     wait_for(lambda: cluster.machines() == 2, 120)
-    words = "--data drones --weights none --num-trials 8 --epochs 6 --concurrency 4 --name cut"
-    words += " --vary model.unfreeze_depth=1,2 --confirm 0 0 --no-final --no-doctor"
-    command = f"source ~/.bashrc; exec python app/ray_jobs/tune.py {words}"
-    job = cluster.head.start(command, "cut.log")
-    wait_for(lambda: "(1/8 done" in cluster.head.read("cut.log"))
+    words = "--data drones --weights none --num-trials 8 --epochs 6 --concurrency 4 --name search"
+    words += " --vary model.unfreeze_depth=1,2 --confirm 0 0 --no-doctor"
+    submit = f"cd {ROOT}; exec ray submit ~/cluster-local.yaml ray_jobs/tune.py -- {words}"
+    job = cluster.client.start(submit, "search.log")
+
+    def log() -> str:
+        return " ".join(cluster.client.read("search.log").split())
+
+    wait_for(lambda: "(1/8 done" in log())
     cluster.worker.cut_off()
     wait_for(lambda: cluster.machines() == 1, 90)
     cluster.worker.plug_in()
-    assert job.wait(timeout=240) == 0, cluster.head.read("cut.log")
-    parent = cluster.run("cut")
-    children = [
-        run for same in cluster.runs().values() for run in same if run["parent"] == parent["id"]
-    ]
-    assert len(children) == 8
-    assert {run["status"] for run in children} == {"FINISHED"}
-    for run in children:
-        steps = [step for step, _ in run["points"]["train/loss"]]
-        assert steps == list(range(1, len(steps) + 1)) and steps
+    assert job.wait(timeout=240) == 0, log()
+    assert "(8/8 done" in log()
+    parent = cluster.run("search")
+    assert parent["status"] == "FINISHED" and "study" in parent["files"]
+    trials_are_whole(cluster, parent["id"], 8)
+    # The winner was evaluated and shown to the gate.
+    assert "drone-classifier@champion" in log() or "did not pass the gate" in log()
+    assert list(cluster.head.home.glob("studies/search/reports/*/test/report.html"))
 
 
 def test_training_begins_with_fewer_workers_and_takes_in_those_that_come(
-    cluster: Cluster, undisturbed: dict
+    cluster: Cluster,
 ) -> None:
     wait_for(lambda: cluster.machines() == 2, 120)
     cluster.worker.cut_off()
     wait_for(lambda: cluster.machines() == 1, 90)
-    words = QUICK.replace(f"--epochs {EPOCHS}", "--epochs 300")
-    command = f"source ~/.bashrc; exec python app/ray_jobs/train.py {words} --min-workers 1"
+    words = QUICK.replace(f"--epochs {EPOCHS}", "--epochs 140")
+    words = words.replace("--num-workers 2", "--num-workers 4 --min-workers 2")
+    command = f"source ~/.bashrc; exec python app/ray_jobs/train.py {words}"
     job = cluster.head.start(f"{command} --name elastic --no-doctor", "elastic.log")
 
     def log() -> str:
         return cluster.head.read("elastic.log")
 
-    wait_for(lambda: "1 of 2 workers train" in log())
+    wait_for(lambda: "2 of 4 workers train" in log())
     wait_for(lambda: "epoch   2" in log())
     cluster.worker.plug_in()
-    wait_for(lambda: "2 of 2 workers train" in log(), 200)
+    wait_for(lambda: "4 of 4 workers train" in log(), 200)
     assert job.wait(timeout=240) == 0, log()
     elastic = cluster.run("elastic")
     assert elastic["status"] == "FINISHED"
     losses = elastic["points"]["train/loss"]
-    assert [step for step, _ in losses] == list(range(1, 301))
+    assert [step for step, _ in losses] == list(range(1, 141))
 
 
 def test_no_run_is_left_running_and_the_cluster_goes_down(cluster: Cluster) -> None:
