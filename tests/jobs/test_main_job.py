@@ -80,6 +80,11 @@ def checkpoints(place: Path, run_id: str) -> list[Path]:
     return sorted((place / "runs" / run_id).glob("attempt_*/checkpoint_*/state.json"))
 
 
+def attempts_of(place: Path, run_id: str) -> set[Path]:
+    """Starts of a run that have a checkpoint."""
+    return {file.parents[1] for file in checkpoints(place, run_id)}
+
+
 def test_a_run_is_complete_in_mlflow(place: Path, finished: str, client: MlflowClient) -> None:
     run = client.get_run(finished)
     assert run.info.status == "FINISHED"
@@ -115,18 +120,19 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(
 ) -> None:
     words: list[object] = ["finetune", "--data", "dataset", *QUICK, "--name", "stopped"]
     words += ["--checkpoint-every-s", "0.5"]
-    known = 0
+    attempts: set[Path] = set()
     for asked in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         with started(place, "train", *words, "--num-workers", 2) as job:
             wait_for(lambda: newest_run(client, "stopped"))
             run_id = newest_run(client, "stopped")
-            wait_for(lambda run_id=run_id, known=known: len(checkpoints(place, run_id)) > known)
+            # A checkpoint of this attempt: one of an earlier attempt may just have become whole.
+            wait_for(lambda run_id=run_id, known=attempts: attempts_of(place, run_id) - known)
             if asked is signal.SIGTERM:
                 job.send_signal(asked)
             else:
                 os.killpg(job.pid, asked)  # As the terminal does it.
             code = job.wait(timeout=120)
-        known = len(checkpoints(place, run_id))
+        attempts = attempts_of(place, run_id)
         said = (place / "job.log").read_text()
         status = client.get_run(run_id).info.status
         if asked is signal.SIGKILL:
