@@ -116,14 +116,14 @@ def run_job(tmp_path: Path) -> RunJob:
 def call_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> RunJob:
-    """Like `run_job`, in this process: for jobs that end before they start Ray."""
+    """Like `run_job`, in this process and so quicker: for jobs that do not start Ray."""
 
-    def call(name: str, *words: object, **environment: str) -> Done:
+    def call(name: str, *words: object, cwd: Path = tmp_path, **environment: str) -> Done:
         for variable in ("DRONE_WEIGHTS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             monkeypatch.delenv(variable, raising=False)
         for variable, value in {"COLUMNS": "200", **environment}.items():
             monkeypatch.setenv(variable, value)
-        monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(cwd)
         _, script, *arguments = job_command(name, *words)
         monkeypatch.setattr(sys, "argv", [f"ray_jobs/{name}.py", *arguments])
         on_sigterm = signal.getsignal(signal.SIGTERM)

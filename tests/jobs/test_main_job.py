@@ -29,7 +29,7 @@ from tests.training.runs import TIMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-EPOCHS = 8
+EPOCHS = 10
 """Long enough to be interrupted three times: a few seconds."""
 
 QUICK = ["--weights", "none", "--batch-size", "8", "--precision", "fp32", "--epochs", str(EPOCHS)]
@@ -85,6 +85,15 @@ def attempts_of(place: Path, run_id: str) -> set[Path]:
     return {file.parents[1] for file in checkpoints(place, run_id)}
 
 
+def furthest(place: Path, run_id: str) -> int:
+    """The newest epoch of which there is a checkpoint."""
+    epochs = [0]
+    for file in checkpoints(place, run_id):
+        with contextlib.suppress(OSError, ValueError):  # Just being written, or deleted.
+            epochs.append(json.loads(file.read_text())["position"]["epoch"])
+    return max(epochs)
+
+
 def test_a_run_is_complete_in_mlflow(place: Path, finished: str, client: MlflowClient) -> None:
     run = client.get_run(finished)
     assert run.info.status == "FINISHED"
@@ -102,14 +111,18 @@ def test_a_run_is_complete_in_mlflow(place: Path, finished: str, client: MlflowC
     assert run.data.metrics["model/onnx_max_difference"] < 1e-3
 
 
-def test_a_killed_worker_changes_nothing(place: Path, finished: str, client: MlflowClient) -> None:
+def test_a_worker_that_is_killed_and_one_that_is_told_to_end_change_nothing(
+    place: Path, finished: str, client: MlflowClient
+) -> None:
     words = ["finetune", "--data", "dataset", *QUICK, "--num-workers", 2]
-    with started(place, "train", *words, "--name", "killed-worker") as job:
-        wait_for(lambda: newest_run(client, "killed-worker"))
-        run_id = newest_run(client, "killed-worker")
-        wait_for(lambda: checkpoints(place, run_id))
-        victim = workers_of(job)[-1]
-        victim.kill()
+    with started(place, "train", *words, "--name", "lost-workers") as job:
+        wait_for(lambda: newest_run(client, "lost-workers"))
+        run_id = newest_run(client, "lost-workers")
+        wait_for(lambda: furthest(place, run_id) >= 1)
+        workers_of(job)[-1].kill()
+        known = furthest(place, run_id)
+        wait_for(lambda: furthest(place, run_id) > known)
+        workers_of(job)[-1].terminate()
         assert job.wait(timeout=250) == 0, (place / "job.log").read_text()
     assert client.get_run(run_id).info.status == "FINISHED"
     assert points(client, run_id) == points(client, finished)
@@ -151,26 +164,13 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(
     assert "is finished; there is nothing to resume" in again.err
 
 
-def test_a_worker_that_is_told_to_end_writes_a_checkpoint_first(
-    place: Path, finished: str, client: MlflowClient
-) -> None:
-    words = ["finetune", "--data", "dataset", *QUICK, "--num-workers", 2]
-    with started(place, "train", *words, "--name", "spot") as job:
-        wait_for(lambda: newest_run(client, "spot"))
-        run_id = newest_run(client, "spot")
-        wait_for(lambda: checkpoints(place, run_id))
-        workers_of(job)[-1].terminate()
-        assert job.wait(timeout=250) == 0, (place / "job.log").read_text()
-    assert points(client, run_id) == points(client, finished)
-
-
 def test_evaluate_and_promote(
-    place: Path, finished: str, client: MlflowClient, made_up: MadeUp, run_job: RunJob
+    place: Path, finished: str, client: MlflowClient, made_up: MadeUp, call_job: RunJob
 ) -> None:
-    early = run_job("promote", "--run", finished, cwd=place)
+    early = call_job("promote", "--run", finished, cwd=place)
     assert early.code == 1
     assert "python ray_jobs/evaluate.py --run" in early.err
-    done = run_job("evaluate", "--run", finished, "--json", cwd=place)
+    done = call_job("evaluate", "--run", finished, "--json", cwd=place)
     assert done.code == 0, done.err
     report = Path(done.result["report"])
     html = report.read_text()
@@ -184,29 +184,29 @@ def test_evaluate_and_promote(
     artifacts = {item.path for item in client.list_artifacts(finished, "evaluation/test")}
     assert "evaluation/test/report.html" in artifacts
 
-    seen = run_job("evaluate", "--run", finished, "--images", made_up.folder, "--json", cwd=place)
+    seen = call_job("evaluate", "--run", finished, "--images", made_up.folder, "--json", cwd=place)
     assert seen.code == 0, seen.err
     trained = set(manifest.loc[manifest["split"].isin(["train", "validation"]), "path"])
     assert trained <= set(seen.result["left_out"])
 
-    strict = run_job(
+    strict = call_job(
         "promote", "--run", finished, "--limits.floor", 1, "--name", "other", cwd=place
     )
     assert strict.code == 1 and "did not pass the gate; the champion stays" in strict.err
     lax = ["--limits.floor", 0, "--limits.most-ece", 1]
-    dry = run_job("promote", "--run", finished, "--dry-run", *lax, cwd=place)
+    dry = call_job("promote", "--run", finished, "--dry-run", *lax, cwd=place)
     assert dry.code == 0 and "Nothing was changed" in dry.out
     assert [model.name for model in client.search_registered_models()] == ["other"]
-    first = run_job("promote", "--run", finished, "--json", *lax, cwd=place)
+    first = call_job("promote", "--run", finished, "--json", *lax, cwd=place)
     assert first.code == 0, first.err
     assert client.get_model_version_by_alias("drone-classifier", "champion").run_id == finished
-    again = run_job("promote", "--run", finished, cwd=place)
+    again = call_job("promote", "--run", finished, cwd=place)
     assert again.code == 0 and "already" in again.out
-    back = run_job("promote", "--rollback", cwd=place)
+    back = call_job("promote", "--rollback", cwd=place)
     assert back.code == 1 and "nothing to go back to" in back.err
 
     model = "models:/drone-classifier@champion"
-    named = run_job("evaluate", "--model", model, "--json", cwd=place)
+    named = call_job("evaluate", "--model", model, "--json", cwd=place)
     assert named.code == 0, named.err
     assert named.result["accuracy"] == done.result["accuracy"]
 

@@ -147,14 +147,14 @@ def test_the_best_is_repeated_trained_evaluated_and_promoted(
     assert registered[0].tags["gate"] == ("passed" if result["promoted"] else "failed")
 
 
-def test_why_tells_the_decision_again(place: Path, result: dict, run_job: RunJob) -> None:
-    done = run_job("promote", "--why", "1", "--json", cwd=place)
+def test_why_tells_the_decision_again(place: Path, result: dict, call_job: RunJob) -> None:
+    done = call_job("promote", "--why", "1", "--json", cwd=place)
     assert done.code == 0, done.err
     rules = {rule["name"]: rule["figures"] for rule in done.result["rules"]}
     assert "there is no champion yet" in rules["macro F1"]
     assert "ms a picture" in rules["latency"]
     assert done.result["passed"] == result["promoted"]
-    missing = run_job("promote", "--why", "7", cwd=place)
+    missing = call_job("promote", "--why", "7", cwd=place)
     assert missing.code == 1 and "has no version 7. Its versions are: 1" in missing.err
 
 
