@@ -270,7 +270,7 @@ def test_training_survives_the_loss_of_the_tracking_server(
             wait_for(lambda: workers_of(job))
         log = place / "job.log"
         wait_for(lambda: "Training goes on" in log.read_text())
-        wait_for(lambda: f"epoch   {EPOCHS}/{EPOCHS}" in log.read_text())
+        wait_for(lambda: f"epoch {EPOCHS:>3}/{EPOCHS}" in log.read_text())
         with tracking_server(place, port, "server.db"):
             assert job.wait(timeout=200) == 0, log.read_text()
             client = MlflowClient(uri)
