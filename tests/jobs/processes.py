@@ -27,7 +27,7 @@ def points(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float
     }
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 150) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 240) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "waited in vain"
