@@ -145,6 +145,19 @@ def choose_workers(
     return Workers(count=count, least=least, cpus=each, gpus=gpus_per_worker)
 
 
+def waits_for(workers: Workers) -> str | None:
+    """What a person should know if the cluster must grow before the workers fit, or None."""
+    there = ray.cluster_resources()
+    wanted = {"CPU": workers.least * workers.cpus, "GPU": workers.least * workers.gpus}
+    lacking = {name: amount for name, amount in wanted.items() if there.get(name, 0) < amount}
+    if not lacking:
+        return None
+    needs = " and ".join(
+        f"{amount:g} {name}s (there are {there.get(name, 0):g})" for name, amount in lacking.items()
+    )
+    return f"Waiting for machines: the workers need {needs}. New ones take some minutes."
+
+
 News = Progress | History | Decision | str
 
 

@@ -172,6 +172,8 @@ def train(
     workers = ray_train.choose_workers(
         resources.num_workers, resources.gpus_per_worker, resources.min_workers
     )
+    if waiting := ray_train.waits_for(workers):
+        say(waiting)
     run.log_tags({"num_workers": workers.count, "gpus_per_worker": workers.gpus})
     launch = ray_train.Launch(
         config=plan.config,
