@@ -36,10 +36,11 @@ def worth_repeating(records: Sequence[TrialRecord], count: int) -> list[TrialRec
     tell luck from luck. The first trial is what one would use without a search.
     """
     found: dict[tuple[Any, ...], TrialRecord] = {}
-    for record in best_of(records, len(records)):
+    usable = best_of(records, len(records))
+    for record in usable:
         found.setdefault(tuple(record.params.get(name) for name in _SHAPE), record)
     best = list(found.values())[:count]
-    first = [record for record in best_of(records, len(records)) if record.number == 0]
+    first = [record for record in usable if record.number == 0]
     return best + [record for record in first if record not in best]
 
 
