@@ -31,7 +31,7 @@ def open_at(
     Raises:
         DataError: there is none, it is damaged, or has another fingerprint.
     """
-    folder = Path(place.removeprefix("head://") if place.startswith("head://") else place)
+    folder = Path(place.removeprefix(f"{storage.HEAD}://"))
     if "://" not in place or (fingerprint is not None and is_dataset(folder)):
         dataset = open_dataset(folder)
         if fingerprint in (None, dataset.fingerprint):

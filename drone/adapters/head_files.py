@@ -17,7 +17,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-SCHEME = "head"
+from drone.adapters.storage import HEAD
+
 _ACTOR = "drone-head-files"
 _BLOCK = 8 * 2**20
 """Bytes in a message."""
@@ -90,7 +91,7 @@ def _namespace() -> str:
 class HeadFileSystem(AbstractFileSystem):  # type: ignore[misc]
     """fsspec's view of it."""
 
-    protocol = SCHEME
+    protocol = HEAD
     cachable = False
 
     def _ask(self, method: str, *arguments: Any) -> Any:

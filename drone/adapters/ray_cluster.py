@@ -115,10 +115,10 @@ def readable(place: str) -> str:
 
 def through_here(place: str) -> str:
     """A folder of this machine as others reach it through an actor."""
-    from drone.adapters import head_files
+    from drone.adapters import head_files, storage
 
     head_files.offer()
-    return f"{head_files.SCHEME}://{place}"
+    return f"{storage.HEAD}://{place}"
 
 
 def _is_shared(folder: Path) -> bool:
