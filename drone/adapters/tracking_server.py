@@ -70,29 +70,31 @@ def serve(server: Server, say: Callable[[str], None]) -> None:
                 f"{server.host}:{server.port} cannot be listened on: {error.strerror}. Is a "
                 f"tracking server running already? Else choose another --host or --port."
             ) from error
-    process = _start(server)
+    process = _Process(server)
     try:
+        process.start()
         say(f"MLflow on http://{server.host}:{server.port}, its store is {server.store}")
         _watch(server, process, copies, say)
     finally:
-        _stop(process[0])
+        process.stop()
         if copies is not None:
             copies.copy(say)
 
 
 def _watch(
-    server: Server,
-    process: list[subprocess.Popen[bytes]],
-    copies: "_Copies | None",
-    say: Callable[[str], None],
+    server: Server, process: "_Process", copies: "_Copies | None", say: Callable[[str], None]
 ) -> None:
     seen_open, open_at, copied_at = False, time.monotonic(), time.monotonic()
     while True:
         time.sleep(_POLL_S)
         now = time.monotonic()
-        if process[0].poll() is not None:
-            say(f"MLflow's process ended with {process[0].returncode}; it is started again.")
-            process[:] = _start(server)
+        ended = process.ended()
+        if ended is not None:
+            say(f"MLflow's process ended with {ended}; it is started again.")
+            try:
+                process.start()
+            except TrackingError as error:
+                say(f"{error} Tried again.")
         if copies is not None and now - copied_at >= server.every_s:
             copies.copy(say)
             copied_at = now
@@ -111,38 +113,50 @@ def _listens(address: str) -> bool:
     return False
 
 
-def _start(server: Server) -> list[subprocess.Popen[bytes]]:
-    """The server's process, when it answers."""
-    artifacts = f"{storage.absolute(server.keep or str(server.folder))}/artifacts"
-    names = [f"{name}:{server.port}" for name in ("localhost", "127.0.0.1", server.host)]
-    words = [sys.executable, "-m", "mlflow", "server"]
-    words += ["--host", server.host, "--port", str(server.port), "--workers", "1"]
-    words += ["--backend-store-uri", f"sqlite:///{server.store.resolve()}"]
-    words += ["--artifacts-destination", artifacts, "--serve-artifacts"]
-    words += ["--allowed-hosts", ",".join(names)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    process = subprocess.Popen(words, env=environment, start_new_session=True)
-    give_up_at = time.monotonic() + _START_S
-    while time.monotonic() < give_up_at:
-        if process.poll() is not None:
-            raise TrackingError(f"MLflow's server ended at once with {process.returncode}.")
-        with contextlib.suppress(OSError):
-            url = f"http://{server.host}:{server.port}/health"
-            with urllib.request.urlopen(url, timeout=5):
-                return [process]
-        time.sleep(0.5)
-    _stop(process)
-    raise TrackingError(f"MLflow's server did not answer within {_START_S:.0f} s.")
+class _Process:
+    """MLflow's server process; it can be started again when it has ended."""
 
+    def __init__(self, server: Server) -> None:
+        artifacts = f"{storage.absolute(server.keep or str(server.folder))}/artifacts"
+        names = [f"{name}:{server.port}" for name in ("localhost", "127.0.0.1", server.host)]
+        self._words = [sys.executable, "-m", "mlflow", "server"]
+        self._words += ["--host", server.host, "--port", str(server.port), "--workers", "1"]
+        self._words += ["--backend-store-uri", f"sqlite:///{server.store.resolve()}"]
+        self._words += ["--artifacts-destination", artifacts, "--serve-artifacts"]
+        self._words += ["--allowed-hosts", ",".join(names)]
+        self._health = f"http://{server.host}:{server.port}/health"
+        self._running: subprocess.Popen[bytes] | None = None
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for sent in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sent)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
+    def start(self) -> None:
+        """Starts it and returns when it answers; raises TrackingError if it does not."""
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        self._running = subprocess.Popen(self._words, env=environment, start_new_session=True)
+        give_up_at = time.monotonic() + _START_S
+        while time.monotonic() < give_up_at:
+            ended = self.ended()
+            if ended is not None:
+                raise TrackingError(f"MLflow's server ended at its start with {ended}.")
+            with contextlib.suppress(OSError), urllib.request.urlopen(self._health, timeout=5):
+                return
+            time.sleep(0.5)
+        self.stop()
+        raise TrackingError(f"MLflow's server did not answer within {_START_S:.0f} s.")
+
+    def ended(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._running.poll() if self._running else None
+
+    def stop(self) -> None:
+        """Ends it with all its own processes."""
+        if self._running is None:
             return
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._running.pid, sent)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._running.wait(timeout=15)
+                return
 
 
 class _Copies:
@@ -170,23 +184,30 @@ class _Copies:
 
     def copy(self, say: Callable[[str], None]) -> None:
         """Copies the store if it has changed; a place that is away is tried again later."""
-        files = [self.store, self.store.with_name(f"{STORE_FILE}-wal")]
-        state = tuple(file.stat().st_mtime for file in files if file.exists())
-        if not state or state == self._copied:
+        if not self.store.exists() or self._state() == self._copied:
             return
+        state = self._state()
         with tempfile.TemporaryDirectory() as temporary:
             snapshot = Path(temporary) / STORE_FILE
-            with (
-                contextlib.closing(sqlite3.connect(self.store)) as source,
-                contextlib.closing(sqlite3.connect(snapshot)) as target,
-            ):
-                source.backup(target)
             try:
+                with (
+                    contextlib.closing(sqlite3.connect(self.store)) as source,
+                    contextlib.closing(sqlite3.connect(snapshot)) as target,
+                ):
+                    source.backup(target)
                 self._put(snapshot)
-            except OSError as error:
+            except (OSError, sqlite3.Error) as error:
                 say(f"The store could not be copied to {self.path}: {error}. Tried again later.")
                 return
         self._copied = state
+
+    def _state(self) -> tuple[float, ...]:
+        """Something that changes whenever the store does."""
+        changed = []
+        for file in (self.store, self.store.with_name(f"{STORE_FILE}-wal")):
+            with contextlib.suppress(FileNotFoundError):
+                changed.append(file.stat().st_mtime)
+        return tuple(changed)
 
     def _put(self, snapshot: Path) -> None:
         wanted = f"{self.path}/{STORE_FILE}"

@@ -30,16 +30,16 @@ def children(process: subprocess.Popen) -> list[int]:
 
 def test_a_store_that_is_lost_with_its_machine_comes_back(tmp_path: Path) -> None:
     port = free_port()
-    first = server(tmp_path, port)
+    first, log = server(tmp_path, port), tmp_path / f"server-{port}.log"
     try:
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        wait_for(lambda: "MLflow on http" in log.read_text())
         client = MlflowClient(f"http://127.0.0.1:{port}")
         experiment = client.create_experiment("cluster")
         run = client.create_run(experiment, run_name="kept").info.run_id
         client.log_text(run, "an artifact", "note.txt")
         # Its process dies: it is started again, and knows what it knew.
         os.killpg(children(first)[0], signal.SIGKILL)
-        wait_for(lambda: "is started again" in (tmp_path / f"server-{port}.log").read_text())
+        wait_for(lambda: "is started again" in log.read_text())
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
         assert client.get_run(run).info.run_name == "kept"
         client.log_metric(run, "last", 1.0)
