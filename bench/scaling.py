@@ -32,8 +32,9 @@ from drone.config import override
 from drone.data import augment
 from drone.data.batches import Feed, epoch_order
 from drone.data.dataset import open_dataset
-from drone.data.prepare import PrepareSettings, apply, map_here, plan
+from drone.data.prepare import PrepareSettings, map_here, plan
 from drone.data.synth import SynthSettings, make
+from drone.data.writing import apply
 from drone.model import mobilenet, weights
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
 from drone.presets import get

@@ -34,8 +34,9 @@ from torchvision import datasets, transforms
 from bench.training import IMAGENET_MEAN, IMAGENET_STD
 from drone.config import override
 from drone.data.dataset import open_dataset
-from drone.data.prepare import PrepareSettings, apply, map_here, plan
+from drone.data.prepare import PrepareSettings, map_here, plan
 from drone.data.synth import SynthSettings, make
+from drone.data.writing import apply
 from drone.model import mobilenet, weights
 from drone.model.folding import set_folding
 from drone.presets import get

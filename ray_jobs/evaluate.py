@@ -10,7 +10,7 @@ it to the run. The answers come from the exported model, the one that is served.
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 # `ray submit` copies a job alone to the cluster: find the project beside it, here or in ~/app.
@@ -79,6 +79,12 @@ def main(job: Evaluate) -> cli.Result:
         for name, row in scores.by_class.to_dict("index").items()
     ]
     cli.table("By class", ["class", "precision", "recall", "F1", "pictures"], rows)
+    if asked.by_labels:
+        cli.table(
+            "Accuracy by labels: as given, without those that the review changed, and changed",
+            ["labels", "accuracy", "low", "high", "pictures"],
+            [[name, *astuple(found)] for name, found in asked.by_labels.items()],
+        )
     cli.console.print(describe(scores))
     cli.console.print(f"Report: {written}", soft_wrap=True)
     return {
@@ -86,6 +92,7 @@ def main(job: Evaluate) -> cli.Result:
         "report": str(written),
         "on": asked.name,
         "left_out": asked.left_out,
+        "by_labels": {name: asdict(found) for name, found in asked.by_labels.items()},
         **scores.as_dict(),
     }
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from drone.data.dataset import Dataset
-from drone.data.prepare import PrepareSettings, apply, map_here, plan
+from drone.data.prepare import PrepareSettings, map_here, plan
 from drone.data.synth import SynthSettings, Truth, make
+from drone.data.writing import apply
 from drone.serving.preprocess import Preprocessing
 
 ROOT = Path(__file__).resolve().parents[1]

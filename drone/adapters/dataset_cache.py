@@ -12,10 +12,10 @@ from drone.data.dataset import DATASET_FILE, Dataset, is_dataset, open_dataset
 from drone.errors import DataError
 
 
-def cache_folder() -> Path:
+def cache_folder(name: str = "datasets") -> Path:
     """Where this machine keeps its copies, by fingerprint; DRONE_CACHE sets another place."""
     place = os.environ.get("DRONE_CACHE")
-    return (Path(place) if place else Path.home() / ".cache" / "drone") / "datasets"
+    return (Path(place) if place else Path.home() / ".cache" / "drone") / name
 
 
 def open_at(

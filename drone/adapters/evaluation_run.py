@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from drone.adapters import dataset_cache, mlflow_model, training_run
 from drone.adapters import mlflow_tracking as tracking
+from drone.data.dataset import Split
 from drone.data.unseen import load_unseen
 from drone.errors import RunError
 from drone.evaluation import report
-from drone.evaluation.metrics import Answers, Scores, score
+from drone.evaluation.metrics import Answers, Scores, Share, score, share
 from drone.labels import normalised
 from drone.serving.predictor import Predictor
 
@@ -40,6 +41,9 @@ class Asked:
     left_out: dict[str, str] = field(default_factory=dict)
     """Path and reason of each file that was not asked about."""
 
+    by_labels: dict[str, Share] = field(default_factory=dict)
+    """Accuracy against the labels before and after a person's review; empty without one."""
+
 
 def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) -> Asked:
     """Asks about the test split of a data set, by default the one that the run was trained on.
@@ -54,6 +58,7 @@ def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) ->
             f"the model of run {run.info.run_name} was trained with."
         )
     test = dataset.split("test")
+    given, touched_N = dataset.as_given("test")
     own = dataset.fingerprint == run.data.tags.get("fingerprint")
     answers = Answers(
         paths=test.paths,
@@ -67,7 +72,27 @@ def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) ->
         answers=answers,
         pixels_of=test.gather,
         facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
+        by_labels=_by_labels(predictor, answers, given, touched_N, track),
     )
+
+
+def _by_labels(
+    predictor: Predictor,
+    answers: Answers,
+    given: Split,
+    touched_N: NDArray[np.bool_],
+    track: Track,
+) -> dict[str, Share]:
+    """Accuracy against the labels as given, without those that a person changed, and changed."""
+    if not touched_N.any():
+        return {}
+    probs_NK = _probabilities(predictor, len(given), given.gather, track)
+    right_N = probs_NK.argmax(axis=1) == given.labels_N
+    return {
+        "raw": share(right_N),
+        "cleaned": share(right_N[~touched_N]),
+        "relabelled": share(answers.predicted_N == answers.labels_N),
+    }
 
 
 def ask_folder(run: Run, predictor: Predictor, folder: Path, track: Track) -> Asked:
@@ -133,6 +158,9 @@ def write(run: Run, asked: Asked, out: Path) -> tuple[Scores, Path]:
     written = report.write(folder, asked.answers, scores, subject, asked.pixels_of)
     values = scores.as_dict().items()
     summary = {f"{asked.name}/{name}": value for name, value in values if isinstance(value, float)}
+    summary |= {
+        f"{asked.name}/accuracy_{name}": found.value for name, found in asked.by_labels.items()
+    }
     with tracking.reopened(run_id) as reopened:
         reopened.log_summary(summary)
         reopened.log_folder(folder, f"evaluation/{asked.name}")

@@ -25,6 +25,8 @@ def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) ->
 
     Shows a progress bar. The results come in the order of the rows.
     """
+    if not rows:
+        return []
     # Ray's bars count blocks and its log names operators; our bar counts files.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

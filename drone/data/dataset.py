@@ -5,6 +5,8 @@ manifest.parquet    a row for each file seen, with its verdict and split
 ledger.jsonl        every decision, oldest first
 pixels/             the kept pictures as the model sees them
 tables/             counts by step and class; the original's table of duplicates
+audit.html          what is in the raw folders and what became of it
+history/            manifests of the versions before, for --undo and --diff
 """
 
 import hashlib
@@ -24,8 +26,11 @@ from drone.errors import ConfigError, DataError
 from drone.labels import nearest
 from drone.serving.preprocess import Preprocessing
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever an older program could misread the folder."""
+
+_READ = (1, 2)
+"""Schemas that this program understands; 1 had no decisions by hand."""
 
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
@@ -102,7 +107,10 @@ class Dataset:
     def manifest(self) -> pd.DataFrame:
         """A row for each file seen."""
         try:
-            return pd.read_parquet(self.folder / MANIFEST_FILE)
+            frame = pd.read_parquet(self.folder / MANIFEST_FILE)
+            if "given_class" not in frame:  # Schema 1.
+                frame["given_class"] = frame["class_name"]
+            return frame
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.folder / MANIFEST_FILE} is missing or damaged; prepare the data set again."
@@ -118,7 +126,11 @@ class Dataset:
         if name not in SPLITS:
             like = nearest(name, SPLITS) or SPLITS[0]
             raise ConfigError(f"There is no split {name!r}; did you mean {like!r}?")
-        return self._pictures(name, self.manifest[self.manifest["split"] == name])
+        return self._pictures(name, self.rows(name))
+
+    def rows(self, name: str) -> pd.DataFrame:
+        """The manifest's rows of the kept pictures of one split."""
+        return self.manifest[self.manifest["kept"] & (self.manifest["split"] == name)]
 
     def resplit(self, number: int) -> tuple[Split, Split]:
         """Training and validation pictures shared out anew; the test split stays what it is.
@@ -126,14 +138,32 @@ class Dataset:
         What validated before trains, and another part of the training pictures of about the same
         size validates. Parts of consecutive numbers are disjoint until all have had their turn.
         """
-        training, validation = (
-            self.manifest[self.manifest["split"] == name] for name in SPLITS[:2]
-        )
+        training, validation = (self.rows(name) for name in SPLITS[:2])
         parts = max(2, round(len(training) / max(1, len(validation))))
         turn, part = divmod(number, parts)
         held_out = folds(training, self.classes, parts, turn) == str(part)
         learnt = pd.concat([training[~held_out], validation]).sort_index()
         return self._pictures("train", learnt), self._pictures("validation", training[held_out])
+
+    def as_given(self, name: str) -> tuple[Split, NDArray[np.bool_]]:
+        """A split as it would be if no person had decided on its pictures.
+
+        Returns:
+            All its pictures with the classes of their folders, also those that a person dropped,
+            and which of them a person dropped or relabelled.
+        """
+        rows = self.manifest[self.manifest["split"] == name]
+        touched_N = (~rows["kept"] | (rows["class_name"] != rows["given_class"])).to_numpy(bool)
+        return self._pictures(name, rows.assign(class_name=rows["given_class"])), touched_N
+
+    def packed(self) -> pd.DataFrame:
+        """The manifest's rows of all pictures whose pixels are kept, in the order of the pixels."""
+        rows = self.manifest[self.manifest["pixel_row"] >= 0]
+        return rows.sort_values("pixel_row", ignore_index=True)
+
+    def pixels(self, rows_N: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pixels by their row in the store, (N, side_px, side_px, 3) uint8."""
+        return self._store.gather(rows_N)
 
     def _pictures(self, name: str, rows: pd.DataFrame) -> Split:
         index = {class_name: number for number, class_name in enumerate(self.classes)}
@@ -149,7 +179,7 @@ class Dataset:
 
     @cached_property
     def _store(self) -> PixelStore:
-        rows = int(self.manifest["kept"].sum())
+        rows = int((self.manifest["pixel_row"] >= 0).sum())
         return PixelStore(self.folder / PIXELS_FOLDER, rows, self.preprocessing.side_px)
 
 
@@ -179,9 +209,9 @@ def open_dataset(folder: Path) -> Dataset:
         description: dict[str, Any] = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise DataError(f"{file} is damaged ({error}); prepare the data set again.") from error
-    if description.get("schema") != SCHEMA:
+    if description.get("schema") not in _READ:
         raise DataError(
-            f"{folder} has the schema {description.get('schema')}, this program reads {SCHEMA}; "
-            f"prepare the data set again."
+            f"{folder} has the schema {description.get('schema')}, this program reads "
+            f"{' and '.join(map(str, _READ))}; prepare the data set again."
         )
     return Dataset(folder=folder, description=description)

@@ -1,12 +1,14 @@
 """Packed pixels: each kept picture once, as the model sees it, in memory-mapped shards."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drone.data.scan import Source
+from drone.data.roots import Opener
 from drone.errors import DataError, ImageError
 from drone.serving.preprocess import Preprocessing, to_pixels
 
@@ -19,7 +21,18 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.npy"
 
 
-def pack_shard(sources: Sequence[Source], target: Path, settings: Preprocessing) -> int:
+@dataclass(frozen=True)
+class Picture:
+    """A file to pack, and what it must contain."""
+
+    root: str
+    path: str
+    md5: str
+
+
+def pack_shard(
+    pictures: Sequence[Picture], target: Path, settings: Preprocessing, opener: Opener
+) -> int:
     """Decodes the files into one .npy file of (rows, side_px, side_px, 3) uint8.
 
     Written to a temporary name, then renamed: a shard that exists is whole.
@@ -28,21 +41,24 @@ def pack_shard(sources: Sequence[Source], target: Path, settings: Preprocessing)
         The number of pictures packed.
 
     Raises:
-        DataError: a file that the scan could read has changed since.
+        DataError: a file that the scan could read has changed since, or is gone.
     """
-    pixels = np.empty((len(sources), settings.side_px, settings.side_px, 3), np.uint8)
-    for row, source in enumerate(sources):
+    pixels = np.empty((len(pictures), settings.side_px, settings.side_px, 3), np.uint8)
+    for row, picture in enumerate(pictures):
         try:
-            pixels[row] = to_pixels(source.file.read_bytes(), settings)
+            data = opener(picture.root).read(picture.path, settings.max_bytes)
+            if hashlib.md5(data, usedforsecurity=False).hexdigest() != picture.md5:
+                raise ImageError(422, "undecodable", "Its content is another.")
+            pixels[row] = to_pixels(data, settings)
         except (OSError, ImageError) as error:
             raise DataError(
-                f"{source.file} has changed while the data set was being prepared ({error}). "
-                f"Start again when nothing writes to the raw folder."
+                f"{picture.root}/{picture.path} is not what it was when it was scanned ({error}). "
+                f"Bring it back, or start again when nothing writes to the raw folder."
             ) from error
     temporary = target.with_suffix(".tmp.npy")
     np.save(temporary, pixels)
     temporary.rename(target)
-    return len(sources)
+    return len(pictures)
 
 
 class PixelStore:

@@ -1,18 +1,25 @@
 """What is in a heap of collected files: one pure function for each file."""
 
+import contextlib
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import ExifTags, Image
+
 from drone.data.hashing import perceptual_hash
+from drone.data.roots import Opener, Root, below, open_root
 from drone.errors import DataError, ImageError
 from drone.labels import CLASSES, match_class
-from drone.serving.preprocess import Preprocessing, decode, open_header
+from drone.serving.preprocess import EXIF_DAMAGE, Preprocessing, decode, open_header
 
 UNREADABLE = "unreadable"
 """The problem of a file that the system does not let us read."""
+
+_LOOK_PX = 256
+"""Side of the square of grey on which sharpness and brightness are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +27,7 @@ class Source:
     """One file of a raw folder."""
 
     root: str
-    """The raw folder as it was given."""
+    """The folder, archive or URI with the class folders in it."""
 
     path: str
     """Path below the root, with forward slashes; its first part is the class folder."""
@@ -28,10 +35,11 @@ class Source:
     class_name: str
     """Class that the folder's name means."""
 
-    @property
-    def file(self) -> Path:
-        """Where the file lies."""
-        return Path(self.root) / self.path
+    size_bytes: int = 0
+    """As the place lists it."""
+
+    changed: str = ""
+    """See `roots.Entry`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,7 @@ class Record:
     class_name: str
     size_bytes: int
     md5: str
-    """Of the file's bytes, hexadecimal; empty if the file cannot be read."""
+    """Of the file's bytes, hexadecimal; empty if it cannot be read or has too many of them."""
 
     phash: str
     """Perceptual hash of the decoded picture, hexadecimal; empty if there is none."""
@@ -57,6 +65,19 @@ class Record:
     width: int
     height: int
     """Pixels, upright (after EXIF rotation); 0 if there is no picture."""
+
+    orientation: int
+    """EXIF orientation, 1 to 8; 0 if the file has none."""
+
+    camera: str
+    """EXIF make and model; empty if the file has none."""
+
+    sharpness: float
+    """Variance of the Laplacian of the grey picture at 256 x 256, values 0 to 255 (Pech-Pacheco
+    et al. 2000): blurred pictures are low. 0 if there is no picture."""
+
+    brightness: float
+    """Mean of the grey picture, 0 black to 1 white. 0 if there is no picture."""
 
     problem: str
     """Empty for a good picture, else one of `ImageError.PROBLEMS` or "unreadable"."""
@@ -74,58 +95,76 @@ class Listing:
 
 
 def list_sources(
-    roots: Sequence[Path], classes: Sequence[str] = CLASSES, *, all_classes: bool = True
+    roots: Sequence[str | Path],
+    classes: Sequence[str] = CLASSES,
+    *,
+    all_classes: bool = True,
+    opener: Opener = open_root,
 ) -> Listing:
     """Every file in the class folders of the roots, sorted by path, then root.
 
-    Links to folders are not followed, so that a loop of links cannot trap the walk.
+    The class folders may lie in one folder more, as archives often have them.
 
     Args:
-        roots: folders with one subfolder a class.
+        roots: folders, archives or URIs with one folder a class.
         classes: to look for.
         all_classes: whether each of them must have a file.
+        opener: opens a root by its name.
 
     Raises:
-        DataError: a root is no folder, no folder means a class, or a class has no file.
+        DataError: a root cannot be opened, no folder means a class, or a class has no file.
     """
+    names = [str(root) for root in roots]
+    if len(set(names)) < len(names):
+        raise DataError(f"A raw folder is named twice: {', '.join(names)}. Name each once.")
     sources: list[Source] = []
     unknown: list[str] = []
-    for root in roots:
-        if not root.is_dir():
-            raise DataError(
-                f"There is no folder {root}. Wanted is a folder with one subfolder a class: "
-                f"{', '.join(classes)}."
-            )
-        for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-            name = match_class(folder.name, classes)
-            if name is None:
-                unknown.append(str(folder))
+    for name in names:
+        inner, folders = _class_folders(name, opener(name), classes, opener)
+        for folder in folders:
+            class_name = match_class(folder, classes)
+            if class_name is None:
+                unknown.append(f"{inner}/{folder}")
                 continue
             sources.extend(
-                Source(root=str(root), path=file.relative_to(root).as_posix(), class_name=name)
-                for file in _files_below(folder)
+                Source(
+                    root=inner,
+                    path=entry.path,
+                    class_name=class_name,
+                    size_bytes=entry.size_bytes,
+                    changed=entry.changed,
+                )
+                for entry in opener(inner).entries(folder)
             )
-    _check_classes(sources, unknown, roots, classes, all_classes=all_classes)
+    _check_classes(sources, unknown, names, classes, all_classes=all_classes)
     sources.sort(key=lambda source: (source.path, source.root))
     return Listing(sources=tuple(sources), unknown_folders=tuple(unknown))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            yield Path(directory) / name
+def _class_folders(
+    name: str, root: Root, classes: Sequence[str], opener: Opener
+) -> tuple[str, list[str]]:
+    """The name of the root that holds the class folders, and all folders in it."""
+    folders = root.folders()
+    known = any(match_class(folder, classes) for folder in folders)
+    if known or len(folders) != 1:
+        return name, folders
+    inner = below(name, folders[0])
+    deeper = opener(inner).folders()
+    found = any(match_class(folder, classes) for folder in deeper)
+    return (inner, deeper) if found else (name, folders)
 
 
 def _check_classes(
     sources: Sequence[Source],
     unknown: Sequence[str],
-    roots: Sequence[Path],
+    roots: Sequence[str],
     classes: Sequence[str],
     *,
     all_classes: bool,
 ) -> None:
     found = {source.class_name for source in sources}
-    where = ", ".join(map(str, roots))
+    where = ", ".join(roots)
     if not found:
         has = ", ".join(Path(folder).name for folder in unknown) or "none"
         raise DataError(
@@ -144,36 +183,68 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
-def scan_file(source: Source, settings: Preprocessing) -> Record:
+def scan_file(source: Source, settings: Preprocessing, opener: Opener = open_root) -> Record:
     """Reads and decodes one file. A bad file becomes a record with its problem, never an error."""
     try:
-        size = source.file.stat().st_size
-        data = source.file.read_bytes() if size <= settings.max_bytes else b""
+        data = opener(source.root).read(source.path, settings.max_bytes)
     except OSError as error:
-        return _problem(source, 0, "", UNREADABLE, f"Cannot be read: {error.strerror}.")
-    if size > settings.max_bytes:
+        return _problem(source, 0, "", UNREADABLE, f"Cannot be read: {error.strerror or error}.")
+    if len(data) > settings.max_bytes:
+        size = max(source.size_bytes, len(data))
         detail = f"The file has {size / 2**20:.0f} MiB; at most {settings.max_bytes / 2**20:g}."
-        return _problem(source, size, _md5_of_large(source.file), "too-large", detail)
+        return _problem(source, size, "", "too-large", detail)
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     try:
-        header = open_header(data, settings)
-        image = decode(data, settings)
+        return _look(source, data, md5, settings)
     except ImageError as error:
-        return _problem(source, size, md5, error.problem, str(error))
+        return _problem(source, len(data), md5, error.problem, str(error))
+
+
+def _look(source: Source, data: bytes, md5: str, settings: Preprocessing) -> Record:
+    header = open_header(data, settings)
+    orientation, camera = _exif(header)
+    width, height = header.size
+    if orientation >= 5:  # Lies on its side.
+        width, height = height, width
+    grey = decode(data, settings, about_px=_LOOK_PX).convert("L")
+    seen = grey.resize((_LOOK_PX, _LOOK_PX), Image.Resampling.BOX)
+    values = np.asarray(seen, dtype=np.float32)
     return Record(
         root=source.root,
         path=source.path,
         class_name=source.class_name,
-        size_bytes=size,
+        size_bytes=len(data),
         md5=md5,
-        phash=perceptual_hash(image).hex(),
+        phash=perceptual_hash(grey).hex(),
         format=header.format or "",
         mode=header.mode,
-        width=image.width,
-        height=image.height,
+        width=width,
+        height=height,
+        orientation=orientation,
+        camera=camera,
+        sharpness=round(_sharpness(values), 2),
+        brightness=round(float(values.mean()) / 255, 4),
         problem="",
         detail="",
     )
+
+
+def _sharpness(grey_HW: np.ndarray) -> float:
+    around = grey_HW[:-2, 1:-1] + grey_HW[2:, 1:-1] + grey_HW[1:-1, :-2] + grey_HW[1:-1, 2:]
+    return float((around - 4 * grey_HW[1:-1, 1:-1]).var())
+
+
+def _exif(header: Image.Image) -> tuple[int, str]:
+    """Orientation and camera; damaged EXIF counts as none."""
+    orientation, camera = 0, ""
+    with contextlib.suppress(*EXIF_DAMAGE):
+        exif = header.getexif()
+        said = exif.get(ExifTags.Base.Orientation, 0)
+        orientation = said if said in range(1, 9) else 0
+        parts = (exif.get(tag, "") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
+        words = " ".join(str(part).strip(" \0") for part in parts)
+        camera = "".join(letter for letter in words if letter.isprintable()).strip()[:80]
+    return orientation, camera
 
 
 def _problem(source: Source, size_bytes: int, md5: str, problem: str, detail: str) -> Record:
@@ -188,11 +259,10 @@ def _problem(source: Source, size_bytes: int, md5: str, problem: str, detail: st
         mode="",
         width=0,
         height=0,
+        orientation=0,
+        camera="",
+        sharpness=0.0,
+        brightness=0.0,
         problem=problem,
         detail=detail,
     )
-
-
-def _md5_of_large(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from drone.data.clean import BRIDGE, near_groups
+from drone.data.clean import BRIDGE, near_groups, shared_out
 from drone.errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")
@@ -51,7 +51,7 @@ def assign(
     max_distance: int,
     previous: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """A copy of the frame with a `split` for each kept file ("" for the others).
+    """A copy of the frame with a `split` for each file of `clean.shared_out` ("" for the others).
 
     Groups go as a whole to the split that lacks most of their classes, the large ones first and
     equals in an order that the seed draws; so every class is shared out as asked, to within a
@@ -72,23 +72,25 @@ def assign(
     frame = frame.copy()
     frame["split"] = ""
     previous = previous or {}
-    kept = frame[frame["kept"]]
-    old = kept["md5"].map(lambda md5: previous.get(md5, ""))
-    if _leave_out_bridges(frame, kept, old):
+    shared = frame[shared_out(frame)]
+    old = shared["md5"].map(lambda md5: previous.get(md5, ""))
+    if _leave_out_bridges(frame, shared, old):
         frame["group"] = near_groups(frame, max_distance)
-    kept = frame[frame["kept"]]
-    _check_sizes(kept, classes)
-    frame.loc[kept.index, "split"] = _place(
-        kept, old[kept.index], classes, SPLITS, settings.shares, settings.seed
+    _check_sizes(frame[frame["kept"]], classes)
+    shared = frame[shared_out(frame)]
+    # By the folders' classes: what a person relabels moves no picture to another split.
+    given = shared.assign(class_name=shared["given_class"])
+    frame.loc[shared.index, "split"] = _place(
+        given, old[shared.index], classes, SPLITS, settings.shares, settings.seed
     )
     return frame
 
 
-def _leave_out_bridges(frame: pd.DataFrame, kept: pd.DataFrame, old: "pd.Series[str]") -> bool:
+def _leave_out_bridges(frame: pd.DataFrame, shared: pd.DataFrame, old: "pd.Series[str]") -> bool:
     known = old != ""
-    splits_of_group = old[known].groupby(kept["group"][known]).nunique()
+    splits_of_group = old[known].groupby(shared["group"][known]).nunique()
     torn = splits_of_group.index[splits_of_group > 1]
-    bridges = kept.index[kept["group"].isin(torn) & ~known]
+    bridges = shared.index[shared["group"].isin(torn) & ~known]
     frame.loc[bridges, "kept"] = False
     frame.loc[bridges, "reason"] = BRIDGE
     return len(bridges) > 0

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from drone.data.bins import BIN_SIDES_PX
 from drone.data.clean import ACROSS, WITHIN, Policy
 from drone.data.drawing import Rng, draw
 from drone.errors import ConfigError
 from drone.labels import CLASSES
 
-BIN_SIDES_PX = (224, 448, 672, 896, 1344, 1792, 3584)
 _BIN_SHARES = (0.36, 0.36, 0.14, 0.08, 0.03, 0.02, 0.01)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from drone.data.hashing import DEFAULT_MAX_DISTANCE, HASH_BYTES, near_pairs
+from drone.data.roots import open_root
 from drone.data.scan import Record, Source, list_sources, scan_file
 from drone.errors import DataError, ImageError
 from drone.serving.preprocess import Preprocessing, to_pixels
@@ -54,10 +55,10 @@ def load_unseen(
     def read(source: Source) -> tuple[Record, NDArray[np.uint8] | None]:
         record = scan_file(source, preprocessing)
         try:
-            pixels = None if record.problem else to_pixels(source.file.read_bytes(), preprocessing)
+            data = open_root(source.root).read(source.path, preprocessing.max_bytes)
+            return record, None if record.problem else to_pixels(data, preprocessing)
         except (ImageError, OSError):
-            pixels = None
-        return record, pixels
+            return record, None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Decoding leaves Python's lock alone.
         results = pool.map(read, sources)

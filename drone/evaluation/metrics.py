@@ -53,6 +53,25 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A share of pictures, with the ends of the 95 % interval of Wilson (1927)."""
+
+    value: float
+    low: float
+    high: float
+    support: int
+
+
+def share(right_N: NDArray[np.bool_]) -> Share:
+    """How many are right. Without a picture the interval is 0 to 1 and the value NaN."""
+    if not len(right_N):
+        return Share(float("nan"), 0.0, 1.0, 0)
+    interval = binomtest(int(right_N.sum()), len(right_N)).proportion_ci(0.95, method="wilson")
+    value = float(right_N.mean())
+    return Share(value, float(interval.low), float(interval.high), len(right_N))
+
+
+@dataclass(frozen=True)
 class Scores:
     """Metrics of a set of answers."""
 
@@ -101,7 +120,7 @@ def score(answers: Answers) -> Scores:
     labels, predicted = answers.labels_N, answers.predicted_N
     indices = list(range(len(answers.classes)))
     right = labels == predicted
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
+    accuracy = share(right)
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=indices, zero_division=0
     )
@@ -110,9 +129,9 @@ def score(answers: Answers) -> Scores:
         index=pd.Index(answers.classes, name="class"),
     )
     return Scores(
-        accuracy=float(right.mean()),
-        accuracy_low=float(interval.low),
-        accuracy_high=float(interval.high),
+        accuracy=accuracy.value,
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
         macro_f1=float(f1[support > 0].mean()),
         ece=calibration_error(answers.confidence_N, right),
         bird_or_drone=_bird_or_drone(answers),

@@ -27,6 +27,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _DAMAGE = (OSError, ValueError, SyntaxError, MemoryError, EOFError, IndexError, struct.error)
 
+EXIF_DAMAGE = (*_DAMAGE, TypeError, KeyError, ZeroDivisionError)
+"""What Pillow raises on damaged EXIF."""
+
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -87,14 +90,22 @@ def resize(image: Image.Image, settings: Preprocessing) -> NDArray[np.uint8]:
     return np.asarray(square)
 
 
-def decode(data: bytes, settings: Preprocessing) -> Image.Image:
+def decode(data: bytes, settings: Preprocessing, about_px: int | None = None) -> Image.Image:
     """The first frame of a picture, upright, in 8-bit RGB with alpha laid over white.
+
+    Args:
+        data: the file's content.
+        settings: limits.
+        about_px: where a rough look is enough: a JPEG is only decoded to the smallest of its
+            sizes (all, 1/2, 1/4, 1/8) whose sides are at least this. All its data are read still.
 
     Raises:
         ImageError: the bytes give no picture; it says why.
     """
     image = open_header(data, settings)
     try:
+        if about_px is not None:
+            image.draft(None, (about_px, about_px))
         # Always decode here: a truncated JPEG passes open() and even verify().
         image.load()
         return _as_rgb(_upright(image))
@@ -158,7 +169,7 @@ def looks_like_image(data: bytes) -> bool:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except (*_DAMAGE, TypeError, KeyError, ZeroDivisionError):
+    except EXIF_DAMAGE:
         return image  # Damaged EXIF: the pixels themselves are fine.
 
 

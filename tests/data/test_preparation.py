@@ -11,9 +11,10 @@ import pytest
 from drone.data import ledger
 from drone.data.clean import ACROSS, BRIDGE, WITHIN, judge, steps_table
 from drone.data.dataset import Dataset, open_dataset
-from drone.data.prepare import PrepareSettings, apply, check_writable, map_here, plan
+from drone.data.prepare import PrepareSettings, map_here, plan
 from drone.data.scan import Record, Source, list_sources, scan_file
 from drone.data.split import SPLITS, SplitSettings, assign
+from drone.data.writing import apply, check_writable
 from drone.errors import ConfigError, DataError
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing, to_pixels
@@ -57,6 +58,10 @@ def record(path: str, md5: str = "", phash: str = "", problem: str = "") -> Reco
         mode="RGB",
         width=9,
         height=9,
+        orientation=0,
+        camera="",
+        sharpness=100.0,
+        brightness=0.5,
         problem=problem,
         detail="",
     )
@@ -230,7 +235,7 @@ def test_the_ledger_says_each_thing_once(made_up: MadeUp, tmp_path: Path) -> Non
 
 class TestBadInput:
     def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"There is no folder .*nowhere.*Flying Birds"):
+        with pytest.raises(DataError, match=r"nowhere does not exist.*one folder a class"):
             list_sources([tmp_path / "nowhere"])
 
     def test_no_class_folder(self, tmp_path: Path) -> None:
