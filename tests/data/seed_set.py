@@ -1,0 +1,80 @@
+"""The structure of the original project's collection, as records and as files."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from drone.labels import CLASSES
+
+FILES = dict(zip(CLASSES, (8338, 4169, 3623, 5675), strict=True))
+WITHIN = dict(zip(CLASSES, (407, 159, 247, 1445), strict=True))
+ERRORS = {"Large QuadCopters": 7, "Winged Drones": 13}
+ACROSS = {
+    ("Large QuadCopters", "Small QuadCopters"): 70,
+    ("Large QuadCopters", "Winged Drones"): 15,
+    ("Small QuadCopters", "Winged Drones"): 19,
+}
+"""Pictures that a class shares with an earlier one."""
+
+BOTH = 6
+"""Files among the winged drones that are copies within the class and across classes."""
+
+_ERROR_SUFFIXES = ("gif", "jfif", "svg", "txt", "ipynb")
+_SUFFIXES = ("jpg",) * 9 + ("jpeg",)
+
+
+def layout() -> Iterator[tuple[str, int]]:
+    """Path and number of the content of each of the 21,805 files; equal numbers are copies."""
+    content = iter(range(10**6))
+    shared: dict[str, list[int]] = {name: [] for name in CLASSES}
+    for name in CLASSES:
+        for (first, second), count in ACROSS.items():
+            if name == first:
+                shared[second] += [next(content) for _ in range(count)]
+                numbers = shared[second][-count:]
+                yield from ((f"{name}/given_{second[0]}{n:06d}.jpg", n) for n in numbers)
+        own = ERRORS.get(name, 0) + sum(
+            count for (first, second), count in ACROSS.items() if name in (first, second)
+        )
+        both = BOTH if name == "Winged Drones" else 0
+        for number in shared[name]:
+            yield f"{name}/taken_{number:06d}.jpg", number
+        for number in shared[name][:both]:
+            yield f"{name}/taken_{number:06d} again.jpg", number
+        for error in range(ERRORS.get(name, 0)):
+            suffix = _ERROR_SUFFIXES[error % len(_ERROR_SUFFIXES)]
+            yield f"{name}/error_{error:02d}.{suffix}", next(content)
+        copies = WITHIN[name] - both
+        single = FILES[name] - own - both - 2 * copies
+        for copy in range(copies):
+            number = next(content)
+            yield f"{name}/image_{number:06d}.jpg", number
+            yield f"{name}/image_{number:06d} ({copy}).jpg", number
+        for _ in range(single):
+            number = next(content)
+            yield f"{name}/image_{number:06d}.{_SUFFIXES[number % len(_SUFFIXES)]}", number
+
+
+def picture(number: int, side_px: int = 400) -> bytes:
+    """A picture like no other: smooth colours and some noise, as JPEG."""
+    rng = np.random.default_rng(number)
+    coarse = rng.integers(0, 256, (rng.integers(5, 9), rng.integers(5, 9), 3), dtype=np.uint8)
+    size = (side_px, int(side_px * rng.uniform(0.6, 1.0)))
+    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def write(folder: Path, side_px: int = 400) -> None:
+    """Makes the whole collection."""
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for path, number in layout():
+        data = picture(number, side_px)
+        if path.endswith((".svg", ".txt", ".ipynb")):
+            data = f"no picture {number}".encode()
+        (folder / path).write_bytes(data)
