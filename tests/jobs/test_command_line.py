@@ -11,7 +11,7 @@ from drone.data.dataset import Dataset
 from drone.labels import CLASSES
 from tests.conftest import ROOT, Done, RunJob
 
-JOBS = ("prepare", "train", "tune", "evaluate", "promote", "demo", "doctor", "tracking")
+JOBS = ("collect", "prepare", "train", "tune", "evaluate", "promote", "demo", "doctor", "tracking")
 
 
 def fails(done: Done, code: int, *parts: str) -> None:
@@ -34,6 +34,7 @@ def test_help_is_quick_and_teaches(call_job: RunJob, name: str) -> None:
 
 
 FLAGS = {
+    "collect": ["--table", "--search", "--query", "--per-class", "--dry-run", "--retry-failed"],
     "prepare": ["--raw", "--out", "--dry-run", "--policy"],
     "train": ["--data", "--weights", "--seed", "--num-workers", "--resume", "--config"],
     "evaluate": ["--run", "--model", "--data", "--images"],
@@ -134,13 +135,14 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
 
     import tyro
 
-    texts = [(ROOT / "README.md").read_text()]
+    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/collect.md")]
     texts += [(ROOT / "ray_jobs" / f"{name}.py").read_text().split('"""')[1] for name in JOBS]
     commands = [command for text in texts for command in commands_in(text)]
     assert len(commands) > 10
     for _, script, *words in commands:
         module = import_module(f"ray_jobs.{Path(script).stem}")
         job = {
+            "collect": lambda m: m.Collect,
             "prepare": lambda m: m.Prepare,
             "evaluate": lambda m: m.Evaluate,
             "promote": lambda m: m.Promote,
