@@ -22,12 +22,13 @@ sys.path.insert(0, str(next(place for place in PLACES if (place / "drone").is_di
 import tyro
 
 from drone.adapters import ray_cluster
-from drone.data import picture_search, provenance
-from drone.data.collect import Plan, Tally, check_writable, collect, plan, read_table, tally
-from drone.data.download import RateLimiter
-from drone.data.fetch_settings import FetchSettings
-from drone.data.picture_search import SearchSettings
-from drone.data.provenance import Wanted
+from drone.data.collect import provenance
+from drone.data.collect import search as picture_search
+from drone.data.collect.download import RateLimiter
+from drone.data.collect.provenance import Wanted
+from drone.data.collect.raw_set import Plan, Tally, check_writable, collect, plan, read_table, tally
+from drone.data.collect.search import SearchSettings
+from drone.data.collect.settings import FetchSettings
 from drone.errors import ConfigError, DataError, Interrupted
 from drone.labels import SHORT
 from ray_jobs import cli

@@ -7,10 +7,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from drone.data.collect import lanes
-from drone.data.download import Outcome, RateLimiter, download_lane
-from drone.data.fetch_settings import FetchSettings
-from drone.data.provenance import Wanted
+from drone.data.collect.download import Outcome, RateLimiter, download_lane
+from drone.data.collect.provenance import Wanted
+from drone.data.collect.raw_set import lanes
+from drone.data.collect.settings import FetchSettings
 
 _CPUS_PER_HOST = 0.1
 """Downloads wait more than they compute."""

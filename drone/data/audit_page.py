@@ -14,6 +14,7 @@ from PIL import Image
 
 from drone.data import audit
 from drone.data.clean import STEPS
+from drone.data.collect import provenance
 from drone.data.roots import Opener
 from drone.data.split import SplitSettings
 from drone.errors import DataError, ImageError
@@ -22,9 +23,6 @@ from drone.serving.preprocess import Preprocessing, decode
 THUMBNAIL_PX = 128
 _SAMPLES, _ERRORS, _SETS, _OUTLIERS = 8, 200, 40, 12
 """Shown on the page: pictures a class, errors, sets of each kind, pictures of each kind."""
-
-PROVENANCE = "provenance.jsonl"
-"""File beside the class folders in which `collect` says where each picture is from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +165,7 @@ def read_provenance(roots: Iterable[str], opener: Opener) -> pd.DataFrame:
     rows = []
     for root in roots:
         try:
-            text = opener(root).read(PROVENANCE, 2**30).decode("utf-8", "replace")
+            text = opener(root).read(provenance.NAME, 2**30).decode("utf-8", "replace")
         except (OSError, DataError):
             continue
         for line in text.splitlines():

@@ -24,15 +24,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from drone.data import provenance
-from drone.data.collect import collect, download_here, plan, read_table, tally
-from drone.data.connection import host_of, is_public, tls_context
-from drone.data.download import Outcome, RateLimiter, download
-from drone.data.fetch_settings import FetchError, FetchSettings
-from drone.data.picture_search import SearchSettings, asking, parse_queries, search
-from drone.data.provenance import Record, Wanted
+from drone.data.collect import provenance
+from drone.data.collect.connection import host_of, is_public, tls_context
+from drone.data.collect.download import Outcome, RateLimiter, download
+from drone.data.collect.provenance import Record, Wanted
+from drone.data.collect.raw_set import collect, download_here, plan, read_table, tally
+from drone.data.collect.search import SearchSettings, asking, parse_queries, search
+from drone.data.collect.settings import FetchError, FetchSettings
+from drone.data.collect.web import fetch
 from drone.data.scan import list_sources, scan_file
-from drone.data.web import fetch
 from drone.errors import ConfigError, DataError
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
@@ -471,8 +471,8 @@ def test_one_host_is_asked_at_its_pace(web: Web, tmp_path: Path) -> None:
 SLOW = """
 import sys
 from pathlib import Path
-from drone.data.collect import collect, download_here, plan, read_table
-from drone.data.fetch_settings import FetchSettings
+from drone.data.collect.raw_set import collect, download_here, plan, read_table
+from drone.data.collect.settings import FetchSettings
 settings = FetchSettings(allow_private=True, per_host_per_s=1000)
 for record in collect(read_table(Path(sys.argv[1])), Path(sys.argv[2]), settings, download_here):
     print(record.url, flush=True)

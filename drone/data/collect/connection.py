@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from drone.data.fetch_settings import FetchError, FetchSettings
+from drone.data.collect.settings import FetchError, FetchSettings
 
 _MAX_ADDRESSES = 4
 """Addresses of one host that are tried."""

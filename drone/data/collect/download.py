@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from drone.data.connection import host_of
-from drone.data.fetch_settings import FetchError, FetchSettings
-from drone.data.web import Fetched, fetch
+from drone.data.collect.connection import host_of
+from drone.data.collect.settings import FetchError, FetchSettings
+from drone.data.collect.web import Fetched, fetch
 from drone.errors import ImageError
 from drone.serving.preprocess import Preprocessing, decode, open_header
 

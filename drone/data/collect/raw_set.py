@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from drone.data import provenance
-from drone.data.connection import host_of
-from drone.data.download import Outcome, RateLimiter, download_lane
-from drone.data.fetch_settings import FetchSettings
-from drone.data.provenance import Key, Record, Wanted
+from drone.data.collect import provenance
+from drone.data.collect.connection import host_of
+from drone.data.collect.download import Outcome, RateLimiter, download_lane
+from drone.data.collect.provenance import Key, Record, Wanted
+from drone.data.collect.settings import FetchSettings
 from drone.errors import DataError
 from drone.labels import CLASSES, match_class, nearest, normalised
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
-from drone.data.connection import Connection, Target, deadline, parse
-from drone.data.fetch_settings import FetchError, FetchSettings
+from drone.data.collect.connection import Connection, Target, deadline, parse
+from drone.data.collect.settings import FetchError, FetchSettings
 
 _CHUNK_BYTES = 64 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from drone.data.download import Limiter, get
-from drone.data.fetch_settings import FetchError, FetchSettings
-from drone.data.provenance import Wanted
+from drone.data.collect.download import Limiter, get
+from drone.data.collect.provenance import Wanted
+from drone.data.collect.settings import FetchError, FetchSettings
 from drone.errors import ConfigError, DataError
 from drone.labels import CLASSES, match_class, nearest
 
