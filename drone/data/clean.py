@@ -205,15 +205,15 @@ def seed_flags(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `errornous_file` (the name does not end in one of SEED_SUFFIXES), `duplicate` (a
-        copy in the same folder came before) and `cross_duplicate` (a folder before has a copy),
-        0 or 1, and `parent_img` and `duplicate_class`, path and class of that copy, or "".
+        copy in the same folder came before) and `cross_duplicate` (the first of its folder, and a
+        folder before has a copy), 0 or 1, and `parent_img` and `duplicate_class`, path and class of that copy, or "".
     """
     names = frame["path"].str.lower()
     readable = frame["md5"] != ""
     within = readable & frame.duplicated(["given_class", "md5"], keep="first")
     first_here = frame.groupby(["given_class", "md5"])["path"].transform("first")
     first_of_all = frame.groupby("md5")[["path", "given_class"]].transform("first")
-    across = readable & (first_of_all["given_class"] != frame["given_class"])
+    across = readable & ~within & (first_of_all["given_class"] != frame["given_class"])
     parent = first_of_all["path"].where(across, first_here.where(within, ""))
     return pd.DataFrame(
         {

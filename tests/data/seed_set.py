@@ -20,7 +20,7 @@ ACROSS = {
 """Pictures that a class shares with an earlier one."""
 
 BOTH = 6
-"""Files among the winged drones that are copies within the class and across classes."""
+"""Files among the winged drones that count as errors by their name and are copies too."""
 
 _ERROR_SUFFIXES = ("gif", "jfif", "svg", "txt", "ipynb")
 _SUFFIXES = ("jpg",) * 9 + ("jpeg",)
@@ -42,13 +42,14 @@ def layout() -> Iterator[tuple[str, int]]:
         both = BOTH if name == "Winged Drones" else 0
         for number in shared[name]:
             yield f"{name}/taken_{number:06d}.jpg", number
-        for number in shared[name][:both]:
-            yield f"{name}/taken_{number:06d} again.jpg", number
-        for error in range(ERRORS.get(name, 0)):
+        for error in range(ERRORS.get(name, 0) - both):
+            number = next(content)
             suffix = _ERROR_SUFFIXES[error % len(_ERROR_SUFFIXES)]
-            yield f"{name}/error_{error:02d}.{suffix}", next(content)
+            yield f"{name}/error_{error:02d}.{suffix}", number
+            if error < both:
+                yield f"{name}/error_{error:02d} again.{suffix}", number
         copies = WITHIN[name] - both
-        single = FILES[name] - own - both - 2 * copies
+        single = FILES[name] - own - 2 * copies
         for copy in range(copies):
             number = next(content)
             yield f"{name}/image_{number:06d}.jpg", number
