@@ -1,6 +1,7 @@
 """Maps files through Ray Data: the scan and the packing of a data set, over all processors."""
 
 import logging
+import pickle
 from collections.abc import Callable, Sequence
 
 import ray
@@ -16,8 +17,9 @@ from rich.progress import (
 
 from drone.data.prepare import Row
 
-_ROWS_PER_BLOCK = 64
-"""Files in one task: small enough for an even load and a bar that moves."""
+_PIECE, _TASK = 128, 1024
+"""Most rows that travel as one value, and in one task. A row of Ray's for each file would cost more
+than a look at it, and so would a task for few; yet the load is to be even, and the bar to move."""
 
 
 def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:
@@ -31,20 +33,25 @@ def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) ->
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    blocks = min(len(rows), max(2 * cpus, len(rows) // _ROWS_PER_BLOCK))
-    numbered = [{"number": number, **row} for number, row in enumerate(rows)]
+    size = max(1, min(_PIECE, len(rows) // (16 * cpus)))
+    pieces = [
+        {"start": start, "rows": pickle.dumps(rows[start : start + size])}
+        for start in range(0, len(rows), size)
+    ]
+    tasks = min(len(pieces), max(8 * cpus, len(rows) // _TASK))
 
-    def with_number(row: Row) -> Row:
-        number = row.pop("number")
-        return {"number": number, **function(row)}
+    def look(piece: Row) -> Row:
+        done = [function(row) for row in pickle.loads(piece["rows"])]
+        return {"start": piece["start"], "rows": pickle.dumps(done)}
 
-    mapped = ray.data.from_items(numbered, override_num_blocks=blocks).map(with_number)
+    mapped = ray.data.from_items(pieces, override_num_blocks=tasks).map(look)
     results: list[Row] = [{}] * len(rows)
     with _bar() as progress:
         task = progress.add_task(label, total=len(rows))
-        for result in mapped.iter_rows():
-            results[result.pop("number")] = result
-            progress.advance(task)
+        for piece in mapped.iter_rows():
+            done = pickle.loads(piece["rows"])
+            results[piece["start"] : piece["start"] + len(done)] = done
+            progress.advance(task, len(done))
     return results
 
 

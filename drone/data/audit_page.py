@@ -18,7 +18,7 @@ from drone.data.collect import provenance
 from drone.data.roots import Opener
 from drone.data.split import SplitSettings
 from drone.errors import DataError, ImageError
-from drone.serving.preprocess import Preprocessing, decode
+from drone.serving.preprocess import Preprocessing, load_roughly, open_header
 
 THUMBNAIL_PX = 128
 _SAMPLES, _ERRORS, _SETS, _OUTLIERS = 8, 200, 40, 12
@@ -184,7 +184,7 @@ def thumbnail(
     """A small JPEG of a file as a data URI; empty if it cannot be read."""
     try:
         data = opener(root).read(path, settings.max_bytes)
-        image = decode(data, settings, about_px=side_px)
+        image = load_roughly(open_header(data, settings), side_px)
     except (OSError, ImageError, DataError):
         return ""
     image.thumbnail((side_px, side_px))

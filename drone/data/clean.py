@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from drone.data.hashing import groups, near_pairs
+from drone.data import hashing
 from drone.data.ledger import BY_HAND, Decision
 from drone.data.scan import Record
 
@@ -168,8 +168,7 @@ def near_groups(frame: pd.DataFrame, max_distance: int) -> "pd.Series[str]":
     if shared.empty:
         return result
     hashes = np.frombuffer(bytes.fromhex("".join(shared["phash"])), np.uint8)
-    pairs = near_pairs(hashes.reshape(len(shared), -1), max_distance)
-    numbers = groups(len(shared), pairs)
+    numbers = hashing.near_groups(hashes.reshape(len(shared), -1), max_distance)
     result[shared.index] = shared["md5"].groupby(numbers).transform("min")
     return result
 
@@ -206,7 +205,8 @@ def seed_flags(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns `errornous_file` (the name does not end in one of SEED_SUFFIXES), `duplicate` (a
         copy in the same folder came before) and `cross_duplicate` (the first of its folder, and a
-        folder before has a copy), 0 or 1, and `parent_img` and `duplicate_class`, path and class of that copy, or "".
+        folder before has a copy), 0 or 1, and `parent_img` and `duplicate_class`, path and class of
+        that copy, or "".
     """
     names = frame["path"].str.lower()
     readable = frame["md5"] != ""

@@ -90,27 +90,51 @@ def resize(image: Image.Image, settings: Preprocessing) -> NDArray[np.uint8]:
     return np.asarray(square)
 
 
-def decode(data: bytes, settings: Preprocessing, about_px: int | None = None) -> Image.Image:
+def decode(data: bytes, settings: Preprocessing) -> Image.Image:
     """The first frame of a picture, upright, in 8-bit RGB with alpha laid over white.
-
-    Args:
-        data: the file's content.
-        settings: limits.
-        about_px: where a rough look is enough: a JPEG is only decoded to the smallest of its
-            sizes (all, 1/2, 1/4, 1/8) whose sides are at least this. All its data are read still.
 
     Raises:
         ImageError: the bytes give no picture; it says why.
     """
-    image = open_header(data, settings)
+    return load(open_header(data, settings))
+
+
+def load(image: Image.Image) -> Image.Image:
+    """What `decode` gives, of a picture that `open_header` has opened.
+
+    Raises:
+        ImageError: it is damaged, or of a mode that is not read.
+    """
     try:
-        if about_px is not None:
-            image.draft(None, (about_px, about_px))
         # Always decode here: a truncated JPEG passes open() and even verify().
         image.load()
         return _as_rgb(_upright(image))
     except _DAMAGE as error:
         raise _broken() from error
+
+
+def load_roughly(image: Image.Image, about_px: int, mode: str = "RGB") -> Image.Image:
+    """Like `load`, for where a rough look is enough: a JPEG is decoded to a smaller size.
+
+    The size is the smallest of all, 1/2, 1/4 and 1/8 whose sides are at least `about_px`. All of
+    the file's data are read, so that damage shows as it does in `load`.
+
+    Args:
+        image: that `open_header` has opened.
+        about_px: wanted sides.
+        mode: "RGB", or "L" for grey, which spares a JPEG its colours.
+
+    Raises:
+        ImageError: it is damaged, or of a mode that is not read.
+    """
+    image.draft("L" if mode == "L" and image.mode == "RGB" else None, (about_px, about_px))
+    if mode == "L" and image.mode == "L" and not image.has_transparency_data:
+        try:
+            image.load()
+            return _upright(image)
+        except _DAMAGE as error:
+            raise _broken() from error
+    return load(image).convert(mode)
 
 
 def open_header(data: bytes, settings: Preprocessing) -> Image.Image:

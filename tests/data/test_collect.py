@@ -383,7 +383,7 @@ def test_names_are_resolved_once_and_checked(web: Web, monkeypatch: pytest.Monke
         return address in ("127.0.0.1", "192.0.2.1")
 
     # As if loopback were public, so that the redirect's target alone is refused.
-    monkeypatch.setattr("drone.data.connection.is_public", public)
+    monkeypatch.setattr("drone.data.collect.connection.is_public", public)
     outcome = got(web.url("/to-private"), allow_private=False)
     assert (outcome.reason, "10.0.0.1" in outcome.detail) == ("private-address", True)
     monkeypatch.setattr("socket.getaddrinfo", rebinding)

@@ -310,4 +310,4 @@ def test_real_pictures(real_pictures: Path, tmp_path: Path) -> None:
     assert planned.steps.loc[WITHIN].tolist() == [0, -1, -1, -6, -8]
     assert planned.splits.loc["test", "total"] == pytest.approx(0.15 * 796, abs=4)
     # Seen by eye: every group holds one photograph in several crops or encodings.
-    assert len(planned.near_groups) == 15
+    assert len(planned.near_groups) == 16
