@@ -11,7 +11,8 @@ from drone.data.dataset import Dataset
 from drone.labels import CLASSES
 from tests.conftest import ROOT, Done, RunJob
 
-JOBS = ("collect", "prepare", "train", "tune", "evaluate", "promote", "demo", "doctor", "tracking")
+JOBS = ("collect", "prepare", "review", "train", "tune", "evaluate", "promote", "demo", "doctor")
+JOBS += ("tracking",)
 
 
 def fails(done: Done, code: int, *parts: str) -> None:
@@ -35,7 +36,17 @@ def test_help_is_quick_and_teaches(call_job: RunJob, name: str) -> None:
 
 FLAGS = {
     "collect": ["--table", "--search", "--query", "--per-class", "--dry-run", "--retry-failed"],
-    "prepare": ["--raw", "--out", "--dry-run", "--policy"],
+    "prepare": [
+        "--raw",
+        "--out",
+        "--dry-run",
+        "--policy",
+        "--near",
+        "--undo",
+        "--decisions",
+        "--diff",
+    ],
+    "review": ["--data", "--out", "--weights"],
     "train": ["--data", "--weights", "--seed", "--num-workers", "--resume", "--config"],
     "evaluate": ["--run", "--model", "--data", "--images"],
     "promote": ["--run", "--rollback", "--name", "--dry-run"],
@@ -77,7 +88,7 @@ def test_a_config_file(call_job: RunJob, dataset: Dataset, tmp_path: Path) -> No
 
 
 def test_raw_folders_that_cannot_be_used(call_job: RunJob, tmp_path: Path) -> None:
-    fails(call_job("prepare", "--raw", "nowhere", "--out", "set"), 1, "no folder nowhere")
+    fails(call_job("prepare", "--raw", "nowhere", "--out", "set"), 1, "nowhere does not exist")
     (tmp_path / "raw" / "cats").mkdir(parents=True)
     fails(call_job("prepare", "--raw", "raw", "--out", "set"), 1, "holds a class", "cats")
     (tmp_path / "raw" / CLASSES[0]).mkdir()
@@ -85,7 +96,27 @@ def test_raw_folders_that_cannot_be_used(call_job: RunJob, tmp_path: Path) -> No
     fails(call_job("prepare", "--raw", "raw", "--out", "set"), 1, "no file of", "Winged Drones")
     (tmp_path / "file").touch()
     fails(call_job("prepare", "--raw", "raw", "--out", "file/set"), 1, "cannot be written")
+    fails(call_job("prepare", "--raw", "file", "--out", "set"), 1, "neither a folder nor a zip")
+    fails(call_job("prepare", "--raw", "raw", "raw", "--out", "set"), 1, "named twice")
+    fails(call_job("prepare", "--raw", "s3:/bucket", "--out", "set"), 1, "does not exist")
+    fails(call_job("prepare", "--raw", "ftp://host/x", "--out", "set"), 1, "cannot be opened")
     assert not (tmp_path / "set").exists()
+
+
+def test_versions_that_cannot_be_had(call_job: RunJob, dataset: Dataset) -> None:
+    fails(call_job("prepare", "--raw", "raw"), 2, "--out is missing")
+    fails(call_job("prepare", "--out", "set"), 2, "--raw is missing")
+    fails(
+        call_job("prepare", "--out", "set", "--undo", "--raw", "raw"), 2, "--undo needs --out alone"
+    )
+    fails(call_job("prepare", "--out", "nowhere", "--undo"), 1, "not a prepared data set")
+    fails(call_job("prepare", "--out", dataset.folder, "--undo"), 1, "no version before this one")
+    fails(call_job("prepare", "--diff", dataset.folder, "gone"), 1, "not a prepared data set")
+    fails(call_job("prepare", "--diff", "a", "b", "--out", "c"), 2, "takes nothing else")
+    same = call_job("prepare", "--diff", dataset.folder, dataset.folder, "--json")
+    assert same.code == 0 and same.result["changes"] == []
+    words = ["--raw", "raw", "--out", "set", "--decisions", "gone.jsonl"]
+    fails(call_job("prepare", *words), 1, "gone.jsonl cannot be read")
 
 
 def test_runs_data_sets_and_weights_that_are_not_there(call_job: RunJob, dataset: Dataset) -> None:
@@ -135,7 +166,7 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
 
     import tyro
 
-    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/collect.md")]
+    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/collect.md", "docs/data.md")]
     texts += [(ROOT / "ray_jobs" / f"{name}.py").read_text().split('"""')[1] for name in JOBS]
     commands = [command for text in texts for command in commands_in(text)]
     assert len(commands) > 10
@@ -144,6 +175,7 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
         job = {
             "collect": lambda m: m.Collect,
             "prepare": lambda m: m.Prepare,
+            "review": lambda m: m.Review,
             "evaluate": lambda m: m.Evaluate,
             "promote": lambda m: m.Promote,
             "demo": lambda m: m.Demo,
