@@ -5,6 +5,7 @@ import io
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,35 @@ def run_of_model(uri: str) -> str:
     except FAILURES as error:
         known = ", ".join(model.name for model in client.search_registered_models()) or "none yet"
         raise RunError(f"There is no model {uri}. Registered models: {known}.") from error
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model by the names that people know it by."""
+
+    run_id: str
+    name: str
+    """Of the registered model, or of the run."""
+
+    version: str
+    """Of the registered model; empty for a run's."""
+
+
+def named(uri: str | None, run: str | None) -> Named:
+    """The model that a URI or a run names.
+
+    Raises:
+        RunError: there is none.
+    """
+    if uri is None:
+        found = find_run(str(run))
+        return Named(found.info.run_id, str(found.info.run_name), "")
+    run_id = run_of_model(uri)
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    name, _, version = name.partition("/")
+    if alias:
+        version = str(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
+    return Named(run_id, name, version)
 
 
 def logged_model(run_id: str) -> str:

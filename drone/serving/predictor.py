@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,19 @@ from numpy.typing import NDArray
 from drone.errors import RunError
 from drone.labels import BIRD
 from drone.serving.preprocess import Preprocessing, to_pixels
+
+
+def calibrated(probs_NK: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Probabilities whose logits are divided by a temperature (Guo et al. 2017), (N, K) float32.
+
+    The order of the classes stays what it is; above 1 the answers become less sure.
+    """
+    if temperature == 1:
+        return probs_NK
+    logits_NK = np.log(np.maximum(probs_NK, 1e-12)) / temperature
+    powers_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
+    shares_NK: NDArray[np.float32] = powers_NK / powers_NK.sum(axis=1, keepdims=True)
+    return shares_NK
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,9 @@ class Prediction:
     drone: float | None
     """Probability that it is any drone; None if the model knows no birds."""
 
+    unsure: bool = False
+    """Whether the highest probability is too low to be relied upon."""
+
 
 class Predictor:
     """An exported model, ready to answer; may be shared by threads."""
@@ -49,6 +65,14 @@ class Predictor:
         self._session: onnxruntime.InferenceSession | None = None
         self._metadata: dict[str, str] = {}
 
+    def start(self) -> None:
+        """Starts the engine now.
+
+        Raises:
+            RunError: the file is no model, or not one that names its classes.
+        """
+        self._ready()
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of their indices."""
@@ -60,22 +84,43 @@ class Predictor:
         return Preprocessing.from_json(self.metadata["preprocessing"])
 
     @property
+    def temperature(self) -> float:
+        """What the logits are divided by, fitted on validation pictures; see `calibrated`."""
+        return float(self.metadata.get("temperature", 1.0))
+
+    @property
+    def unsure_below(self) -> float:
+        """Probability of the best class below which an answer counts as unsure."""
+        return float(self.metadata.get("unsure_below", 0.0))
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What the export wrote into the file."""
         self._ready()
         return self._metadata
 
-    def predict(self, data: bytes) -> Prediction:
+    def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
         """The answer to one picture.
+
+        Args:
+            data: the content of its file.
+            max_pixels: a stricter limit than the model's own.
 
         Raises:
             ImageError: the bytes give no picture; it says why.
         """
-        pixels = to_pixels(data, self.preprocessing)
+        settings = self.preprocessing
+        if max_pixels is not None and max_pixels < settings.max_pixels:
+            settings = replace(settings, max_pixels=max_pixels)
+        pixels = to_pixels(data, settings)
         return self.describe(self.predict_pixels(pixels[None])[0])
 
     def predict_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities, (N, K) float32, of pixels (N, side_px, side_px, 3) uint8."""
+        return calibrated(self.uncalibrated(pixels_NHWC), self.temperature)
+
+    def uncalibrated(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the exported network itself says, (N, K) float32."""
         outputs: Sequence[Any] = self._ready().run(None, {"pixels": pixels_NHWC})
         probs_NK: NDArray[np.float32] = outputs[0]
         return probs_NK
@@ -85,7 +130,8 @@ class Predictor:
         index = int(probs_K.argmax())
         named = {name: float(value) for name, value in zip(self.classes, probs_K, strict=True)}
         drone = 1 - named[BIRD] if BIRD in named else None
-        return Prediction(index, self.classes[index], named, drone)
+        unsure = float(probs_K.max()) < self.unsure_below
+        return Prediction(index, self.classes[index], named, drone, unsure)
 
     def _ready(self) -> onnxruntime.InferenceSession:
         with self._lock:

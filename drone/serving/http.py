@@ -1,0 +1,180 @@
+"""The HTTP app: the interface of `api` as an ASGI application, and the page beside it.
+
+Answers are computed by a few threads; when all are busy and as many requests wait as may, a further
+one is refused at once with 503, so that none is lost in a queue that grows.
+"""
+
+import asyncio
+import logging
+import mimetypes
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drone.errors import ConfigError
+from drone.serving.api import Api, Refusal, Request, Response, request_id, too_large
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_log = logging.getLogger("drone.http")
+
+for _suffix, _kind in (
+    (".mjs", "text/javascript"),
+    (".js", "text/javascript"),
+    (".wasm", "application/wasm"),
+):
+    mimetypes.add_type(_kind, _suffix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpSettings:
+    """How many requests are taken at a time."""
+
+    threads: int = 2
+    """Pictures that are looked at at the same time; as many as there are cores."""
+
+    waiting: int = 32
+    """Requests that may wait for a thread; a further one gets 503."""
+
+    body_timeout_s: float = 30.0
+    """A body that has not come whole by then is refused with 408."""
+
+    retry_after_s: int = 1
+    """What a 503 tells the sender to wait."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.waiting < 0:
+            raise ConfigError("threads must be at least 1 and waiting at least 0.")
+        if self.body_timeout_s <= 0 or self.retry_after_s < 0:
+            raise ConfigError("body_timeout_s must be above 0 and retry_after_s at least 0.")
+
+
+class HttpApp:
+    """An ASGI 3 application."""
+
+    def __init__(self, api: Api, settings: HttpSettings, web: Path | None = None) -> None:
+        """Answers with an interface; `web` is a folder of files to serve beside it."""
+        self.api = api
+        self.settings = settings
+        self._web = web.resolve() if web else None
+        self._threads = ThreadPoolExecutor(settings.threads, "answer")
+        self._taken = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection, as the server hands it over."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._request(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                self._threads.shutdown()
+                return
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = time.monotonic()
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in scope["headers"]
+        }
+        number = request_id(headers)
+        headers["x-request-id"] = number
+        try:
+            response = await self._response(scope, headers, receive)
+        except Refusal as refusal:
+            response = self.api.refuse(refusal, number)
+        except ConnectionError:
+            return  # The sender has gone.
+        await _send(send, response, head=scope["method"] == "HEAD")
+        # Never the content: a picture may be private, and a log is not.
+        took_ms = 1000 * (time.monotonic() - start)
+        _log.info(
+            "%s %s %d %.0f ms %s", scope["method"], scope["path"], response.status, took_ms, number
+        )
+
+    async def _response(self, scope: Scope, headers: dict[str, str], receive: Receive) -> Response:
+        path, method = scope["path"], scope["method"]
+        if not self.api.knows(path) and self._web is not None and method in ("GET", "HEAD"):
+            return await asyncio.to_thread(self._file, path)
+        if method != "POST" or not self.api.knows(path):
+            return await self._in_a_thread(Request(method, path, headers))
+        if self._taken >= self.settings.threads + self.settings.waiting:
+            raise Refusal(
+                503,
+                "busy",
+                "Too many pictures at once; try again in a moment.",
+                {"Retry-After": str(self.settings.retry_after_s)},
+            )
+        self._taken += 1
+        try:
+            body = await self._body(headers, receive)
+            return await self._in_a_thread(Request(method, path, headers, body))
+        finally:
+            self._taken -= 1
+
+    async def _in_a_thread(self, request: Request) -> Response:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.api.answer, request)
+
+    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        # A form or base64 is longer than its picture by up to a third and some headers.
+        most = self.api.settings.max_bytes
+        if (
+            headers.get("content-length", "0").isdigit()
+            and int(headers.get("content-length", "0")) > most
+        ):
+            raise too_large(most)
+        try:
+            return await asyncio.wait_for(_read(receive, most), self.settings.body_timeout_s)
+        except TimeoutError as error:
+            raise Refusal(408, "timeout", "The request did not come whole in time.") from error
+
+    def _file(self, path: str) -> Response:
+        """A file of the page; nothing outside its folder."""
+        assert self._web is not None
+        wanted = (self._web / path.lstrip("/")).resolve()
+        if wanted.is_dir():
+            wanted = wanted / "index.html"
+        if not wanted.is_relative_to(self._web) or not wanted.is_file():
+            raise Refusal(404, "not-found", f"There is no {path}.")
+        kind = mimetypes.guess_type(wanted.name)[0] or "application/octet-stream"
+        headers = {
+            "Content-Type": kind,
+            "Cache-Control": "no-cache",
+            "X-Content-Type-Options": "nosniff",
+        }
+        return Response(200, headers, wanted.read_bytes())
+
+
+async def _read(receive: Receive, most: int) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            raise too_large(most)
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _send(send: Send, response: Response, *, head: bool) -> None:
+    headers = {**response.headers, "Content-Length": str(len(response.body))}
+    if response.status == 204:
+        del headers["Content-Length"]
+    encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": response.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": b"" if head else response.body})

@@ -1,0 +1,156 @@
+"""Answers over HTTP, with the page beside it, until Ctrl-C.
+
+    python ray_jobs/serve.py --model models:/drone-classifier@champion      (http://127.0.0.1:8000)
+    python ray_jobs/serve.py --onnx export/model.onnx --port 8080
+    RAY_ADDRESS=auto python ray_jobs/serve.py --model models:/drone-classifier@champion --replicas 4
+
+    curl --data-binary @picture.jpg http://127.0.0.1:8000/predict
+
+Without --replicas it runs on this machine alone and needs no Ray. GET /docs says how to ask.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+# `ray submit` copies a job alone to the cluster: find the project beside it, here or in ~/app.
+PLACES = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
+ROOT = next(place for place in PLACES if (place / "drone").is_dir())
+sys.path.insert(0, str(ROOT))
+
+import tyro
+
+from drone.errors import ConfigError
+from drone.serving.api import ApiSettings
+from drone.serving.http import HttpSettings
+from ray_jobs import cli
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Arguments of the job."""
+
+    model: str | None = None
+    """Registered model, such as models:/drone-classifier@champion."""
+
+    run: str | None = None
+    """Run whose model answers, instead."""
+
+    onnx: Path | None = None
+    """Exported model, instead."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine's."""
+
+    port: int = 8000
+    """Port to listen on."""
+
+    page: Path | None = ROOT / "web"
+    """Folder of the page that is served beside the interface."""
+
+    replicas: int | None = None
+    """Answer by so many replicas at most on Ray Serve, which grow and shrink with the requests."""
+
+    experiment: str = "drone"
+    """Experiment in MLflow."""
+
+    json: bool = False
+    """Print where it listens as one JSON object, last."""
+
+    api: Annotated[ApiSettings, tyro.conf.arg(name="")] = field(default_factory=ApiSettings)
+    http: Annotated[HttpSettings, tyro.conf.arg(name="")] = field(default_factory=HttpSettings)
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.model, self.run, self.onnx)) != 1:
+            raise ConfigError("Name what answers: one of --model URI, --run RUN, --onnx FILE.")
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"--port is {self.port}; it must be 0 to 65535.")
+        if self.replicas is not None and self.replicas < 1:
+            raise ConfigError(f"--replicas is {self.replicas}; it must be at least 1.")
+
+
+def main(job: Serve) -> cli.Result:
+    """Runs the job."""
+    with tempfile.TemporaryDirectory() as temporary:
+        onnx, api = _model(job, Path(temporary))
+        page = job.page if job.page and job.page.is_dir() else None
+        if job.replicas is not None:
+            from drone.adapters import ray_serve
+
+            ray_serve.serve(
+                onnx,
+                api,
+                job.http,
+                page,
+                host=job.host,
+                port=job.port,
+                replicas=job.replicas,
+                say=_say,
+            )
+        return _serve_here(job, onnx, api, page)
+
+
+def _model(job: Serve, folder: Path) -> tuple[Path, ApiSettings]:
+    """The model's file, and the interface's settings with its name and version."""
+    from dataclasses import replace
+
+    if job.onnx is not None:
+        if not job.onnx.is_file():
+            raise ConfigError(f"There is no file {job.onnx} for --onnx.")
+        return job.onnx, job.api
+    from drone.adapters import mlflow_model
+    from drone.adapters import mlflow_tracking as tracking
+
+    tracking.connect(job.experiment)
+    found = mlflow_model.named(job.model, job.run)
+    onnx = mlflow_model.fetch_onnx(found.run_id, folder)
+    return onnx, replace(
+        job.api, name=job.api.name or found.name, version=job.api.version or found.version
+    )
+
+
+def _serve_here(job: Serve, onnx: Path, api: ApiSettings, page: Path | None) -> cli.Result:
+    import uvicorn
+
+    from drone.serving.api import Api
+    from drone.serving.http import HttpApp
+    from drone.serving.predictor import Predictor
+
+    predictor = Predictor(onnx, threads=1)
+    predictor.start()  # A broken model fails here, and the first answer is quick.
+    app = HttpApp(Api(predictor, api), job.http, page)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    config = uvicorn.Config(
+        app,
+        host=job.host,
+        port=job.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        # Requests that are under way are answered before the server ends.
+        timeout_graceful_shutdown=30,
+    )
+    server = uvicorn.Server(config)
+    try:
+        listener = config.bind_socket()
+    except (OSError, SystemExit) as error:
+        raise ConfigError(
+            f"{job.host}:{job.port} cannot be listened on. Is a server running there already? "
+            f"Else choose another --host or --port."
+        ) from error
+    url = f"http://{job.host}:{listener.getsockname()[1]}"
+    _say(f"{predictor.model.name} answers on {url} - the page: {url}/, the interface: {url}/docs")
+    server.run(sockets=[listener])
+    return {"url": url, "pid": os.getpid()}
+
+
+def _say(text: str) -> None:
+    cli.console.print(text, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cli.start(Serve, main, __doc__)
