@@ -20,7 +20,7 @@ STORAGE ?=
 # Ray's newer autoscaler never starts the workers of a local cluster.
 RAY_LOCAL := RAY_UP_enable_autoscaler_v2=0 $(BIN)/ray
 
-.PHONY: help setup demo test check bench ui cluster-local cluster-local-down clean
+.PHONY: help setup demo test check bench ui page cluster-local cluster-local-down clean
 
 help:
 	@echo "make setup   the virtual environment in $(VENV) with all dependencies"
@@ -29,6 +29,7 @@ help:
 	@echo "make check   lint, types, layers"
 	@echo "make bench   measurements, as ratios against the alternative"
 	@echo "make ui      the MLflow UI on the default store"
+	@echo "make page    the champion behind a page in the browser"
 	@echo "make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'   a Ray cluster of your own machines"
 	@echo "make cluster-local-down                                 its end"
 
@@ -57,6 +58,9 @@ bench: setup
 
 ui: setup
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
+
+page: setup
+	$(BIN)/python ray_jobs/serve.py --model models:/drone-classifier@champion --open
 
 cluster-local: setup
 	@test -n "$(HEAD)" || { echo "error: name the machines: make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'"; exit 2; }

@@ -1,4 +1,4 @@
-"""The whole way on one machine: raw folders, data set, runs, reports, a champion.
+"""The whole way on one machine: raw folders, data set, runs, reports, a champion that answers.
 
     python ray_jobs/demo.py                                    (a made-up set, drawn for this)
     python ray_jobs/demo.py --raw pictures --weights FILE      (your own)
@@ -6,11 +6,14 @@
 Each step is the command that you would type; it is shown before it runs.
 """
 
+import io
 import json as jsonlib
 import os
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,9 @@ def main(job: Demo) -> cli.Result:
         rows.append({**run, **found})
     best = max(rows, key=lambda row: row["best"]["macro_f1"])
     promoted = _promote(best["run_id"], _NO_FLOOR if weights == "none" else [])
+    model = [f"--model=models:/{promoted}"] if promoted else ["--run", best["run_id"]]
+    _step("export", *model, "--out", str(job.out / "export"))
+    answer = _ask(model, data)
     cli.table(
         "Runs",
         ["run", "id", "validation macro F1", "test accuracy", "test macro F1", "pretrained"],
@@ -91,8 +97,11 @@ def main(job: Demo) -> cli.Result:
     if weights == "none":
         _loud("These scores come from random weights (every run is tagged pretrained=none).")
     cli.console.print(f"Report of the best run:  {best['report']}", soft_wrap=True)
-    cli.console.print(f"Champion:                {promoted}")
-    cli.console.print("Compare the runs:        make ui   (then http://127.0.0.1:5000)")
+    said = promoted or "unchanged: the best run did not pass the gate"
+    cli.console.print(f"Champion:                {said}")
+    cli.console.print(f"Its answer over HTTP:    {answer}", soft_wrap=True)
+    cli.console.print("Compare the runs:        make ui     (then http://127.0.0.1:5000)")
+    cli.console.print("Try it on a page:        make page   (then http://127.0.0.1:8000)")
     cli.console.print(f"Done in {time.monotonic() - began:.0f} s.")
     return {"runs": [row["run_id"] for row in rows], "report": best["report"]}
 
@@ -132,12 +141,43 @@ def _draw(job: Demo) -> Path:
     return raw
 
 
-def _promote(run_id: str, limits: list[str]) -> str:
+def _promote(run_id: str, limits: list[str]) -> str | None:
+    """The champion's name and alias; None if the gate said no, which is no failure of the demo."""
     try:
         result = _step("promote", "--run", run_id, *limits)
-    except DroneError:  # The gate said no; that is an outcome, not a failure of the demo.
-        return "unchanged: the best run did not pass the gate"
-    return f"models:/{result['name']}@champion (version {result['version']})"
+    except DroneError:
+        return None
+    return f"{result['name']}@champion"
+
+
+def _ask(model: list[str], data: Path) -> str:
+    """What the served model says of a test picture."""
+    import numpy as np
+    from PIL import Image
+
+    from drone.data.dataset import open_dataset
+
+    test = open_dataset(data).split("test")
+    picture = io.BytesIO()
+    Image.fromarray(test.gather(np.array([0]))[0]).save(picture, "PNG")
+    words = [*model, "--port", "0"]
+    cli.console.print(f"\n[bold]$ python ray_jobs/serve.py {' '.join(words)}[/]", soft_wrap=True)
+    command = [sys.executable, str(ROOT / "ray_jobs" / "serve.py"), *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            found = next((re.search(r"http://\S+", line) for line in server.stdout), None)
+            if found is None:
+                raise RunError("serve ended before it listened; run it by hand to see why.")
+            request = urllib.request.Request(f"{found[0]}/predict", picture.getvalue())
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answer = jsonlib.loads(response.read())
+        finally:
+            server.terminate()
+    sure = "unsure" if answer["unsure"] else f"{answer['confidence']:.0%}"
+    return f"{test.paths[0]} shows {answer['label']} ({sure})"
 
 
 def _step(name: str, *words: str) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def main(job: Export) -> cli.Result:
     facts, parity, integers = exported.facts, exported.parity, exported.integers
     if parity:
         cli.console.print(
-            f"On {parity.pictures} test pictures probabilities differ from the trained model's by at "
-            f"most {parity.max_difference:.1e}; the class is the same for {parity.same_top1:.0%}."
+            f"On {parity.pictures} test pictures the class is the trained model's for "
+            f"{parity.same_top1:.0%}, probabilities differ by at most {parity.max_difference:.1e}."
         )
     if integers:
         cli.console.print(

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import tempfile
+import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,9 @@ class Serve:
 
     replicas: int | None = None
     """Answer by so many replicas at most on Ray Serve, which grow and shrink with the requests."""
+
+    open: bool = False
+    """Open the page in this machine's browser."""
 
     experiment: str = "drone"
     """Experiment in MLflow."""
@@ -137,6 +141,7 @@ def _serve_here(job: Serve, onnx: Path, api: ApiSettings, page: Path | None) -> 
     server = uvicorn.Server(config)
     try:
         listener = config.bind_socket()
+        listener.listen()  # Who reads the next line may ask at once.
     except (OSError, SystemExit) as error:
         raise ConfigError(
             f"{job.host}:{job.port} cannot be listened on. Is a server running there already? "
@@ -144,6 +149,9 @@ def _serve_here(job: Serve, onnx: Path, api: ApiSettings, page: Path | None) -> 
         ) from error
     url = f"http://{job.host}:{listener.getsockname()[1]}"
     _say(f"{predictor.model.name} answers on {url} - the page: {url}/, the interface: {url}/docs")
+    if job.open:
+        # The socket listens already: the browser waits until the server takes its request.
+        webbrowser.open(url)
     server.run(sockets=[listener])
     return {"url": url, "pid": os.getpid()}
 

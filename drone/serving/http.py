@@ -140,12 +140,16 @@ class HttpApp:
             raise Refusal(408, "timeout", "The request did not come whole in time.") from error
 
     def _file(self, path: str) -> Response:
-        """A file of the page; nothing outside its folder."""
+        """A file of the page, or of the model that the page can use itself; nothing else."""
         assert self._web is not None
         wanted = (self._web / path.lstrip("/")).resolve()
         if wanted.is_dir():
             wanted = wanted / "index.html"
-        if not wanted.is_relative_to(self._web) or not wanted.is_file():
+        if path == "/model/model.json":
+            return self.api.answer(Request("GET", "/model"))
+        if path == "/model/model.onnx":
+            wanted = self.api.predictor.model
+        elif not wanted.is_relative_to(self._web) or not wanted.is_file():
             raise Refusal(404, "not-found", f"There is no {path}.")
         kind = mimetypes.guess_type(wanted.name)[0] or "application/octet-stream"
         headers = {

@@ -1,5 +1,4 @@
 import io
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,29 +12,8 @@ from PIL import Image
 from drone.errors import ImageError, RunError
 from drone.labels import CLASSES
 from drone.model import export, mobilenet
-from drone.model.batchnorm import estimate_statistics
-from drone.model.config import ModelConfig
 from drone.serving.predictor import Predictor
-from drone.serving.preprocess import Preprocessing
 from tests.conftest import ROOT
-
-SETTINGS = Preprocessing(side_px=64)
-
-
-@pytest.fixture(scope="module")
-def model() -> mobilenet.Classifier:
-    model = mobilenet.build(ModelConfig(head_width=32), 4, seed=0, backbone=None).eval()
-    # With statistics of no data every answer would be the same.
-    estimate_statistics(model.features, [torch.randn(32, 3, 64, 64)])
-    return model
-
-
-@pytest.fixture(scope="module")
-def exported(model: mobilenet.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("export") / "model.onnx"
-    facts = {"classes": json.dumps(CLASSES), "preprocessing": SETTINGS.to_json(), "version": "7"}
-    export.to_onnx(model, target, SETTINGS.side_px, facts)
-    return target
 
 
 def png(seed: int) -> bytes:

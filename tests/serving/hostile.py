@@ -1,0 +1,79 @@
+"""Odd and hostile pictures, and what becomes of each wherever it is sent."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+
+def _drawing(width: int = 120, height: int = 90) -> Image.Image:
+    image = Image.new("RGB", (width, height), "skyblue")
+    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), "black")
+    return image
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return _saved(_drawing(), "JPEG", exif=exif)
+
+
+def _with_alpha() -> bytes:
+    image = _drawing()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return _saved(image, "PNG")
+
+
+def _deep() -> bytes:
+    grey = np.asarray(_drawing().convert("L")).astype(np.uint16) * 257
+    return _saved(Image.fromarray(grey), "PNG")
+
+
+def _animated() -> bytes:
+    frames = [_drawing(), Image.new("RGB", (120, 90), "red")]
+    return _saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+def _bad_header() -> bytes:
+    data = bytearray(_saved(_drawing(), "PNG"))
+    data[30] ^= 0xFF
+    return bytes(data)
+
+
+def cases() -> dict[str, tuple[bytes, int]]:
+    """By name the bytes, and the HTTP status to expect."""
+    jpeg, png = _saved(_drawing(), "JPEG"), _saved(_drawing(), "PNG")
+    return {
+        "JPEG": (jpeg, 200),
+        "PNG": (png, 200),
+        "WebP": (_saved(_drawing(), "WEBP"), 200),
+        "GIF": (_saved(_drawing(), "GIF"), 200),
+        "BMP": (_saved(_drawing(), "BMP"), 200),
+        "CMYK": (_saved(_drawing().convert("CMYK"), "JPEG"), 200),
+        "16 bit": (_deep(), 200),
+        "palette": (_saved(_drawing().quantize(8), "PNG"), 200),
+        "alpha": (_with_alpha(), 200),
+        "EXIF": (_rotated(), 200),
+        "animated": (_animated(), 200),
+        "1 bit": (_saved(_drawing().convert("1"), "PNG"), 200),
+        "truncated": (jpeg[: len(jpeg) // 2], 422),
+        "truncated PNG": (png[: len(png) // 2], 422),
+        "damaged header": (_bad_header(), 422),
+        "1 x 1": (_saved(Image.new("RGB", (1, 1)), "PNG"), 422),
+        "1 x 60000": (_saved(Image.new("L", (1, 60000)), "PNG"), 422),
+        "zero bytes": (b"", 400),
+        "bomb": (_saved(Image.new("1", (20_000, 20_000)), "PNG"), 413),
+        "20000 px wide": (_saved(Image.new("L", (20_000, 100)), "PNG"), 200),
+        "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415),
+        "HEIC": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(99), 415),
+        "HTML named .jpg": (b"<!DOCTYPE html><html><body>404</body></html>", 415),
+        "PDF": (b"%PDF-1.7\n" + bytes(99), 415),
+        "noise": (np.random.default_rng(0).bytes(5000), 415),
+        "float TIFF": (_saved(Image.new("F", (50, 50)), "TIFF"), 415),
+    }

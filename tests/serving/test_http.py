@@ -1,0 +1,216 @@
+"""The server as people start it: under load, with slow and rude senders, to its end."""
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import schemathesis
+from hypothesis import given, settings
+
+from tests.conftest import RunJob, job_command, job_environment
+from tests.jobs.processes import free_port, wait_for
+from tests.serving import hostile
+
+CASES = hostile.cases()
+JPEG = CASES["JPEG"][0]
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen
+    port: int
+    log: Path
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read()
+
+
+@contextlib.contextmanager
+def served(place: Path, *words: object) -> Iterator[Server]:
+    port = free_port()
+    log = place / "server.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            job_command("serve", "--port", port, *words),
+            cwd=place,
+            env=job_environment(),
+            stdout=stream,
+            stderr=stream,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            wait_for(lambda: "answers on" in log.read_text() or process.poll() is not None)
+            yield Server(process, port, log)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page") / "web"
+    folder.mkdir()
+    (folder / "index.html").write_text("<!DOCTYPE html><title>Drones</title>")
+    (folder / "app.mjs").write_text("export {};")
+    (folder.parent / "secret.txt").write_text("secret")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(
+    exported: Path, page: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    words = ["--onnx", exported, "--page", page, "--max-bytes", 2_000_000]
+    with served(tmp_path_factory.mktemp("served"), *words) as running:
+        yield running
+
+
+def test_pictures_get_answers_or_reasons(server: Server) -> None:
+    before = psutil.Process(server.process.pid).memory_info().rss
+    for name, (data, status) in CASES.items():
+        found, headers, body = server.ask("POST", "/predict", data)
+        assert found == status, (name, body)
+        assert json.loads(body)["request_id"] == headers["x-request-id"]
+    # Nothing of a bomb is unpacked, and what was read is given back.
+    assert psutil.Process(server.process.pid).memory_info().rss - before < 300 * 2**20
+
+
+def test_the_page_is_beside_it_and_nothing_else(server: Server) -> None:
+    status, headers, body = server.ask("GET", "/")
+    assert status == 200 and b"Drones" in body and headers["content-type"] == "text/html"
+    assert server.ask("GET", "/app.mjs")[1]["content-type"] == "text/javascript"
+    assert server.ask("HEAD", "/index.html")[2] == b""
+    status, _, body = server.ask("GET", "/model/model.json")
+    assert status == 200 and json.loads(body) == json.loads(server.ask("GET", "/model")[2])
+    assert len(server.ask("GET", "/model/model.onnx")[2]) > 100_000
+    for path in ("/../secret.txt", "/%2e%2e/secret.txt", "//etc/passwd", "/model/../../secret.txt"):
+        status, _, body = server.ask("GET", path)
+        assert status == 404 and b"secret" not in body.replace(b"secret.txt", b"")
+
+
+def test_a_body_that_is_too_long_is_refused_before_it_is_read(server: Server) -> None:
+    status, _, body = server.ask("POST", "/predict", bytes(2_000_001))
+    assert status == 413 and json.loads(body)["error"]["problem"] == "too-large"
+    # Without a length, piece by piece, for ever: refused when it has become too long.
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    with contextlib.closing(connection):
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):
+            for _ in range(400):
+                connection.sendall(b"2710\r\n" + bytes(10_000) + b"\r\n")
+        assert b" 413 " in connection.recv(4096)
+
+
+def test_the_log_says_what_happened_and_not_what_was_shown(server: Server) -> None:
+    server.ask("POST", "/predict", JPEG, **{"X-Request-Id": "find-me"})
+    wait_for(lambda: "find-me" in server.log.read_text())
+    line = next(line for line in server.log.read_text().splitlines() if "find-me" in line)
+    assert "POST /predict 200" in line and " ms " in line
+    assert "JFIF" not in server.log.read_text()
+
+
+def test_no_request_that_the_description_allows_ends_in_500(server: Server) -> None:
+    schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{server.port}/openapi.json")
+    tried = 0
+    for operation in schema.get_all_operations():
+
+        @given(case=operation.ok().as_strategy())
+        @settings(max_examples=60, deadline=None)
+        def each(case: schemathesis.Case) -> None:
+            nonlocal tried
+            tried += 1
+            response = case.call()
+            assert response.status_code < 500, response.text
+            response.json()
+
+        each()
+    assert tried > 60
+    assert server.process.poll() is None
+
+
+def test_when_it_is_full_it_says_so_and_loses_nothing(exported: Path, tmp_path: Path) -> None:
+    words = ["--onnx", exported, "--threads", 1, "--waiting", 2, "--retry-after-s", 3]
+    large = CASES["20000 px wide"][0]
+    with served(tmp_path, *words) as server, ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda _: server.ask("POST", "/predict", large), range(96)))
+        states = [status for status, _, _ in answers]
+        assert set(states) == {200, 503} and states.count(200) >= 3
+        for status, headers, body in answers:
+            said = json.loads(body)
+            if status == 503:
+                assert headers["retry-after"] == "3" and "try again" in said["error"]["message"]
+                assert headers["access-control-allow-origin"] == "*"
+            else:
+                assert said["probabilities"]
+        assert server.ask("POST", "/predict", JPEG)[0] == 200
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_under_way_is_answered_before_it_ends(
+    exported: Path, tmp_path: Path, asked: signal.Signals
+) -> None:
+    with served(tmp_path, "--onnx", exported) as server:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        with contextlib.closing(connection):
+            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(JPEG)}\r\n\r\n"
+            connection.sendall(head.encode() + JPEG[:100])
+            time.sleep(0.5)
+            server.process.send_signal(asked)
+            time.sleep(0.5)
+            connection.sendall(JPEG[100:])
+            assert b" 200 OK" in connection.recv(65536)
+        assert server.process.wait(timeout=60) == 130
+
+
+def test_a_sender_that_is_too_slow(exported: Path, tmp_path: Path) -> None:
+    with served(tmp_path, "--onnx", exported, "--body-timeout-s", 1) as server:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        with contextlib.closing(connection):
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n..")
+            assert b" 408 " in connection.recv(4096)
+        assert server.ask("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Name what answers"),
+        (["--onnx", "gone.onnx"], "There is no file gone.onnx"),
+        (["--model", "models:/nothing@champion"], "There is no model models:/nothing@champion"),
+        (["--onnx", "a", "--port", "70000"], "--port is 70000"),
+        (["--onnx", "a", "--threads", "0"], "threads must be at least 1"),
+        (["--onnx", "a", "--replicas", "0"], "--replicas is 0"),
+    ],
+)
+def test_wrong_usage(call_job: RunJob, words: list[str], message: str) -> None:
+    done = call_job("serve", *words)
+    assert done.code in (1, 2) and message in done.err and "Traceback" not in done.err
+
+
+def test_a_broken_model_and_a_taken_port(call_job: RunJob, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"no model")
+    done = call_job("serve", "--onnx", "no.onnx")
+    assert done.code == 1 and "is not a model that can be loaded" in done.err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = call_job("serve", "--onnx", exported, "--port", taken.getsockname()[1])
+    assert done.code == 2 and "cannot be listened on" in done.err
