@@ -203,7 +203,7 @@ def test_training_begins_with_fewer_workers_and_takes_in_those_that_come(
     wait_for(lambda: "4 of 4 workers train" in log(), 200)
     joined = len(re.findall(r"epoch +\d+/", log()))
     wait_for(lambda: len(re.findall(r"epoch +\d+/", log())) > joined + 3)
-    cluster.head.run("pkill -INT -f '[t]rain.py .*--name elastic'")
+    cluster.head.run("pkill -TERM -f '[t]rain.py .*--name elastic'")
     assert job.wait(timeout=120) == 130, log()
     elastic = cluster.run("elastic")
     assert elastic["status"] == "KILLED"
