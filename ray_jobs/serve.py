@@ -121,10 +121,10 @@ def _serve_here(job: Serve, onnx: Path, api: ApiSettings, page: Path | None) -> 
     import uvicorn
 
     from drone.serving.api import Api
+    from drone.serving.batching import BatchingPredictor
     from drone.serving.http import HttpApp
-    from drone.serving.predictor import Predictor
 
-    predictor = Predictor(onnx, threads=1)
+    predictor = BatchingPredictor(onnx, job.http.engines, job.http.batch)
     predictor.start()  # A broken model fails here, and the first answer is quick.
     app = HttpApp(Api(predictor, api), job.http, page)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)

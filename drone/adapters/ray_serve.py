@@ -1,5 +1,6 @@
 """The HTTP app on a Ray cluster, by Ray Serve: replicas that grow and shrink with the requests."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -7,8 +8,8 @@ from pathlib import Path
 
 from drone.adapters import ray_cluster
 from drone.serving.api import Api, ApiSettings
+from drone.serving.batching import BatchingPredictor
 from drone.serving.http import HttpApp, HttpSettings
-from drone.serving.predictor import Predictor
 
 _NAME = "drone"
 _POLL_S = 1.0
@@ -34,7 +35,7 @@ def serve(
         page: folder of files to serve beside it.
         host: address to listen on, of the machine that the job runs on.
         port: of it.
-        replicas: at most so many, at least one; each takes a processor.
+        replicas: at most so many, at least one; each takes as many processors as it has engines.
         say: hears where it listens.
     """
     model = onnx.read_bytes()
@@ -45,17 +46,18 @@ def serve(
         def build() -> HttpApp:
             return _app(model, api, http, files)
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray_serve.start(http_options={"host": host, "port": port})
         deployment = ray_serve.deployment(
             ray_serve.ingress(build)(),
             name=_NAME,
-            ray_actor_options={"num_cpus": 1},
+            ray_actor_options={"num_cpus": http.engines},
             # The app itself refuses what is too much, with a word on when to come again.
             max_ongoing_requests=2 * (http.threads + http.waiting),
             autoscaling_config={
                 "min_replicas": 1,
                 "max_replicas": replicas,
-                "target_ongoing_requests": 2 * http.threads,
+                "target_ongoing_requests": http.threads,
             },
             graceful_shutdown_timeout_s=30,
         )
@@ -75,7 +77,7 @@ def _app(model: bytes, api: ApiSettings, http: HttpSettings, files: Mapping[str,
     for path, content in {"model.onnx": model, **{f"web/{n}": c for n, c in files.items()}}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
-    predictor = Predictor(folder / "model.onnx", threads=1)
+    predictor = BatchingPredictor(folder / "model.onnx", http.engines, http.batch)
     predictor.start()
     return HttpApp(Api(predictor, api), http, folder / "web" if files else None)
 

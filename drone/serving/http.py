@@ -7,10 +7,11 @@ one is refused at once with 503, so that none is lost in a queue that grows.
 import asyncio
 import logging
 import mimetypes
+import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,14 @@ for _suffix, _kind in (
 class HttpSettings:
     """How many requests are taken at a time."""
 
-    threads: int = 2
-    """Pictures that are looked at at the same time; as many as there are cores."""
+    engines: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Calls of the network at the same time, each on one core."""
+
+    batch: int = 8
+    """Pictures that one call takes at most, of those that have come meanwhile."""
+
+    threads: int = 16
+    """Requests that are worked on at the same time."""
 
     waiting: int = 32
     """Requests that may wait for a thread; a further one gets 503."""
@@ -49,8 +56,10 @@ class HttpSettings:
     """What a 503 tells the sender to wait."""
 
     def __post_init__(self) -> None:
-        if self.threads < 1 or self.waiting < 0:
-            raise ConfigError("threads must be at least 1 and waiting at least 0.")
+        if min(self.threads, self.engines, self.batch) < 1 or self.waiting < 0:
+            raise ConfigError(
+                "threads, engines and batch must be at least 1, and waiting at least 0."
+            )
         if self.body_timeout_s <= 0 or self.retry_after_s < 0:
             raise ConfigError("body_timeout_s must be above 0 and retry_after_s at least 0.")
 

@@ -12,7 +12,7 @@ from drone.labels import CLASSES
 from tests.conftest import ROOT, Done, RunJob
 
 JOBS = ("collect", "prepare", "review", "train", "tune", "evaluate", "promote", "demo", "doctor")
-JOBS += ("tracking",)
+JOBS += ("tracking", "export", "serve")
 
 
 def fails(done: Done, code: int, *parts: str) -> None:
@@ -49,6 +49,8 @@ FLAGS = {
     "review": ["--data", "--out", "--weights"],
     "train": ["--data", "--weights", "--seed", "--num-workers", "--resume", "--config"],
     "evaluate": ["--run", "--model", "--data", "--images"],
+    "export": ["--model", "--run", "--out", "--page"],
+    "serve": ["--model", "--onnx", "--host", "--port", "--replicas"],
     "promote": ["--run", "--rollback", "--name", "--dry-run"],
 }
 
@@ -166,7 +168,10 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
 
     import tyro
 
-    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/collect.md", "docs/data.md")]
+    texts = [
+        (ROOT / name).read_text()
+        for name in ("README.md", "docs/collect.md", "docs/data.md", "docs/serving.md")
+    ]
     texts += [(ROOT / "ray_jobs" / f"{name}.py").read_text().split('"""')[1] for name in JOBS]
     commands = [command for text in texts for command in commands_in(text)]
     assert len(commands) > 10
@@ -182,6 +187,8 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
             "tune": lambda m: m.Tune,
             "doctor": lambda m: m.Doctor,
             "tracking": lambda m: m.Tracking,
+            "export": lambda m: m.Export,
+            "serve": lambda m: m.Serve,
         }.get(Path(script).stem)
         parsed = tyro.cli(job(module), args=words) if job else module.parse(words)
         assert parsed is not None, json.dumps(words)

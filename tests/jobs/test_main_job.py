@@ -4,17 +4,23 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 
+from drone.data.dataset import open_dataset
+from drone.serving.predictor import Predictor
 from tests.conftest import SMALL_PX, MadeUp, RunJob, job_command, job_environment
 from tests.jobs.processes import (
     answers,
@@ -218,6 +224,80 @@ def test_the_logged_model_answers_over_http(
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
+
+
+def test_export_checks_calibrates_and_describes(
+    place: Path, finished: str, call_job: RunJob
+) -> None:
+    done = call_job("export", "--run", finished, "--out", "export", "--json", cwd=place)
+    assert done.code == 0, done.err
+    parity, int8 = done.result["parity"], done.result["int8"]
+    assert parity["max_difference"] < 1e-3 and parity["same_top1"] == 1
+    assert parity["pictures"] == len(open_dataset(place / "dataset").split("test"))
+    facts = json.loads((place / "export" / "model.json").read_text())
+    predictor = Predictor(place / "export" / "model.onnx")
+    assert facts["classes"] == list(predictor.classes)
+    assert facts["temperature"] == predictor.temperature != 1
+    assert 0 < facts["unsure_below"] == predictor.unsure_below < 1
+    assert facts["fingerprint"] == open_dataset(place / "dataset").fingerprint
+    assert (place / "export" / "model.int8.onnx").exists() == int8["kept"]
+    assert int8["kept"] == (
+        int8["accuracy"] >= int8["accuracy_fp32"] - 0.005 and int8["speedup"] > 1
+    )
+    assert int8["mb"] < 0.5 * (place / "export" / "model.onnx").stat().st_size / 1e6
+    # The temperature makes validation likelier, and the file answers what it says.
+    validation = open_dataset(place / "dataset").split("validation")
+    pixels = validation.gather(np.arange(len(validation)))
+    rows = np.arange(len(validation))
+    plain, calm = predictor.uncalibrated(pixels), predictor.predict_pixels(pixels)
+    assert (
+        -np.log(calm[rows, validation.labels_N]).mean()
+        <= -np.log(plain[rows, validation.labels_N]).mean() + 1e-6
+    )
+
+
+def test_a_model_that_answers_otherwise_is_not_exported(
+    place: Path, finished: str, call_job: RunJob, tmp_path: Path
+) -> None:
+    # The checkpoint of another run in the place of this one's.
+    runs = tmp_path / "runs"
+    shutil.copytree(place / "runs" / finished, runs)
+    for file in runs.rglob("best.pt"):
+        state = torch.load(file, weights_only=True)
+        for value in state.values():
+            if value.is_floating_point():
+                value.add_(0.05)
+        torch.save(state, file)
+    original = place / "runs" / finished
+    aside = original.with_name("aside")
+    original.rename(aside)
+    try:
+        gone = call_job("export", "--run", finished, "--out", "other", cwd=place)
+        assert gone.code == 1 and "--unchecked" in gone.err
+        shutil.copytree(runs, original)
+        done = call_job("export", "--run", finished, "--out", "other", cwd=place)
+        assert done.code == 1, done.out
+        assert "does not answer as the trained one does" in done.err and "damaged" not in done.err
+        assert not (place / "other").exists()
+    finally:
+        shutil.rmtree(original, ignore_errors=True)
+        aside.rename(original)
+
+
+def test_replicas_on_ray_answer(place: Path, finished: str, made_up: MadeUp) -> None:
+    port = free_port()
+    picture = next(made_up.folder.glob("Winged Drones/winged_00*.jpg")).read_bytes()
+    words = ["--run", finished, "--port", port, "--replicas", 1, "--engines", 1]
+    with started(place, "serve", *words) as server:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", picture)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.loads(response.read())
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        with pytest.raises(urllib.error.HTTPError, match="415"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/predict", b"text", timeout=60)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=90) == 130, (place / "job.log").read_text()
 
 
 def ask(port: int, image: str) -> tuple[int, dict]:

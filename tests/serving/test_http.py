@@ -147,7 +147,18 @@ def test_no_request_that_the_description_allows_ends_in_500(server: Server) -> N
 
 
 def test_when_it_is_full_it_says_so_and_loses_nothing(exported: Path, tmp_path: Path) -> None:
-    words = ["--onnx", exported, "--threads", 1, "--waiting", 2, "--retry-after-s", 3]
+    words = [
+        "--onnx",
+        exported,
+        "--threads",
+        2,
+        "--waiting",
+        2,
+        "--engines",
+        1,
+        "--retry-after-s",
+        3,
+    ]
     large = CASES["20000 px wide"][0]
     with served(tmp_path, *words) as server, ThreadPoolExecutor(24) as pool:
         answers = list(pool.map(lambda _: server.ask("POST", "/predict", large), range(96)))
@@ -196,7 +207,7 @@ def test_a_sender_that_is_too_slow(exported: Path, tmp_path: Path) -> None:
         (["--onnx", "gone.onnx"], "There is no file gone.onnx"),
         (["--model", "models:/nothing@champion"], "There is no model models:/nothing@champion"),
         (["--onnx", "a", "--port", "70000"], "--port is 70000"),
-        (["--onnx", "a", "--threads", "0"], "threads must be at least 1"),
+        (["--onnx", "a", "--threads", "0"], "threads, engines and batch must be at least 1"),
         (["--onnx", "a", "--replicas", "0"], "--replicas is 0"),
     ],
 )

@@ -12,6 +12,7 @@ from PIL import Image
 from drone.errors import ImageError, RunError
 from drone.labels import CLASSES
 from drone.model import export, mobilenet
+from drone.serving.batching import BatchingPredictor
 from drone.serving.predictor import Predictor
 from tests.conftest import ROOT
 
@@ -84,3 +85,18 @@ def test_serving_needs_no_training_library() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_questions_at_the_same_time_are_answered_as_one_by_one(exported: Path) -> None:
+    alone, together = Predictor(exported), BatchingPredictor(exported, engines=2, most=4)
+    pictures = [png(seed) for seed in range(40)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(together.predict, pictures))
+    for picture, answer in zip(pictures, answers, strict=True):
+        expected = alone.predict(picture)
+        assert answer.label == expected.label
+        assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    # A question that the network cannot answer fails alone in its batch or with it, never hangs.
+    with pytest.raises(Exception, match="(?i)dim|shape"):
+        together.predict_pixels(np.zeros((1, 9, 9, 3), np.uint8)[:, :0])
+    assert together.predict(pictures[0]).label == answers[0].label
