@@ -229,8 +229,18 @@ def test_a_version_that_is_not_there(dataset_folder: Path) -> None:
 def dataset_folder(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("audited") / "set"
     settings = PrepareSettings(policy="first", preprocessing=Preprocessing(side_px=32))
-    (made_up.folder / "provenance.jsonl").write_text("")
-    return apply(plan([made_up.folder], settings, map_here), out, map_here)[0].folder
+    planned = plan([made_up.folder], settings, map_here)
+    known = planned.frame.loc[planned.frame["kept"], "md5"].head(5)
+    lines = [
+        json.dumps({"md5": md5, "source": "openverse", "licence": f"by {number // 3}.0"})
+        for number, md5 in enumerate(known)
+    ]
+    file = made_up.folder / "provenance.jsonl"
+    file.write_text("\n".join([*lines, '{"md5": "cut sho']))
+    try:
+        return apply(planned, out, map_here)[0].folder
+    finally:
+        file.unlink()
 
 
 def test_the_audit_counts_what_is_there(made_up: MadeUp, dataset_folder: Path) -> None:
@@ -259,6 +269,9 @@ def test_the_audit_counts_what_is_there(made_up: MadeUp, dataset_folder: Path) -
         path for path, kind in truth.odd.items() if kind in ("PNG named jpg", "JPEG named png")
     ]
     assert formats["name says otherwise"].sum() == len(named)
+    origins = pd.read_csv(tables / "provenance.csv").set_index("licence")["pictures"]
+    kept = int(manifest["kept"].sum())
+    assert origins.to_dict() == {"by 0.0": 3, "by 1.0": 2, "not recorded": kept - 5}
     html = (dataset_folder / "audit.html").read_text()
     assert "http://" not in html and "https://" not in html
     assert html.count("data:image/jpeg;base64,") > 50
