@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from drone.data.prepare import Row
+from drone.errors import DroneError
 
 _PIECE, _TASK = 128, 1024
 """Most rows that travel as one value, and in one task. A row of Ray's for each file would cost more
@@ -25,7 +26,8 @@ than a look at it, and so would a task for few; yet the load is to be even, and 
 def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:
     """A `drone.data.prepare.Mapper`: the function over the rows, on every processor of Ray.
 
-    Shows a progress bar. The results come in the order of the rows.
+    Shows a progress bar. The results come in the order of the rows. What a person can mend (a
+    DroneError, a full disk) is raised here as it was raised there.
     """
     if not rows:
         return []
@@ -41,7 +43,11 @@ def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) ->
     tasks = min(len(pieces), max(8 * cpus, len(rows) // _TASK))
 
     def look(piece: Row) -> Row:
-        done = [function(row) for row in pickle.loads(piece["rows"])]
+        done: list[Row] | Exception
+        try:
+            done = [function(row) for row in pickle.loads(piece["rows"])]
+        except (DroneError, OSError) as error:
+            done = error
         return {"start": piece["start"], "rows": pickle.dumps(done)}
 
     mapped = ray.data.from_items(pieces, override_num_blocks=tasks).map(look)
@@ -50,6 +56,8 @@ def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) ->
         task = progress.add_task(label, total=len(rows))
         for piece in mapped.iter_rows():
             done = pickle.loads(piece["rows"])
+            if isinstance(done, Exception):
+                raise done
             results[piece["start"] : piece["start"] + len(done)] = done
             progress.advance(task, len(done))
     return results

@@ -1,8 +1,9 @@
 """What earlier scans saw, so that a file that has not changed is not read again."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -50,8 +51,11 @@ class ScanCache:
         return found
 
     def keep(self, seen: Sequence[tuple[Source, Record]]) -> None:
-        """Replaces what was kept of these roots."""
-        records = dict(seen)
+        """Replaces what was kept of these roots; a disk that cannot be written keeps nothing."""
+        with contextlib.suppress(OSError):
+            self._keep(dict(seen))
+
+    def _keep(self, records: Mapping[Source, Record]) -> None:
         for root, own in _by_root(list(records)).items():
             rows = [
                 {**asdict(records[source]), **{f"listed_{n}": getattr(source, n) for n in _KEY}}

@@ -1,5 +1,6 @@
 """Verdicts by policy, decisions by hand, versions of a data set, and the audit of it."""
 
+import errno
 import json
 import re
 import shutil
@@ -197,6 +198,25 @@ def test_nothing_is_undone_when_a_picture_is_gone(made_up: MadeUp, tmp_path: Pat
         undo(out, map_here)
     assert open_dataset(out).fingerprint == now
     assert not list(tmp_path.glob(".set.*"))
+
+
+@pytest.mark.parametrize("step", ["packing", "audit"])
+def test_a_disk_that_fills_up_leaves_what_was_there(
+    made_up: MadeUp, tmp_path: Path, step: str
+) -> None:
+    out = tmp_path / "set"
+    before = apply(plan([made_up.folder], SMALL, map_here), out, map_here)[0].fingerprint
+    other = PrepareSettings(policy="first", preprocessing=SMALL.preprocessing)
+
+    def mapper(function, rows, label):  # type: ignore[no-untyped-def]
+        if label == step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return map_here(function, rows, label)
+
+    with pytest.raises(DataError, match="No space left on device. Nothing was changed"):
+        apply(plan([made_up.folder], other, map_here, out), out, mapper)
+    assert open_dataset(out).fingerprint == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 @pytest.mark.parametrize(
