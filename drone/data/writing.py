@@ -137,8 +137,8 @@ def _replace(
         _swap(building, out)
     except OSError as error:
         raise DataError(
-            f"{out} could not be written: {error.strerror or error}. Nothing was changed; make room "
-            f"or choose another --out."
+            f"{out} could not be written: {error.strerror or error}. Nothing was changed; make "
+            f"room or choose another --out."
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
