@@ -831,9 +831,16 @@ def test_the_service_as_it_is(template: Callable[..., dict]) -> None:
 
 def test_the_service_with_a_url_and_a_model_on_s3(template: Callable[..., dict]) -> None:
     made = template(
-        url="true", model="s3", bucket="models", key="drone/model.onnx", sha256="0" * 64, rate=5
+        url="true",
+        snapStart="false",
+        model="s3",
+        bucket="models",
+        key="drone/model.onnx",
+        sha256="0" * 64,
+        rate=5,
     )
     assert of_type(made, "Lambda::Url")[0]["AuthType"] == "NONE"
+    assert "SnapStart" not in of_type(made, "Lambda::Function")[0]
     assert "Cors" not in of_type(made, "Lambda::Url")[0]  # The function's own would come twice.
     allowed = {
         one["Action"]
