@@ -9,6 +9,11 @@ READY := $(VENV)/.ready
 DATA ?=
 WEIGHTS ?=
 
+# For `make lambda`: an exported model or a registered one, and the function's processor.
+ONNX ?=
+MODEL ?=
+ARCHITECTURE ?= x86_64
+
 # Machines of your own for `make cluster-local`: addresses, who logs in, a private key; optionally a
 # Python environment that is on all of them, and a folder or URI that all of them share.
 HEAD ?=
@@ -20,7 +25,7 @@ STORAGE ?=
 # Ray's newer autoscaler never starts the workers of a local cluster.
 RAY_LOCAL := RAY_UP_enable_autoscaler_v2=0 $(BIN)/ray
 
-.PHONY: help setup demo test check bench ui page cluster-local cluster-local-down clean
+.PHONY: help setup demo test check bench ui page lambda cluster-local cluster-local-down clean
 
 help:
 	@echo "make setup   the virtual environment in $(VENV) with all dependencies"
@@ -30,6 +35,7 @@ help:
 	@echo "make bench   measurements, as ratios against the alternative"
 	@echo "make ui      the MLflow UI on the default store"
 	@echo "make page    the champion behind a page in the browser"
+	@echo "make lambda ONNX=file   the AWS Lambda function as build/lambda/function.zip; or MODEL=models:/NAME@champion"
 	@echo "make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'   a Ray cluster of your own machines"
 	@echo "make cluster-local-down                                 its end"
 
@@ -62,6 +68,9 @@ ui: setup
 page: setup
 	$(BIN)/python ray_jobs/serve.py --model models:/drone-classifier@champion --open
 
+lambda: setup
+	@$(BIN)/python deploy/lambda/package.py --architecture $(ARCHITECTURE) $(if $(ONNX),--onnx "$(ONNX)") $(if $(MODEL),--model "$(MODEL)")
+
 cluster-local: setup
 	@test -n "$(HEAD)" || { echo "error: name the machines: make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'"; exit 2; }
 	$(BIN)/python deploy/local_twin.py --head $(HEAD) $(if $(WORKERS),--workers $(WORKERS)) --user $(SSH_USER) --key $(SSH_KEY) \
@@ -72,4 +81,4 @@ cluster-local-down: setup
 	$(BIN)/ray down -y cluster-local.yaml
 
 clean:
-	rm -rf demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf demo build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
