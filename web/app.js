@@ -65,7 +65,12 @@ function limits() {
 // ---- the answer ----
 
 async function submit() {
-  if (!picture || !way || question) return;
+  await started;
+  if (!picture || question) return;
+  if (!way) {
+    tell(nobody());
+    return;
+  }
   clearAnswer();
   clearTrouble();
   const mine = new AbortController();
@@ -114,8 +119,9 @@ async function askBrowser(of, signal) {
   if ((facts.preprocessing.resampling ?? "bilinear") !== "bilinear") {
     throw new Problem("This model wants its pictures resized in a way that this page does not know.");
   }
+  if (!ways.browser.ready) showStatus("Loading the model ...");
   await unless(signal, ways.browser.load((bytes) => {
-    if (!signal.aborted) showStatus(`The model is loaded: ${sizeText(bytes)} ...`);
+    if (!signal.aborted) showStatus(`Loading the model: ${sizeText(bytes)} ...`);
   }));
   showStatus("This browser looks at the picture ...");
   const pixels = await toPixels(of, facts.preprocessing.side_px, signal);
@@ -148,10 +154,14 @@ function offer() {
   if (!there.length) {
     way = null;
     $("facts").textContent = "";
-    throw new Problem("There is neither a service nor a model at the addresses in config.json.");
+    throw nobody();
   }
   const remembered = rememberedWay();
   choose(there.includes(remembered) ? remembered : there[0]);
+}
+
+function nobody() {
+  return new Problem("There is neither a service nor a model at the addresses in config.json.");
 }
 
 function choose(chosen) {
@@ -198,7 +208,7 @@ function withoutService() {
 async function loadModel() {
   showFacts();
   await ways.browser.load((bytes) => {
-    if (way === "browser") $("facts").textContent = `The model is loaded: ${sizeText(bytes)} ...`;
+    if (way === "browser") $("facts").textContent = `Loading the model: ${sizeText(bytes)} ...`;
   }).catch(() => {});
   if (way === "browser") showFacts();
 }
@@ -314,4 +324,4 @@ async function start() {
   }
 }
 
-start();
+const started = start();

@@ -1,8 +1,8 @@
 """The browser's own answers, held to those of drone.serving.predictor."""
 
+import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from drone.labels import CLASSES
 from drone.serving.predictor import Predictor
 from tests.conftest import MadeUp
 from tests.web.conftest import Visit, bars, drawings, give, picture, submit
-from tests.web.site import FACTS, Reply, Site
+from tests.web.site import BUSY, FACTS, WEB, Reply, Site
 
 CLOSE = 0.02
 
@@ -94,6 +94,46 @@ def test_the_model_is_loaded_only_when_it_is_wanted(
     assert len(site.uploads) == 1 and site.asked.count("model") == before
 
 
+def test_keys_alone(visit: Visit, site: Site, small_model: Path, small_facts: dict) -> None:
+    site.with_model(small_model.read_bytes(), small_facts)
+    page = visit()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("radio", name="The service")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("radio", name="This browser")).to_be_checked()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Choose a picture")).to_be_focused()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(picture(1))
+    expect(page.get_by_role("button", name="Submit")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="%")).to_be_focused()
+    for name in ("Submit", "Remove"):
+        page.keyboard.press("Shift+Tab")
+        expect(page.get_by_role("button", name=name)).to_be_focused()
+    page.keyboard.press("Space")
+    expect(page.locator("#preview")).to_be_hidden()
+    expect(page.get_by_role("button", name="Choose a picture")).to_be_focused()
+
+
+def test_the_browser_answers_instead(
+    visit: Visit, site: Site, small_model: Path, small_facts: dict
+) -> None:
+    site.with_model(small_model.read_bytes(), small_facts)
+    site.replies = [BUSY] * 4
+    page = visit()
+    give(page, picture(1))
+    submit(page)
+    expect(page.get_by_role("alert")).to_contain_text("No answer in 4 tries.")
+    assert "model/model.onnx" not in site.asked
+    page.get_by_role("button", name="Answer in this browser").click()
+    expect(page.locator("#source")).to_have_text("Model small 3, answered by this browser.")
+    expect(page.get_by_role("alert")).to_be_empty()
+    expect(page.get_by_role("radio", name="This browser")).to_be_checked()
+    assert len(site.uploads) == 4
+
+
 def test_a_plain_folder_needs_no_setting(
     visit: Visit, site: Site, small_model: Path, small_facts: dict[str, Any]
 ) -> None:
@@ -141,10 +181,10 @@ def test_cancel_while_the_model_loads(
     page = visit(script=slow)
     give(page, picture(1))
     submit(page)
-    expect(page.get_by_role("status")).to_contain_text("The model is loaded: ")
+    expect(page.get_by_role("status")).to_contain_text("Loading the model")
     page.get_by_role("button", name="Cancel").click()
     page.evaluate("window.release()")
-    expect(page.locator("#facts")).not_to_contain_text("loaded")
+    expect(page.locator("#facts")).not_to_contain_text("oad")
     expect(page.locator("#result")).to_be_hidden()
     expect(page.get_by_role("status")).to_contain_text("Cancelled.")
     submit(page)
@@ -209,11 +249,13 @@ def test_real_pictures(
     assert far[0][0] <= CLOSE
 
 
-def test_a_host_of_plain_files_serves_it(tmp_path: Path) -> None:
-    """All that the page asks for lies in its folder, under names that need no build."""
-    web = Path(__file__).parents[2] / "web"
-    shutil.copytree(web, tmp_path / "web")
-    named = json.loads((tmp_path / "web" / "config.json").read_text())
-    assert named == {"api": "."}
-    licence = (tmp_path / "web" / "vendor" / "LICENSE").read_text()
+def test_what_is_shipped() -> None:
+    """The engine as its makers published it, its licence, and settings that suit most hosts."""
+    assert json.loads((WEB / "config.json").read_text()) == {"api": "."}
+    licence = (WEB / "vendor" / "LICENSE").read_text()
     assert licence.startswith("MIT License") and "Microsoft" in licence
+    told = (WEB / "vendor" / "README.md").read_text()
+    engine = [file for file in (WEB / "vendor").iterdir() if file.suffix in (".mjs", ".wasm")]
+    assert len(engine) == 2
+    for file in engine:
+        assert f"`{file.name}` | `{hashlib.sha256(file.read_bytes()).hexdigest()}`" in told

@@ -3,13 +3,12 @@
 import re
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.web.conftest import Visit, give, picture, submit, until
-from tests.web.site import BUSY, CUT, FACTS, Reply, Site, answer, error, serving
+from tests.web.site import BUSY, CUT, FACTS, WEB, Reply, Site, answer, error, serving
 
 RECORD = """
     window.shown = [];
@@ -53,23 +52,6 @@ def test_after_four_tries_it_ends(visit: Visit, site: Site, reply: Reply) -> Non
     expect(page.get_by_role("alert")).to_be_empty()
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
     assert len(site.uploads) == 5
-
-
-def test_the_browser_answers_instead(
-    visit: Visit, site: Site, small_model: Path, small_facts: dict
-) -> None:
-    site.with_model(small_model.read_bytes(), small_facts)
-    site.replies = [BUSY] * 4
-    page = visit()
-    give(page, picture(1))
-    submit(page)
-    expect(page.get_by_role("alert")).to_contain_text("No answer in 4 tries.")
-    assert "model/model.onnx" not in site.asked
-    page.get_by_role("button", name="Answer in this browser").click()
-    expect(page.locator("#source")).to_have_text("Model small 3, answered by this browser.")
-    expect(page.get_by_role("alert")).to_be_empty()
-    expect(page.get_by_role("radio", name="This browser")).to_be_checked()
-    assert len(site.uploads) == 4
 
 
 @pytest.mark.parametrize(
@@ -132,17 +114,17 @@ def test_waits_grow_and_vary(visit: Visit) -> None:
 
 
 def test_each_try_has_its_time(visit: Visit, site: Site) -> None:
-    site.config["timeout_s"] = 0.7
+    site.config["timeout_s"] = 1.5
     never = threading.Event()
     site.replies = [Reply(after=never)]
     page = visit(script=RECORD)
     give(page, picture(1))
     submit(page)
     expect(page.locator("#result")).to_be_visible()
-    assert attempts(page) == ["Attempt 2 of 4 ..."]
+    assert attempts(page)[0] == "Attempt 2 of 4 ..."
     site.replies = [Reply(after=never)] * 4
     submit(page)
-    expect(page.get_by_role("alert")).to_contain_text("took longer than 0.7 seconds")
+    expect(page.get_by_role("alert")).to_contain_text("longer than 1.5 seconds", timeout=20_000)
     never.set()
 
 
@@ -222,7 +204,7 @@ def test_a_service_elsewhere_needs_a_word_in_the_policy(visit: Visit, site: Site
     with serving(Site()) as other:
         site.config["api"] = other.url + "prod/"
         origin = other.url.rstrip("/")
-        shipped = (Path(__file__).parents[2] / "web" / "index.html").read_text()
+        shipped = (WEB / "index.html").read_text()
         site.forbidden = True
         # As it is shipped, the policy lets the page ask its own origin only.
         page = visit(script=RECORD)
@@ -244,9 +226,11 @@ def test_a_folder_without_anything(visit: Visit, site: Site) -> None:
     site.service = False
     page = visit()
     expect(page.get_by_role("alert")).to_contain_text("neither a service nor a model")
-    expect(page.get_by_role("button", name="Submit")).to_be_disabled()
     site.config["api"] = None
     page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("neither a service nor a model")
+    give(page, picture(1))
+    submit(page)
     expect(page.get_by_role("alert")).to_contain_text("neither a service nor a model")
 
 
@@ -255,5 +239,5 @@ def test_the_policy_is_strict(visit: Visit, site: Site) -> None:
     policy = page.locator("meta[http-equiv]").get_attribute("content") or ""
     assert "default-src 'self'" in policy and "'unsafe-inline'" not in policy
     assert not re.search(r"'unsafe-eval'", policy)
-    html = (Path(__file__).parents[2] / "web" / "index.html").read_text()
+    html = (WEB / "index.html").read_text()
     assert not re.search(r"\son\w+=|\sstyle=|https?://", html)
