@@ -111,14 +111,14 @@ class Package:
 def main(job: Package) -> cli.Result:
     """Builds, checks and measures."""
     folder, archive = job.out / "package", job.out / "function.zip"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        source, facts = model_of(job, Path(temporary))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_model(source, folder / "model.onnx", facts)
     install(folder, job)
     prune(folder)
     copy_code(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        onnx, facts = model_of(job, Path(temporary))
-        write_model(onnx, folder / "model.onnx", facts)
     python = interpreter(job.python)
     if python is None:
         cli.console.print(f"There is no Python {job.python} here: the package has no .pyc files.")
@@ -126,10 +126,10 @@ def main(job: Package) -> cli.Result:
         compile_code(folder, python)
     write_zip(folder, archive)
     check(folder, archive)
-    runs = python is not None and machine() == job.architecture
-    if runs:
+    starts = python is not None and machine() == job.architecture
+    if starts:
         try_import(folder, str(python))
-    return report(folder, archive, {"imported": runs, "compiled": python is not None})
+    return report(folder, archive, {"imported": starts, "compiled": python is not None})
 
 
 def install(folder: Path, job: Package) -> None:

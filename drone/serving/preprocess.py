@@ -25,7 +25,16 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of damaged EXIF and the like; a picture that still opens is fine.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-_DAMAGE = (OSError, ValueError, SyntaxError, MemoryError, EOFError, IndexError, struct.error)
+_DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    MemoryError,
+    EOFError,
+    IndexError,
+    RuntimeError,  # of AVIF
+    struct.error,
+)
 
 EXIF_DAMAGE = (*_DAMAGE, TypeError, KeyError, ZeroDivisionError)
 """What Pillow raises on damaged EXIF."""

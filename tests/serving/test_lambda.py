@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -455,6 +456,26 @@ def test_hostile_pictures_get_an_answer_or_a_reason(function: ModuleType, name: 
         assert result["statusCode"] == status, (kind, result)
         if status != 200:
             assert content(result)["error"]["message"]
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow says what is damaged.
+def test_damage_of_any_kind_is_never_a_500(function: ModuleType) -> None:
+    chance = random.Random(1)
+    kinds = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF")
+    pictures = [("image/*", file_of(noise(40, 30), kind)) for kind in kinds]
+    sound = [*pictures, form(pictures[0][1]), as_json(pictures[0][1])]
+    seen = set()
+    for _ in range(1500):
+        kind, body = chance.choice(sound)
+        damaged = bytearray(body)
+        for _ in range(chance.choice((1, 3, 10, 40))):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        if chance.random() < 0.2:
+            del damaged[chance.randrange(len(damaged)) :]
+        result = function.handler(rest("POST", "/predict", kind, bytes(damaged)), CONTEXT)
+        seen.add(result["statusCode"])
+        assert result["statusCode"] in (200, 400, 413, 415, 422), bytes(damaged)
+    assert {200, 400, 415, 422} <= seen
 
 
 def test_settings_by_environment(function: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
