@@ -50,7 +50,7 @@ demo: setup
 	@$(BIN)/python ray_jobs/demo.py $(if $(DATA),--raw "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 test: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .
