@@ -1,5 +1,6 @@
 """The server as people start it: under load, with slow and rude senders, to its end."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -17,6 +18,9 @@ import pytest
 import schemathesis
 from hypothesis import given, settings
 
+from drone.serving.api import Api, ApiSettings
+from drone.serving.http import HttpApp, HttpSettings
+from drone.serving.predictor import Prediction, Predictor
 from tests.conftest import RunJob, job_command, job_environment
 from tests.jobs.processes import free_port, wait_for
 from tests.serving import hostile
@@ -198,6 +202,31 @@ def test_a_sender_that_is_too_slow(exported: Path, tmp_path: Path) -> None:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n..")
             assert b" 408 " in connection.recv(4096)
         assert server.ask("GET", "/health")[0] == 200
+
+
+def test_a_defect_is_told_in_the_same_form_and_quotes_nothing(
+    exported: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Predictor):
+        def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
+            raise ZeroDivisionError(f"about {data!r}")
+
+    app = HttpApp(Api(Broken(exported), ApiSettings()), HttpSettings())
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": b"private"}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 500
+    assert (b"access-control-allow-origin", b"*") in sent[0]["headers"]
+    said = json.loads(sent[1]["body"])
+    assert said["error"]["problem"] == "internal" and said["request_id"] in caplog.text
+    assert "ZeroDivisionError" in caplog.text and "private" not in caplog.text
 
 
 @pytest.mark.parametrize(
