@@ -3,7 +3,7 @@
 The scores are measured; docs/performance.md says on what and how.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from drone.data.augment import AugmentConfig
 from drone.errors import ConfigError
@@ -107,6 +107,30 @@ PRESETS: dict[str, Preset] = {
             model=_seed_model(3),
             augment=_SEED_AUGMENT,
             optim=_SEED_OPTIM,
+        ),
+    ),
+    "multires": Preset(
+        "Pictures at their own sizes through a learned resizing network; prepare with --bins.",
+        TrainConfig(
+            preset="multires",
+            epochs=12,
+            watchdog=3,
+            model=ModelConfig(unfreeze_depth=5, resizer="residual"),
+            augment=AugmentConfig(strength=1.0),
+        ),
+    ),
+    "seed-attempt-3": Preset(
+        "The original's third attempt as it was: a resizing network, one picture a step. Collapses.",
+        TrainConfig(
+            preset="seed-attempt-3",
+            epochs=11,
+            batch_size=1,
+            precision="fp32",
+            select="macro_f1",
+            watchdog=3,
+            model=replace(_seed_model(2), resizer="stack", resizer_start="random"),
+            augment=_SEED_AUGMENT,
+            optim=replace(_SEED_OPTIM, resizer_share=1.0),
         ),
     ),
 }

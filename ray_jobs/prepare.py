@@ -3,6 +3,7 @@
     python ray_jobs/prepare.py --raw pictures --out data/drones --dry-run   (what would be done)
     python ray_jobs/prepare.py --raw pictures more.zip s3://bucket/raw --out data/drones
     python ray_jobs/prepare.py --raw pictures --out data/drones --decisions decisions.jsonl
+    python ray_jobs/prepare.py --raw pictures --out data/drones --bins      (for preset multires)
     python ray_jobs/prepare.py --out data/drones --undo
     python ray_jobs/prepare.py --diff data/drones@1f2e3d data/drones
     RAY_ADDRESS=auto python ray_jobs/prepare.py --raw /shared/raw --out /shared/drones  (a cluster)
@@ -54,6 +55,10 @@ class Prepare:
 
     decisions: Path | None = None
     """What a person decided, as review.py's page exports it (JSON lines); goes into the ledger."""
+
+    bins: bool = False
+    """Pack each picture at the bin of its own size (224 to 3584 px) too, for the preset multires;
+    takes up to 38 MB a picture. A data set that has them keeps them."""
 
     undo: bool = False
     """Go back to the version of --out before this one; its raw files must still be there."""
@@ -134,7 +139,7 @@ def prepare(job: Prepare, out: Path, mapper: Mapper) -> cli.Result:
         )
     written = False
     if not job.dry_run:
-        _, written = apply(planned, out, mapper)
+        _, written = apply(planned, out, mapper, bins=job.bins)
     if job.dry_run:
         cli.console.print(f"Nothing was written (--dry-run). Without it: {out}")
     elif written:

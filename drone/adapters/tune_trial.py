@@ -19,7 +19,7 @@ from drone.data.dataset import Dataset
 from drone.errors import DroneError, Interrupted, TrainingError
 from drone.model import mobilenet
 from drone.model.weights import Weights
-from drone.search.outcome import objective, reason_to_end
+from drone.search.outcome import objective
 from drone.search.space import configure
 from drone.training.config import TrainConfig
 from drone.training.context import Context, History, Progress, Stop
@@ -27,6 +27,7 @@ from drone.training.features import Reuse
 from drone.training.inputs import plan_reuse
 from drone.training.loop import Material, fit
 from drone.training.planner import Decision, Extent
+from drone.training.watchdog import reason_to_end
 
 NEWS = "news"
 """What a report says beside epoch and objective, as JSON."""
@@ -81,7 +82,9 @@ def run(trial: Mapping[str, Any], spec: Spec) -> None:
         if spec.workers.count > 1:
             _train_on_many(config, spec, trial["resplit"], place, reporter)
         else:
-            material = Material.of(dataset, spec.commit, trial["resplit"])
+            material = Material.of(
+                dataset, spec.commit, trial["resplit"], at_bins=config.model.mixed
+            )
             _train_here(config, spec, place, material, reporter)
     except _Ended:
         return

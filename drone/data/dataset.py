@@ -3,7 +3,8 @@
 dataset.json        settings, classes, counts, fingerprint
 manifest.parquet    a row for each file seen, with its verdict and split
 ledger.jsonl        every decision, oldest first
-pixels/             the kept pictures as the model sees them
+pixels/             the kept pictures as the model sees them, at 224 px and, with --bins, at the
+                    side of the bin nearest to their own size
 tables/             counts by step and class; the original's table of duplicates
 audit.html          what is in the raw folders and what became of it
 history/            manifests of the versions before, for --undo and --diff
@@ -11,7 +12,7 @@ history/            manifests of the versions before, for --undo and --diff
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from drone.data.pixels import PixelStore
+from drone.data.bins import sides_of
+from drone.data.pixels import BinnedStore, PixelStore
 from drone.data.split import SPLITS, folds
 from drone.errors import ConfigError, DataError
 from drone.labels import nearest
@@ -65,15 +67,23 @@ class Split:
     rows_N: NDArray[np.int64]
     """Its rows in the store."""
 
-    store: PixelStore
+    store: PixelStore | BinnedStore
     num_classes: int
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
     def gather(self, positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pixels of the pictures at these positions, (B, side_px, side_px, 3) uint8."""
+        """Pixels of the pictures at these positions, (B, side, side, 3) uint8.
+
+        Of a data set at its bins, all of them must be of one bin.
+        """
         return self.store.gather(self.rows_N[positions_B])
+
+    @property
+    def sides_N(self) -> NDArray[np.int64]:
+        """Side of each picture's pixels."""
+        return self.store.sides(self.rows_N)
 
     @property
     def counts_K(self) -> NDArray[np.int64]:
@@ -87,6 +97,27 @@ class Dataset:
 
     folder: Path
     description: dict[str, Any]
+    at_own_sizes: bool = False
+    """Whether pictures are read at the sides of their bins; else all at `preprocessing.side_px`."""
+
+    @property
+    def has_bins(self) -> bool:
+        """Whether the pictures are packed at the sides of their bins too."""
+        return bool(self.description.get("bins"))
+
+    def at_bins(self) -> "Dataset":
+        """The same data set, read at the sides of its pictures' bins.
+
+        Raises:
+            DataError: it was packed at one side only.
+        """
+        if not self.has_bins:
+            raise DataError(
+                f"{self.folder} has its pictures at {self.preprocessing.side_px} px only, and a "
+                f"resizing network takes them at their own sizes. Pack them: "
+                f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {self.folder} --bins"
+            )
+        return replace(self, at_own_sizes=True)
 
     @property
     def fingerprint(self) -> str:
@@ -178,9 +209,12 @@ class Dataset:
         )
 
     @cached_property
-    def _store(self) -> PixelStore:
-        rows = int((self.manifest["pixel_row"] >= 0).sum())
-        return PixelStore(self.folder / PIXELS_FOLDER, rows, self.preprocessing.side_px)
+    def _store(self) -> PixelStore | BinnedStore:
+        folder, side_px = self.folder / PIXELS_FOLDER, self.preprocessing.side_px
+        packed = self.packed()
+        if self.at_own_sizes:
+            return BinnedStore(folder, sides_of(packed), side_px)
+        return PixelStore(folder, len(packed), side_px)
 
 
 def content_keys(md5: "pd.Series[str]") -> NDArray[np.int64]:

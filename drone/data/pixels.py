@@ -1,4 +1,8 @@
-"""Packed pixels: each kept picture once, as the model sees it, in memory-mapped shards."""
+"""Packed pixels: each kept picture as the model sees it, in memory-mapped shards.
+
+    pixels/shard-00000.npy          at 224 px
+    pixels/0448/shard-00000.npy     of the pictures whose bin is 448, at 448 px; and so on
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from drone.data.bins import BIN_SIDES_PX
 from drone.data.roots import Opener
 from drone.errors import DataError, ImageError
 from drone.serving.preprocess import Preprocessing, to_pixels
@@ -19,6 +24,16 @@ SHARD_ROWS = 512
 def shard_name(number: int) -> str:
     """File name of a shard below `pixels/`."""
     return f"shard-{number:05d}.npy"
+
+
+def bin_folder(side_px: int) -> str:
+    """Folder below `pixels/` of the pictures of a larger bin."""
+    return f"{side_px:04d}"
+
+
+def bin_rows(side_px: int) -> int:
+    """Pictures in a shard of a larger bin: about as many bytes as in one of 224 px."""
+    return max(1, SHARD_ROWS * BIN_SIDES_PX[0] ** 2 // side_px**2)
 
 
 @dataclass(frozen=True)
@@ -64,22 +79,26 @@ def pack_shard(
 class PixelStore:
     """Rows of the packed pixels, read on demand from the memory-mapped shards."""
 
-    def __init__(self, folder: Path, rows: int, side_px: int) -> None:
+    def __init__(
+        self, folder: Path, rows: int, side_px: int, shard_rows: int = SHARD_ROWS
+    ) -> None:
         """Opens the shards.
 
         Args:
-            folder: the `pixels` folder of a data set.
+            folder: the `pixels` folder of a data set, or that of a bin.
             rows: how many pictures it must hold.
             side_px: of each.
+            shard_rows: pictures in each shard but the last.
 
         Raises:
             DataError: a shard is missing or does not have the rows it should have.
         """
         self.rows = rows
         self.side_px = side_px
+        self._shard_rows = shard_rows
         self._shards = [
-            self._open(folder / shard_name(number), min(SHARD_ROWS, rows - start), side_px)
-            for number, start in enumerate(range(0, rows, SHARD_ROWS))
+            self._open(folder / shard_name(number), min(shard_rows, rows - start), side_px)
+            for number, start in enumerate(range(0, rows, shard_rows))
         ]
 
     @staticmethod
@@ -101,5 +120,47 @@ class PixelStore:
         """The pictures of these rows, (N, side_px, side_px, 3) uint8, in their order."""
         pixels = np.empty((len(rows_N), self.side_px, self.side_px, 3), np.uint8)
         for position, row in enumerate(rows_N.tolist()):
-            pixels[position] = self._shards[row // SHARD_ROWS][row % SHARD_ROWS]
+            shard, offset = divmod(row, self._shard_rows)
+            pixels[position] = self._shards[shard][offset]
         return pixels
+
+    def sides(self, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The side in which `gather` gives each of these rows."""
+        return np.full(len(rows_N), self.side_px)
+
+
+class BinnedStore:
+    """The packed pixels with each picture at the side of its bin."""
+
+    def __init__(self, folder: Path, sides_N: NDArray[np.int64], side_px: int) -> None:
+        """Opens the shards of all bins.
+
+        Args:
+            folder: the `pixels` folder of a data set.
+            sides_N: bin of each row of the pictures at the smallest side.
+            side_px: the smallest side.
+
+        Raises:
+            DataError: as PixelStore.
+        """
+        self.rows, self.side_px = len(sides_N), side_px
+        self._sides_N = sides_N
+        self._places_N = np.arange(len(sides_N))
+        self._stores = {side_px: PixelStore(folder, len(sides_N), side_px)}
+        for side in sorted({int(side) for side in sides_N} - {side_px}):
+            own = np.flatnonzero(sides_N == side)
+            self._places_N[own] = np.arange(len(own))
+            self._stores[side] = PixelStore(
+                folder / bin_folder(side), len(own), side, bin_rows(side)
+            )
+
+    def gather(self, rows_N: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The pictures of these rows, all of one bin, (N, side, side, 3) uint8, in their order."""
+        sides = {int(side) for side in self._sides_N[rows_N]}
+        if len(sides) > 1:
+            raise ValueError(f"A batch holds one bin, and these rows are of {sorted(sides)}.")
+        return self._stores[sides.pop()].gather(self._places_N[rows_N])
+
+    def sides(self, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The side of the bin of each of these rows."""
+        return self._sides_N[rows_N]

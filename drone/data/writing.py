@@ -6,12 +6,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from drone.config import override, to_dict
 from drone.data import audit_page, history, ledger
+from drone.data.bins import BIN_SIDES_PX, sides_of
 from drone.data.clean import duplicate_table
 from drone.data.dataset import (
     DATASET_FILE,
@@ -22,10 +24,17 @@ from drone.data.dataset import (
     is_dataset,
     open_dataset,
 )
-from drone.data.pixels import SHARD_ROWS, Picture, pack_shard, shard_name
+from drone.data.pixels import (
+    SHARD_ROWS,
+    Picture,
+    bin_folder,
+    bin_rows,
+    pack_shard,
+    shard_name,
+)
 from drone.data.prepare import Mapper, Plan, PrepareSettings, Row
 from drone.data.roots import Opener, open_root
-from drone.errors import DataError
+from drone.errors import ConfigError, DataError
 from drone.serving.preprocess import Preprocessing
 
 
@@ -50,21 +59,37 @@ def check_writable(out: Path) -> None:
         )
 
 
-def apply(plan: Plan, out: Path, mapper: Mapper) -> tuple[Dataset, bool]:
+def apply(
+    plan: Plan, out: Path, mapper: Mapper, *, bins: bool = False
+) -> tuple[Dataset, bool]:
     """Writes the planned data set.
 
     It is built beside `out` and renamed when it is whole. A data set that is there already is
     left alone if it says the same, else replaced; its ledger and its history go on.
 
+    Args:
+        plan: what to write.
+        out: the folder.
+        mapper: runs the packing.
+        bins: packs the pictures at the sides of their bins too, as it is always done for a data
+            set that has them. They are the same pictures, so the fingerprint stays what it is.
+
     Returns:
         The data set, and whether anything was written.
 
     Raises:
+        ConfigError: bins are wanted and the pictures are not packed at the smallest of them.
         DataError: the disk is full, `out` cannot be written, or a raw file has changed.
     """
     check_writable(out)
+    bins = bins or (is_dataset(out) and open_dataset(out).has_bins)
+    if bins and plan.settings.preprocessing.side_px != BIN_SIDES_PX[0]:
+        raise ConfigError(
+            f"--bins needs --preprocessing.side-px {BIN_SIDES_PX[0]}, the smallest bin; it is "
+            f"{plan.settings.preprocessing.side_px}."
+        )
     told = ledger.read(out / ledger.NAME)
-    if is_dataset(out) and _says_the_same(open_dataset(out), plan):
+    if is_dataset(out) and _says_the_same(open_dataset(out), plan, bins):
         if plan.by_hand:  # Decisions that change nothing, such as to keep: noted all the same.
             ledger.append(out / ledger.NAME, plan.by_hand)
         return open_dataset(out), bool(plan.by_hand)
@@ -72,7 +97,7 @@ def apply(plan: Plan, out: Path, mapper: Mapper) -> tuple[Dataset, bool]:
     by = f"prepare, policy {plan.settings.policy}"
     lines = [*told, *plan.by_hand]
     lines += ledger.update(told, ledger.decisions(plan.frame, by, when), by, when)
-    _replace(plan, out, mapper, lines, lambda building: history.carry(out, building))
+    _replace(plan, out, mapper, lines, lambda building: history.carry(out, building), bins)
     return open_dataset(out), True
 
 
@@ -107,7 +132,8 @@ def undo(out: Path, mapper: Mapper, opener: Opener = open_root) -> Dataset:
         by_hand=(),
         opener=opener,
     )
-    _replace(plan, out, mapper, lines, lambda new: history.carry(out, new, without_last=True))
+    bins = open_dataset(out).has_bins
+    _replace(plan, out, mapper, lines, lambda new: history.carry(out, new, without_last=True), bins)
     return open_dataset(out)
 
 
@@ -115,8 +141,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _says_the_same(dataset: Dataset, plan: Plan) -> bool:
-    same_data = dataset.fingerprint == plan.fingerprint
+def _says_the_same(dataset: Dataset, plan: Plan, bins: bool) -> bool:
+    same_data = dataset.fingerprint == plan.fingerprint and dataset.has_bins == bins
     return same_data and dataset.manifest.equals(plan.frame.reset_index(drop=True))
 
 
@@ -126,12 +152,13 @@ def _replace(
     mapper: Mapper,
     lines: Sequence[ledger.Decision],
     carry: Callable[[Path], None],
+    bins: bool,
 ) -> None:
     """Builds the data set beside `out`, and puts it in its place when it is whole."""
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         building.chmod(0o755)
-        _write(plan, building, mapper)
+        _write(plan, building, mapper, bins)
         ledger.append(building / ledger.NAME, lines)
         carry(building)
         _swap(building, out)
@@ -144,9 +171,9 @@ def _replace(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write(plan: Plan, building: Path, mapper: Mapper) -> None:
+def _write(plan: Plan, building: Path, mapper: Mapper, bins: bool) -> None:
     (building / PIXELS_FOLDER).mkdir()
-    _pack(plan, building / PIXELS_FOLDER, mapper)
+    _pack(plan, building / PIXELS_FOLDER, mapper, bins)
     tables = building / "tables"
     tables.mkdir()
     plan.steps.to_csv(tables / "steps.csv")
@@ -160,6 +187,7 @@ def _write(plan: Plan, building: Path, mapper: Mapper) -> None:
         "settings": to_dict(plan.settings),
         "counts": {"steps": _nested(plan.steps), "splits": _nested(plan.splits)},
         "unknown_folders": list(plan.unknown_folders),
+        "bins": bins,
     }
     (building / DATASET_FILE).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
     _write_audit(plan, building, mapper)
@@ -172,22 +200,34 @@ def _nested(table: pd.DataFrame) -> dict[str, dict[str, int]]:
     }
 
 
-def _pack(plan: Plan, folder: Path, mapper: Mapper) -> None:
+def _pack(plan: Plan, folder: Path, mapper: Mapper, bins: bool) -> None:
     packed = plan.frame[plan.frame["pixel_row"] >= 0].sort_values("pixel_row")
-    pictures = packed[["root", "path", "md5"]].to_dict("records")
-    jobs: list[Row] = [
-        {
-            "target": str(folder / shard_name(number)),
-            "pictures": json.dumps(pictures[start : start + SHARD_ROWS]),
-        }
-        for number, start in enumerate(range(0, len(pictures), SHARD_ROWS))
-    ]
+    side_px = plan.settings.preprocessing.side_px
+    jobs = _shards(packed, folder, side_px, SHARD_ROWS)
+    if bins:
+        for side, own in packed.groupby(sides_of(packed)):
+            if side > side_px:
+                (folder / bin_folder(side)).mkdir()
+                jobs += _shards(own, folder / bin_folder(side), int(side), bin_rows(side))
     settings = plan.settings.preprocessing
     mapper(functools.partial(_pack_row, settings=settings, opener=plan.opener), jobs, "packing")
 
 
+def _shards(rows: pd.DataFrame, folder: Path, side_px: int, shard_rows: int) -> list[Row]:
+    pictures = rows[["root", "path", "md5"]].to_dict("records")
+    return [
+        {
+            "target": str(folder / shard_name(number)),
+            "pictures": json.dumps(pictures[start : start + shard_rows]),
+            "side_px": side_px,
+        }
+        for number, start in enumerate(range(0, len(pictures), shard_rows))
+    ]
+
+
 def _pack_row(row: Row, settings: Preprocessing, opener: Opener) -> Row:
     pictures = [Picture(**picture) for picture in json.loads(row["pictures"])]
+    settings = replace(settings, side_px=row["side_px"])
     return {"packed": pack_shard(pictures, Path(row["target"]), settings, opener)}
 
 

@@ -31,6 +31,13 @@ class ModelConfig:
     flip_test: bool = True
     """Answer with the mean of the picture's and its mirror image's probabilities."""
 
+    resizer: Literal["none", "stack", "residual"] = "none"
+    """none: every picture at 224 px. Else it is taken at the bin of its own size, and brought to 224
+    by the original's strided convolutions, or by the average and a small network beside it."""
+
+    resizer_start: Literal["area", "random"] = "area"
+    """How a stack begins: as the average, or at random as the original's did."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.unfreeze_depth <= NUM_BLOCKS:
             raise ConfigError(
@@ -40,6 +47,11 @@ class ModelConfig:
             raise ConfigError(f"model.head_width is {self.head_width}; it must be 0 or more.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; it must be 0 to below 1.")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it takes pictures of several sizes."""
+        return self.resizer != "none"
 
     @property
     def cut(self) -> int:

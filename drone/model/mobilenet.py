@@ -12,6 +12,7 @@ from drone.model.batchnorm import spread_batchnorm
 from drone.model.config import NUM_BLOCKS, ModelConfig
 from drone.model.folding import fold
 from drone.model.head import KeyedDropout, build_head
+from drone.model.resizer import Resizer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,6 +41,8 @@ class Classifier(nn.Module):
             parameter.requires_grad_(False)
         if config.batchnorm != "stored":
             spread_batchnorm(self.features)
+        # Last, so that the head's first weights are those of a model without one.
+        self.resizer = Resizer(config) if config.mixed else None
 
     @property
     def frozen(self) -> nn.Sequential:
@@ -65,14 +68,23 @@ class Classifier(nn.Module):
         return self
 
     def stem(self, images_NCHW: Tensor) -> Tensor:
-        """Activations below the cut, pooled to (N, 1280) if all blocks are; without gradient."""
+        """What comes before all that learns, without gradient.
+
+        Those are the activations at the cut, pooled to (N, 1280) if no block learns. A resizer
+        comes before the blocks, so with one they are the pictures themselves.
+        """
+        if self.resizer is not None:
+            return images_NCHW
         with torch.no_grad():
             activations: Tensor = self.frozen(images_NCHW)
             return _pooled(activations) if self.config.cut == NUM_BLOCKS else activations
 
     def tail(self, activations: Tensor) -> Tensor:
-        """Logits, (N, K), from the activations at the cut."""
-        if self.config.cut < NUM_BLOCKS:
+        """Logits, (N, K), from what `stem` gave."""
+        if self.resizer is not None:
+            # Its gradient passes through the frozen blocks.
+            activations = _pooled(self.features(self.resizer(activations)))
+        elif self.config.cut < NUM_BLOCKS:
             activations = _pooled(self.learning(activations))
         logits_NK: Tensor = self.head(activations)
         return logits_NK
@@ -81,7 +93,7 @@ class Classifier(nn.Module):
         """Logits (log-probabilities of the seed's head), (N, K).
 
         Args:
-            inputs: normalised pictures, (N, 3, H, W).
+            inputs: normalised pictures, (N, 3, H, W), of one size.
             at_cut: the inputs are what `stem` made of them.
         """
         return self.tail(inputs if at_cut else self.stem(inputs))

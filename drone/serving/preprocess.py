@@ -8,11 +8,12 @@ import io
 import json
 import struct
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from drone.errors import ConfigError, ImageError
@@ -84,13 +85,37 @@ class Preprocessing:
         return cls(**values)
 
 
-def to_pixels(data: bytes, settings: Preprocessing) -> NDArray[np.uint8]:
-    """The pixels that the model sees, (side_px, side_px, 3) uint8 RGB.
+def to_pixels(
+    data: bytes, settings: Preprocessing, sides_px: Sequence[int] = ()
+) -> NDArray[np.uint8]:
+    """The pixels that the model sees, (side, side, 3) uint8 RGB.
+
+    Args:
+        data: the content of a file.
+        settings: how bytes become pixels.
+        sides_px: of a model of mixed resolutions; the picture gets the one nearest to its size.
+            Without them it gets the side of the settings.
 
     Raises:
         ImageError: the bytes give no picture; it says why.
     """
-    return resize(decode(data, settings), settings)
+    image = decode(data, settings)
+    if not sides_px:
+        return resize(image, settings)
+    side_px = sides_px[int(nearest_side(max(image.size), sides_px))]
+    return resize(image, replace(settings, side_px=side_px))
+
+
+def nearest_side(longer_sides_px: ArrayLike, sides_px: Sequence[int]) -> NDArray[np.int64]:
+    """Index of the side that is nearest to the longer side of each picture; ties go down.
+
+    Args:
+        longer_sides_px: of the pictures as they are, any shape.
+        sides_px: ascending.
+    """
+    distances = np.abs(np.asarray(longer_sides_px)[..., None] - np.array(sides_px))
+    nearest: NDArray[np.int64] = distances.argmin(axis=-1)
+    return nearest
 
 
 def resize(image: Image.Image, settings: Preprocessing) -> NDArray[np.uint8]:

@@ -26,6 +26,10 @@ class OptimConfig:
     lr_backbone: float = 2e-4
     """Peak learning rate of the unfrozen blocks."""
 
+    resizer_share: float = 0.05
+    """Peak learning rate of the resizer as a share of the head's: at most a tenth, since a resizer
+    that moves fast ruins what the backbone sees. (The original's schedule had it at 1.)"""
+
     weight_decay: float = 0.05
     """Of weights; with AdamW, biases and normalisation have none."""
 
@@ -48,6 +52,11 @@ class OptimConfig:
         for name in ("lr_head", "lr_backbone"):
             if not 0 < getattr(self, name) <= 10:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; above 0, at most 10.")
+        most = 1.0 if self.schedule == "seed-cyclic" else 0.1
+        if not 0 < self.resizer_share <= most:
+            raise ConfigError(
+                f"optim.resizer_share is {self.resizer_share}; above 0, at most {most:g}."
+            )
         for name in ("weight_decay", "head_epochs", "warmup_epochs", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more.")
@@ -68,6 +77,14 @@ class TrainConfig:
 
     batch_size: int = 64
     """Pictures in an optimiser step, over all workers together."""
+
+    pixel_budget: int = 64 * 448 * 448
+    """With a resizer, pixels that go through the network together on each worker; a step's pictures
+    are of several sizes and come in parts, 64 of 448 px, 4 of 1792 px."""
+
+    watchdog: int = 0
+    """Evaluations in a row that a run may be below its own start, or have one class for an answer,
+    before it is stopped; 0 never stops it."""
 
     seed: int = 0
     """Of the head's first weights, the order, the views and dropout."""
@@ -100,8 +117,11 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.views < 0:
-            raise ConfigError(f"views is {self.views}; it must be 0 or more.")
+        for name in ("views", "watchdog"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.pixel_budget < 1:
+            raise ConfigError(f"pixel_budget is {self.pixel_budget}; it must be at least 1.")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed is {self.seed}; it must be 0 to {2**31 - 1}.")
         if self.checkpoint_every_s <= 0:

@@ -90,6 +90,8 @@ class Computed:
     def train(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
         """See Inputs."""
         images = self.pictures.augmented(self.pictures.view_of(epoch), positions_B)
+        if self.model.resizer is not None:
+            return images  # It learns, and nothing comes before it.
         if self.model.config.batchnorm == "drift":  # Statistics of the batch: add nothing to it.
             return self._computed(self._train_stem, images)
         return self._computed(self._train_stem, _enough(images))[: len(images)]
@@ -102,6 +104,8 @@ class Computed:
         images = self.pictures.plain("validation", positions_B)
         if model.config.flip_test:
             images = mirrored_too(images)
+        if model.resizer is not None:
+            return images
         activations = self._computed(model.stem, _enough(images))[: len(images)]
         kept_bytes = sum(kept.nbytes for kept in self._validation.values())
         constant = model.config.batchnorm != "drift" and model.config.cut > 0

@@ -8,7 +8,7 @@ divided once. So the number of workers changes the speed and not the result.
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from drone.config import to_dict
-from drone.data.batches import Feed, epoch_order, num_steps
+from drone.data.batches import Batches, Feed
 from drone.data.dataset import Dataset, Split
 from drone.errors import Interrupted, RunError, TrainingError
 from drone.model.batchnorm import estimate_statistics, has_statistics
@@ -37,6 +37,7 @@ from drone.training.inputs import Computed, Inputs, Kept, Pictures
 from drone.training.memory import keep_freed_memory
 from drone.training.optim import MovingAverage, build_optimizer, rates, set_rates
 from drone.training.tally import Tally
+from drone.training.watchdog import Watchdog
 
 _EVALUATION_BATCH = 128
 _STATISTICS_BATCH = 64
@@ -60,14 +61,22 @@ class Material:
     """Git commit of the program, for the checkpoint."""
 
     @staticmethod
-    def of(dataset: Dataset, commit: str, resplit: int | None = None) -> "Material":
+    def of(
+        dataset: Dataset, commit: str, resplit: int | None = None, *, at_bins: bool = False
+    ) -> "Material":
         """The pictures of a data set.
 
         Args:
             dataset: whose.
             commit: of the program.
             resplit: number of another way to share out training and validation.
+            at_bins: takes the pictures at the sides of their bins.
+
+        Raises:
+            DataError: the data set is damaged, or not packed at the sides of its bins.
         """
+        if at_bins:
+            dataset = dataset.at_bins()
         if resplit is None:
             train, validation = dataset.split("train"), dataset.split("validation")
         else:
@@ -104,7 +113,8 @@ def fit(
         best epoch on validation.
 
     Raises:
-        TrainingError: a loss is not finite; every rank raises it before the optimiser's step.
+        TrainingError: a loss is not finite; every rank raises it before the optimiser's step. Or
+            the watchdog stopped the run, after a checkpoint.
         Interrupted: asked to stop, after a checkpoint.
         Preempted: a worker's machine goes away, after a checkpoint.
     """
@@ -147,13 +157,15 @@ class _Run:
         decay = config.optim.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
         self.batch_size = min(config.batch_size, len(self.train_feed))
-        self.steps = num_steps(len(self.train_feed), self.batch_size)
+        self.batches = _batches(config, material.train, self.batch_size)
+        self.steps = self.batches.steps
         self.position = Position()
         self.best = _copy_state(self.evaluated)
         self.tally = Tally(len(material.classes), device)
         self._resume()
         self.network = self._distribute()
         self.control = _Control(config, context)
+        self.watchdog = Watchdog(config, len(material.classes))
         self.finite = _FiniteCheck(self.optimizer, device)
 
     @property
@@ -170,19 +182,25 @@ class _Run:
     def _distribute(self) -> nn.Module:
         network: nn.Module = self.model
         if self.context.world_size > 1:
-            network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+            # A part of a step uses the resizer of its own size alone.
+            several = self.model.resizer is not None
+            network = DistributedDataParallel(
+                self.model, gradient_as_bucket_view=not several, find_unused_parameters=several
+            )
         return torch.compile(network) if self.config.compile else network  # type: ignore[return-value]
 
     def _first_pictures(self) -> Iterator[Tensor]:
-        """A few batches of training pictures as they are."""
+        """A few batches of training pictures as they are, as the backbone takes them."""
         count = min(len(self.train_feed), 4 * _STATISTICS_BATCH)
         for start in range(0, count, _STATISTICS_BATCH):
             positions = np.arange(start, min(start + _STATISTICS_BATCH, count))
-            yield self.pictures.plain("train", positions)
+            for part in self.batches.parts(positions, 1):
+                images_NCHW = self.pictures.plain("train", part)
+                resizer = self.model.resizer
+                yield images_NCHW if resizer is None else resizer(images_NCHW)
 
     def _train_epoch(self, epoch: int) -> None:
-        feed, config = self.train_feed, self.config
-        order = epoch_order(len(feed), config.batch_size, config.seed, epoch)
+        order = self.batches.order(self.config.seed, epoch)
         began = time.monotonic() - self.position.elapsed_s
         done = self.position.batch
         self.network.train()
@@ -196,29 +214,51 @@ class _Run:
         self.finite.check()
 
     def _step(self, epoch: int, batch: int, positions_B: NDArray[np.int64]) -> None:
-        config, world = self.config, self.context.world_size
-        own = positions_B[self.context.rank :: world]
         step = epoch * self.steps + batch
-        activations = self.inputs.train(epoch, own)
-        labels_N = self.train_feed.labels_N[torch.from_numpy(own).to(self.context.device)]
-        self.model.key_dropout(
-            config.seed, epoch, self.train_feed.keys_N[own].to(self.context.device)
-        )
-        set_rates(self.optimizer, rates(config, step, self.steps))
-        with self._autocast():
-            logits_NK = self.network(activations, at_cut=True).float()
-        loss_sum = functional.cross_entropy(
-            logits_NK, labels_N, label_smoothing=config.optim.label_smoothing, reduction="sum"
-        )
+        set_rates(self.optimizer, rates(self.config, step, self.steps))
         self.optimizer.zero_grad(set_to_none=True)
-        # DDP takes the mean of the ranks' gradients: this makes it the mean over the batch.
-        (loss_sum * (world / len(positions_B))).backward()  # type: ignore[no-untyped-call]
+        parts = self.batches.parts(positions_B, self.context.world_size)
+        sides = [int(self.batches.sides_N[part[0]]) for part in parts]
+        for number, part in enumerate(parts):
+            # Ranks exchange gradients once for each size: parameters that the pass does not use,
+            # those of other sizes, keep what they have.
+            with nullcontext() if sides[number] not in sides[number + 1 :] else self._alone():
+                self._accumulate(epoch, part, len(positions_B))
         norm = self._clip()
         self.finite.before_step(norm, epoch, batch)
         self.optimizer.step()
         if self.average:
             self.average.update(self.model, step)
+
+    def _accumulate(self, epoch: int, part_P: NDArray[np.int64], batch_size: int) -> None:
+        """Adds the gradient of a part of a step, one size of pictures, over all ranks."""
+        world = self.context.world_size
+        own = part_P[self.context.rank :: world]
+        counted = len(own)
+        if not counted:  # A rank without a picture goes along with one that does not count.
+            own = part_P[:1]
+        activations = self.inputs.train(epoch, own)
+        labels_N = self.train_feed.labels_N[torch.from_numpy(own).to(self.context.device)]
+        self.model.key_dropout(
+            self.config.seed, epoch, self.train_feed.keys_N[own].to(self.context.device)
+        )
+        with self._autocast():
+            logits_NK = self.network(activations, at_cut=True).float()
+        logits_NK, labels_N = logits_NK[:counted], labels_N[:counted]
+        smoothing = self.config.optim.label_smoothing
+        loss_sum = functional.cross_entropy(
+            logits_NK, labels_N, label_smoothing=smoothing, reduction="sum"
+        )
+        # DDP takes the mean of the ranks' gradients: this makes it the mean over the batch.
+        (loss_sum * (world / batch_size)).backward()  # type: ignore[no-untyped-call]
         self.tally.add(loss_sum.detach(), logits_NK.detach().argmax(dim=1), labels_N)
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """Leaves the gradients of this rank to itself."""
+        if self.context.world_size == 1:
+            return nullcontext()
+        waits: AbstractContextManager[object] = self.network.no_sync()  # type: ignore[operator]
+        return waits
 
     def _clip(self) -> Tensor:
         """Clips the gradient, if so configured; its norm is not finite if any part is not."""
@@ -278,6 +318,7 @@ class _Run:
         wish = self.control.after_step()
         stops = wish.stop is not Stop.NO
         self._report(save=self.context.saves_each_epoch or wish.checkpoint or stops)
+        self.watchdog.check(self.position.history)
         if epoch + 1 < self.config.epochs:
             self._end_if(wish.stop)
 
@@ -296,9 +337,9 @@ class _Run:
         """Metrics on validation, each picture counted once over all ranks."""
         feed, model = self.validation_feed, self.evaluated.eval()
         tally = Tally(len(self.material.classes), self.context.device)
-        own = np.arange(self.context.rank, len(feed), self.context.world_size)
-        for start in range(0, len(own), _EVALUATION_BATCH):
-            positions = own[start : start + _EVALUATION_BATCH]
+        batches = _batches(self.config, self.material.validation, _EVALUATION_BATCH)
+        rank, world = self.context.rank, self.context.world_size
+        for positions in batches.once(rank, world, _EVALUATION_BATCH):
             labels_N = feed.labels_N[torch.from_numpy(positions).to(self.context.device)]
             with self._autocast():
                 probs_NK = probabilities_at_cut(model, self.inputs.validation(model, positions))
@@ -346,6 +387,10 @@ class _Run:
         self.position = loaded.position
         if self.context.rank == 0 and self.position.tally:  # The sums of all ranks go to one.
             self.tally.restore(self.position.tally)
+
+
+def _batches(config: TrainConfig, split: Split, most: int) -> Batches:
+    return Batches(split.sides_N, most, config.pixel_budget if config.model.mixed else None)
 
 
 def _copy_state(model: Classifier) -> dict[str, Tensor]:

@@ -16,18 +16,23 @@ _SEED_RATIO = 100
 
 
 def build_optimizer(model: Classifier, config: OptimConfig) -> torch.optim.Optimizer:
-    """An optimiser over what learns, in groups named "backbone" and "head".
+    """An optimiser over what learns, in groups named "backbone", "head" and "resizer".
 
     Rates are set before each step by `set_rates`.
     """
     groups: list[dict[str, Any]] = []
-    for name, module in (("backbone", model.learning), ("head", model.head)):
+    modules: dict[str, nn.Module] = {"backbone": model.learning, "head": model.head}
+    if model.resizer is not None:
+        modules["resizer"] = model.resizer
+    for name, module in modules.items():
         parameters = [value for value in module.parameters() if value.requires_grad]
         if config.optimizer == "sgd":
             groups.append({"params": parameters, "name": name})
             continue
-        decayed = [value for value in parameters if value.ndim > 1]
-        others = [value for value in parameters if value.ndim <= 1]
+        # Decay would pull a resizer's kernels from the average to black.
+        decays = [value.ndim > 1 and name != "resizer" for value in parameters]
+        decayed = [value for value, yes in zip(parameters, decays, strict=True) if yes]
+        others = [value for value, yes in zip(parameters, decays, strict=True) if not yes]
         groups.append({"params": decayed, "name": name})
         groups.append({"params": others, "name": name, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
@@ -40,9 +45,11 @@ def build_optimizer(model: Classifier, config: OptimConfig) -> torch.optim.Optim
 
 
 def rates(config: TrainConfig, step: int, steps_per_epoch: int) -> dict[str, float]:
-    """Learning rates of "backbone" and "head" in a step, counted from the start of the run."""
+    """Learning rates of all groups in a step, counted from the start of the run."""
     optim = config.optim
     peaks = {"backbone": optim.lr_backbone, "head": optim.lr_head}
+    if config.model.mixed:
+        peaks["resizer"] = optim.lr_head * optim.resizer_share
     if optim.schedule == "seed-cyclic":
         factor = _triangular2(step // steps_per_epoch)
         return {name: peak * factor for name, peak in peaks.items()}
@@ -50,10 +57,10 @@ def rates(config: TrainConfig, step: int, steps_per_epoch: int) -> dict[str, flo
     warmup = optim.warmup_epochs * steps_per_epoch
     # In a run shorter than the head's own epochs everything learns from the start.
     head_epochs = optim.head_epochs if optim.head_epochs < config.epochs else 0
-    starts = {"backbone": head_epochs * steps_per_epoch, "head": 0.0}
     return {
-        name: peak * _warm_cosine(step - starts[name], total - starts[name], warmup)
+        name: peak * _warm_cosine(step - start, total - start, warmup)
         for name, peak in peaks.items()
+        for start in [0.0 if name == "head" else head_epochs * steps_per_epoch]
     }
 
 

@@ -53,6 +53,8 @@ class Extent:
 def decide(config: TrainConfig, extent: Extent) -> Decision:
     """Whether a run should read kept activations, and why."""
     cut = config.model.cut
+    if config.model.mixed:
+        return _no("a resizing network learns before its frozen blocks")
     if config.model.batchnorm == "drift":
         return _no("the statistics of its frozen blocks drift, so nothing stays the same")
     if cut == 0:

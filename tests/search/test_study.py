@@ -11,9 +11,10 @@ from scipy import stats
 from drone.errors import RunError
 from drone.presets import get
 from drone.search import report, summary
-from drone.search.outcome import objective, reason_to_end
+from drone.search.outcome import objective
 from drone.search.space import DEFAULT
 from drone.search.study import Settings, Study, TrialRecord
+from drone.training.watchdog import reason_to_end
 
 RECALLS = ("FB", "LQC", "SQC", "WD")
 
