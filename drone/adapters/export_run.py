@@ -3,7 +3,6 @@
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from drone.errors import RunError
 from drone.evaluation.calibration import choose_threshold, fit_temperature
 from drone.model import export, mobilenet, quantize
 from drone.serving.predictor import Predictor, calibrated
+from drone.serving.timing import milliseconds
 from drone.training import checkpoint
 
 ONNX_FILE, INT8_FILE, FACTS_FILE, REPORT_FILE = (
@@ -32,7 +32,6 @@ MOST_LOST = 0.005
 """Accuracy on validation that int8 may cost."""
 
 _BATCH, _CALIBRATION = 32, 128
-_TIMED = 30
 
 
 @dataclass(frozen=True)
@@ -209,21 +208,9 @@ def _integers(source: Path, target: Path, dataset: Dataset) -> Integers:
         float((_answers(one, validation).argmax(axis=1) == validation.labels_N).mean())
         for one in (fp32, int8)
     )
-    speedup = _milliseconds(fp32, validation) / _milliseconds(int8, validation)
+    speedup = milliseconds(fp32) / milliseconds(int8)
     kept = lost >= accuracy - MOST_LOST and speedup > 1
     return Integers(lost, accuracy, speedup, target.stat().st_size / 1e6, kept)
-
-
-def _milliseconds(predictor: Predictor, split: Split) -> float:
-    """An answer to one picture, the median of some."""
-    pixels = split.gather(np.array([0]))
-    predictor.uncalibrated(pixels)
-    times = []
-    for _ in range(_TIMED):
-        start = time.perf_counter()
-        predictor.uncalibrated(pixels)
-        times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times))
 
 
 def _facts(predictor: Predictor) -> dict[str, Any]:
