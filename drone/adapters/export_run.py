@@ -126,7 +126,7 @@ def write(
         )
         say("Trying 8-bit integers ...")
         integers = _integers(target, building / INT8_FILE, dataset)
-        facts = _facts(Predictor(target))
+        facts = Predictor(target).facts
         (building / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
         report = {
             **{name: facts[name] for name in ("name", "version", "fingerprint")},
@@ -211,17 +211,3 @@ def _integers(source: Path, target: Path, dataset: Dataset) -> Integers:
     speedup = milliseconds(fp32) / milliseconds(int8)
     kept = lost >= accuracy - MOST_LOST and speedup > 1
     return Integers(lost, accuracy, speedup, target.stat().st_size / 1e6, kept)
-
-
-def _facts(predictor: Predictor) -> dict[str, Any]:
-    """What a page must know to use the model by itself."""
-    facts = predictor.metadata
-    return {
-        "name": facts.get("name", ""),
-        "version": facts.get("version", ""),
-        "fingerprint": facts.get("fingerprint", ""),
-        "classes": list(predictor.classes),
-        "preprocessing": json.loads(predictor.preprocessing.to_json()),
-        "temperature": predictor.temperature,
-        "unsure_below": predictor.unsure_below,
-    }

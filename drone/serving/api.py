@@ -152,11 +152,8 @@ class Api:
 
     def _model(self, _: Request) -> dict[str, Any]:
         return {
+            **self.predictor.facts,
             **self._named(),
-            "classes": list(self.predictor.classes),
-            "preprocessing": json.loads(self.predictor.preprocessing.to_json()),
-            "temperature": self.predictor.temperature,
-            "unsure_below": self.predictor.unsure_below,
             "limits": {
                 "max_bytes": self.settings.max_bytes,
                 "max_pixels": self.settings.max_pixels,
@@ -164,11 +161,11 @@ class Api:
         }
 
     def _named(self) -> dict[str, str]:
-        facts = self.predictor.metadata
+        facts = self.predictor.facts
         return {
-            "name": self.settings.name or facts.get("name", ""),
-            "version": self.settings.version or facts.get("version", ""),
-            "fingerprint": facts.get("fingerprint", ""),
+            "name": self.settings.name or facts["name"],
+            "version": self.settings.version or facts["version"],
+            "fingerprint": facts["fingerprint"],
         }
 
     def _predict(self, request: Request) -> dict[str, Any]:
