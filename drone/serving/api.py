@@ -6,7 +6,9 @@ The HTTP app and the Lambda handler both call `Api.answer`, so that they say the
 import base64
 import binascii
 import json
+import logging
 import re
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -128,6 +130,14 @@ class Api:
         response = self._response(refusal.status, "application/json", body, number)
         response.headers.update(refusal.headers)
         return response
+
+    def failed(self, error: Exception, number: str, log: logging.Logger) -> Response:
+        """The response to what should not have happened; the log gets the place, not the data."""
+        # An error's message may quote the picture that it stumbled over, so its kind must do.
+        place = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s in request %s\n%s", type(error).__name__, number, place)
+        message = "Something went wrong here; the log has more under the request_id."
+        return self.refuse(Refusal(500, "internal", message), number)
 
     def _content(self, request: Request, number: str) -> dict[str, Any] | str | None:
         methods = self._routes.get(request.path)
