@@ -169,4 +169,4 @@ def write(run: Run, asked: Asked, out: Path) -> tuple[Scores, Path]:
 
 def find(run: str | None, model: str | None) -> Run:
     """The run that is named, or that a registered model came from."""
-    return tracking.find_run(mlflow_model.run_of_model(model) if model else str(run))
+    return tracking.find_run(mlflow_model.named(model, None).run_id if model else str(run))
