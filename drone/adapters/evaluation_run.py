@@ -1,7 +1,6 @@
 """Asks a run's exported model about pictures, and logs what came of it."""
 
 import tempfile
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,15 +15,10 @@ from drone.data.dataset import Split
 from drone.data.unseen import load_unseen
 from drone.errors import RunError
 from drone.evaluation import report
+from drone.evaluation.asking import Gather, Track, ask
 from drone.evaluation.metrics import Answers, Scores, Share, score, share
 from drone.labels import normalised
 from drone.serving.predictor import Predictor
-
-_BATCH = 64
-
-Gather = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-Track = Callable[[Iterable[int], str, int], Iterable[int]]
-"""Passes the numbers on and shows how far they are: numbers, a word for it, how many."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) ->
     answers = Answers(
         paths=test.paths,
         labels_N=test.labels_N,
-        probs_NK=_probabilities(predictor, len(test), test.gather, track),
+        probs_NK=ask(predictor.predict_pixels, len(test), test.gather, track),
         classes=predictor.classes,
     )
     return Asked(
@@ -86,7 +80,7 @@ def _by_labels(
     """Accuracy against the labels as given, without those that a person changed, and changed."""
     if not touched_N.any():
         return {}
-    probs_NK = _probabilities(predictor, len(given), given.gather, track)
+    probs_NK = ask(predictor.predict_pixels, len(given), given.gather, track)
     right_N = probs_NK.argmax(axis=1) == given.labels_N
     return {
         "raw": share(right_N),
@@ -108,7 +102,7 @@ def ask_folder(run: Run, predictor: Predictor, folder: Path, track: Track) -> As
     answers = Answers(
         paths=unseen.paths,
         labels_N=unseen.labels_N,
-        probs_NK=_probabilities(predictor, len(unseen.paths), gather, track),
+        probs_NK=ask(predictor.predict_pixels, len(unseen.paths), gather, track),
         classes=predictor.classes,
     )
     return Asked(
@@ -118,19 +112,6 @@ def ask_folder(run: Run, predictor: Predictor, folder: Path, track: Track) -> As
         pixels_of=gather,
         facts={"pictures": str(folder), "left out": f"{len(unseen.left_out)} files"},
         left_out=unseen.left_out,
-    )
-
-
-def _probabilities(
-    predictor: Predictor, count: int, gather: Gather, track: Track
-) -> NDArray[np.float32]:
-    """The answers for all pictures, a batch at a time."""
-    starts = range(0, count, _BATCH)
-    return np.concatenate(
-        [
-            predictor.predict_pixels(gather(np.arange(start, min(start + _BATCH, count))))
-            for start in track(starts, "asking the model", len(starts))
-        ]
     )
 
 

@@ -16,6 +16,7 @@ from drone.adapters import dataset_cache, mlflow_model, storage, training_run
 from drone.adapters.mlflow_model import MOST_DIFFERENCE, Named
 from drone.data.dataset import Dataset, Split
 from drone.errors import RunError
+from drone.evaluation.asking import ask
 from drone.evaluation.calibration import choose_threshold, fit_temperature
 from drone.model import export, mobilenet, quantize
 from drone.serving.predictor import Predictor, calibrated
@@ -31,7 +32,7 @@ ONNX_FILE, INT8_FILE, FACTS_FILE, REPORT_FILE = (
 MOST_LOST = 0.005
 """Accuracy on validation that int8 may cost."""
 
-_BATCH, _CALIBRATION = 32, 128
+_CALIBRATION = 128
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,13 @@ def _parity(
     model.load_state_dict(checkpoint.load_best(folder))
     served = export.Served(model).eval()
     test = dataset.split("test")
-    theirs = []
     with torch.no_grad():
-        for start in range(0, len(test), _BATCH):
-            positions = np.arange(start, min(start + _BATCH, len(test)))
-            theirs.append(served(torch.from_numpy(test.gather(positions))).numpy())
-    expected_NK, found_NK = np.concatenate(theirs), _answers(plain, test)
+        expected_NK = ask(
+            lambda pixels_NHWC: served(torch.from_numpy(pixels_NHWC)).numpy(),
+            len(test),
+            test.gather,
+        )
+    found_NK = _answers(plain, test)
     parity = Parity(
         pictures=len(test),
         max_difference=float(np.abs(expected_NK - found_NK).max()),
@@ -188,12 +190,7 @@ def _parity(
 
 def _answers(predictor: Predictor, split: Split) -> NDArray[np.float32]:
     """What the network says of a split, without temperature, (N, K)."""
-    return np.concatenate(
-        [
-            predictor.uncalibrated(split.gather(np.arange(start, min(start + _BATCH, len(split)))))
-            for start in range(0, len(split), _BATCH)
-        ]
-    )
+    return ask(predictor.uncalibrated, len(split), split.gather)
 
 
 def _integers(source: Path, target: Path, dataset: Dataset) -> Integers:
