@@ -198,7 +198,7 @@ def find(
         suspects=suspects[suspects["given"] != suspects["suggested"]].reset_index(drop=True),
         joint_KK=joint_KK,
         accuracy=float((best_N == labels_N).mean()),
-        ceiling=_ceiling(probs_NK, labels_N, groups_N, num_test, seed),
+        ceiling=_ceiling(joint_KK, probs_NK, labels_N, groups_N, num_test, seed),
     )
 
 
@@ -209,6 +209,7 @@ def _joint(labels_N: NDArray[np.int64], probs_NK: NDArray[np.float64]) -> NDArra
 
 
 def _ceiling(
+    joint_KK: NDArray[np.float64],
     probs_NK: NDArray[np.float64],
     labels_N: NDArray[np.int64],
     groups_N: Sequence[str],
@@ -227,7 +228,7 @@ def _ceiling(
         right = float(np.trace(_joint(labels_N[taken], probs_NK[taken])))
         values.append(rng.binomial(num_test, min(right, 1.0)) / max(num_test, 1))
     low, high = np.quantile(values, [0.025, 0.975]) if values else (0.0, 1.0)
-    return Ceiling(float(np.trace(_joint(labels_N, probs_NK))), float(low), float(high))
+    return Ceiling(float(np.trace(joint_KK)), float(low), float(high))
 
 
 def wrong_table(issues: LabelIssues, classes: Sequence[str]) -> pd.DataFrame:
