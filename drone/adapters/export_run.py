@@ -116,7 +116,7 @@ def write(
         if unsure_below is None:
             calmer_NK = calibrated(probs_NK, temperature)
             unsure_below = choose_threshold(calmer_NK, validation.labels_N)
-        quantize.add_facts(
+        export.add_facts(
             target,
             {
                 "name": named.name,
