@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from drone.adapters import dataset_cache, mlflow_model, training_run
 from drone.adapters import mlflow_tracking as tracking
-from drone.data.dataset import Split
+from drone.data.dataset import Dataset, Split
 from drone.data.unseen import load_unseen
 from drone.errors import RunError
 from drone.evaluation import report
@@ -52,7 +52,6 @@ def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) ->
             f"the model of run {run.info.run_name} was trained with."
         )
     test = dataset.split("test")
-    given, touched_N = dataset.as_given("test")
     own = dataset.fingerprint == run.data.tags.get("fingerprint")
     answers = Answers(
         paths=test.paths,
@@ -66,22 +65,29 @@ def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) ->
         answers=answers,
         pixels_of=test.gather,
         facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
-        by_labels=_by_labels(predictor, answers, given, touched_N, track),
+        by_labels=_by_labels(predictor, test, answers, dataset, track),
     )
 
 
 def _by_labels(
-    predictor: Predictor,
-    answers: Answers,
-    given: Split,
-    touched_N: NDArray[np.bool_],
-    track: Track,
+    predictor: Predictor, test: Split, answers: Answers, dataset: Dataset, track: Track
 ) -> dict[str, Share]:
     """Accuracy against the labels as given, without those that a person changed, and changed."""
+    given, touched_N = dataset.as_given(test.name)
     if not touched_N.any():
         return {}
-    probs_NK = ask(predictor.predict_pixels, len(given), given.gather, track)
-    right_N = probs_NK.argmax(axis=1) == given.labels_N
+    predicted = dict(zip(test.rows_N, answers.predicted_N, strict=True))
+    # What a person dropped is no part of the split, and so was not asked about yet.
+    dropped_M = np.setdiff1d(given.rows_N, test.rows_N)
+    if len(dropped_M):
+        probs_MK = ask(
+            predictor.predict_pixels,
+            len(dropped_M),
+            lambda positions_B: dataset.pixels(dropped_M[positions_B]),
+            track,
+        )
+        predicted |= zip(dropped_M, probs_MK.argmax(axis=1), strict=True)
+    right_N = np.array([predicted[row] for row in given.rows_N]) == given.labels_N
     return {
         "raw": share(right_N),
         "cleaned": share(right_N[~touched_N]),
