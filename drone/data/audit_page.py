@@ -33,7 +33,6 @@ class Subject:
     steps: pd.DataFrame
     splits: pd.DataFrame
     shares: SplitSettings
-    preprocessing: Preprocessing
     facts: Mapping[str, str]
     unknown_folders: Sequence[str]
     provenance: pd.DataFrame = field(default_factory=pd.DataFrame)

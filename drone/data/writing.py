@@ -201,7 +201,6 @@ def _write_audit(plan: Plan, building: Path, mapper: Mapper) -> None:
         steps=plan.steps,
         splits=plan.splits,
         shares=plan.settings.split,
-        preprocessing=plan.settings.preprocessing,
         facts={
             "raw": ", ".join(roots),
             "fingerprint": plan.fingerprint,
