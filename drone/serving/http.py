@@ -140,10 +140,8 @@ class HttpApp:
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         # A form or base64 is longer than its picture by up to a third and some headers.
         most = self.api.settings.max_bytes
-        if (
-            headers.get("content-length", "0").isdigit()
-            and int(headers.get("content-length", "0")) > most
-        ):
+        said = headers.get("content-length", "")
+        if said.isdigit() and int(said) > most:
             raise too_large(most)
         try:
             return await asyncio.wait_for(_read(receive, most), self.settings.body_timeout_s)
