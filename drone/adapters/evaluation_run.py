@@ -1,7 +1,6 @@
 """Asks a run's exported model about pictures, and logs what came of it."""
 
 import tempfile
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,19 +11,14 @@ from numpy.typing import NDArray
 
 from drone.adapters import dataset_cache, mlflow_model, training_run
 from drone.adapters import mlflow_tracking as tracking
-from drone.data.dataset import Split
+from drone.data.dataset import Dataset, Split
 from drone.data.unseen import load_unseen
 from drone.errors import RunError
 from drone.evaluation import report
+from drone.evaluation.asking import Gather, Track, ask
 from drone.evaluation.metrics import Answers, Scores, Share, score, share
 from drone.labels import normalised
 from drone.serving.predictor import Predictor
-
-_BATCH = 64
-
-Gather = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-Track = Callable[[Iterable[int], str, int], Iterable[int]]
-"""Passes the numbers on and shows how far they are: numbers, a word for it, how many."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +52,11 @@ def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) ->
             f"the model of run {run.info.run_name} was trained with."
         )
     test = dataset.split("test")
-    given, touched_N = dataset.as_given("test")
     own = dataset.fingerprint == run.data.tags.get("fingerprint")
     answers = Answers(
         paths=test.paths,
         labels_N=test.labels_N,
-        probs_NK=_probabilities(predictor, len(test), test.gather, track),
+        probs_NK=ask(predictor.predict_pixels, len(test), test.gather, track),
         classes=predictor.classes,
     )
     return Asked(
@@ -72,22 +65,29 @@ def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) ->
         answers=answers,
         pixels_of=test.gather,
         facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
-        by_labels=_by_labels(predictor, answers, given, touched_N, track),
+        by_labels=_by_labels(predictor, test, answers, dataset, track),
     )
 
 
 def _by_labels(
-    predictor: Predictor,
-    answers: Answers,
-    given: Split,
-    touched_N: NDArray[np.bool_],
-    track: Track,
+    predictor: Predictor, test: Split, answers: Answers, dataset: Dataset, track: Track
 ) -> dict[str, Share]:
     """Accuracy against the labels as given, without those that a person changed, and changed."""
+    given, touched_N = dataset.as_given(test.name)
     if not touched_N.any():
         return {}
-    probs_NK = _probabilities(predictor, len(given), given.gather, track)
-    right_N = probs_NK.argmax(axis=1) == given.labels_N
+    predicted = dict(zip(test.rows_N, answers.predicted_N, strict=True))
+    # What a person dropped is no part of the split, and so was not asked about yet.
+    dropped_M = np.setdiff1d(given.rows_N, test.rows_N)
+    if len(dropped_M):
+        probs_MK = ask(
+            predictor.predict_pixels,
+            len(dropped_M),
+            lambda positions_B: dataset.pixels(dropped_M[positions_B]),
+            track,
+        )
+        predicted |= zip(dropped_M, probs_MK.argmax(axis=1), strict=True)
+    right_N = np.array([predicted[row] for row in given.rows_N]) == given.labels_N
     return {
         "raw": share(right_N),
         "cleaned": share(right_N[~touched_N]),
@@ -108,7 +108,7 @@ def ask_folder(run: Run, predictor: Predictor, folder: Path, track: Track) -> As
     answers = Answers(
         paths=unseen.paths,
         labels_N=unseen.labels_N,
-        probs_NK=_probabilities(predictor, len(unseen.paths), gather, track),
+        probs_NK=ask(predictor.predict_pixels, len(unseen.paths), gather, track),
         classes=predictor.classes,
     )
     return Asked(
@@ -118,19 +118,6 @@ def ask_folder(run: Run, predictor: Predictor, folder: Path, track: Track) -> As
         pixels_of=gather,
         facts={"pictures": str(folder), "left out": f"{len(unseen.left_out)} files"},
         left_out=unseen.left_out,
-    )
-
-
-def _probabilities(
-    predictor: Predictor, count: int, gather: Gather, track: Track
-) -> NDArray[np.float32]:
-    """The answers for all pictures, a batch at a time."""
-    starts = range(0, count, _BATCH)
-    return np.concatenate(
-        [
-            predictor.predict_pixels(gather(np.arange(start, min(start + _BATCH, count))))
-            for start in track(starts, "asking the model", len(starts))
-        ]
     )
 
 
@@ -169,4 +156,4 @@ def write(run: Run, asked: Asked, out: Path) -> tuple[Scores, Path]:
 
 def find(run: str | None, model: str | None) -> Run:
     """The run that is named, or that a registered model came from."""
-    return tracking.find_run(mlflow_model.run_of_model(model) if model else str(run))
+    return tracking.find_run(mlflow_model.named(model, None).run_id if model else str(run))

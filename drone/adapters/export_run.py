@@ -3,7 +3,6 @@
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +16,11 @@ from drone.adapters import dataset_cache, mlflow_model, storage, training_run
 from drone.adapters.mlflow_model import MOST_DIFFERENCE, Named
 from drone.data.dataset import Dataset, Split
 from drone.errors import RunError
+from drone.evaluation.asking import ask
 from drone.evaluation.calibration import choose_threshold, fit_temperature
 from drone.model import export, mobilenet, quantize
 from drone.serving.predictor import Predictor, calibrated
+from drone.serving.timing import milliseconds
 from drone.training import checkpoint
 
 ONNX_FILE, INT8_FILE, FACTS_FILE, REPORT_FILE = (
@@ -31,8 +32,7 @@ ONNX_FILE, INT8_FILE, FACTS_FILE, REPORT_FILE = (
 MOST_LOST = 0.005
 """Accuracy on validation that int8 may cost."""
 
-_BATCH, _CALIBRATION = 32, 128
-_TIMED = 30
+_CALIBRATION = 128
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def write(
         if unsure_below is None:
             calmer_NK = calibrated(probs_NK, temperature)
             unsure_below = choose_threshold(calmer_NK, validation.labels_N)
-        quantize.add_facts(
+        export.add_facts(
             target,
             {
                 "name": named.name,
@@ -127,7 +127,7 @@ def write(
         )
         say("Trying 8-bit integers ...")
         integers = _integers(target, building / INT8_FILE, dataset)
-        facts = _facts(Predictor(target))
+        facts = Predictor(target).facts
         (building / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
         report = {
             **{name: facts[name] for name in ("name", "version", "fingerprint")},
@@ -166,12 +166,13 @@ def _parity(
     model.load_state_dict(checkpoint.load_best(folder))
     served = export.Served(model).eval()
     test = dataset.split("test")
-    theirs = []
     with torch.no_grad():
-        for start in range(0, len(test), _BATCH):
-            positions = np.arange(start, min(start + _BATCH, len(test)))
-            theirs.append(served(torch.from_numpy(test.gather(positions))).numpy())
-    expected_NK, found_NK = np.concatenate(theirs), _answers(plain, test)
+        expected_NK = ask(
+            lambda pixels_NHWC: served(torch.from_numpy(pixels_NHWC)).numpy(),
+            len(test),
+            test.gather,
+        )
+    found_NK = _answers(plain, test)
     parity = Parity(
         pictures=len(test),
         max_difference=float(np.abs(expected_NK - found_NK).max()),
@@ -189,12 +190,7 @@ def _parity(
 
 def _answers(predictor: Predictor, split: Split) -> NDArray[np.float32]:
     """What the network says of a split, without temperature, (N, K)."""
-    return np.concatenate(
-        [
-            predictor.uncalibrated(split.gather(np.arange(start, min(start + _BATCH, len(split)))))
-            for start in range(0, len(split), _BATCH)
-        ]
-    )
+    return ask(predictor.uncalibrated, len(split), split.gather)
 
 
 def _integers(source: Path, target: Path, dataset: Dataset) -> Integers:
@@ -209,32 +205,6 @@ def _integers(source: Path, target: Path, dataset: Dataset) -> Integers:
         float((_answers(one, validation).argmax(axis=1) == validation.labels_N).mean())
         for one in (fp32, int8)
     )
-    speedup = _milliseconds(fp32, validation) / _milliseconds(int8, validation)
+    speedup = milliseconds(fp32) / milliseconds(int8)
     kept = lost >= accuracy - MOST_LOST and speedup > 1
     return Integers(lost, accuracy, speedup, target.stat().st_size / 1e6, kept)
-
-
-def _milliseconds(predictor: Predictor, split: Split) -> float:
-    """An answer to one picture, the median of some."""
-    pixels = split.gather(np.array([0]))
-    predictor.uncalibrated(pixels)
-    times = []
-    for _ in range(_TIMED):
-        start = time.perf_counter()
-        predictor.uncalibrated(pixels)
-        times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times))
-
-
-def _facts(predictor: Predictor) -> dict[str, Any]:
-    """What a page must know to use the model by itself."""
-    facts = predictor.metadata
-    return {
-        "name": facts.get("name", ""),
-        "version": facts.get("version", ""),
-        "fingerprint": facts.get("fingerprint", ""),
-        "classes": list(predictor.classes),
-        "preprocessing": json.loads(predictor.preprocessing.to_json()),
-        "temperature": predictor.temperature,
-        "unsure_below": predictor.unsure_below,
-    }

@@ -67,29 +67,6 @@ def _example() -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def run_of_model(uri: str) -> str:
-    """The run that a model came from.
-
-    Args:
-        uri: such as models:/drone-classifier@champion or models:/drone-classifier/3.
-
-    Raises:
-        RunError: there is no such model.
-    """
-    if not uri.startswith("models:/"):
-        raise RunError(f"{uri!r} names no model; write models:/NAME@ALIAS or models:/NAME/VERSION.")
-    name, _, rest = uri.removeprefix("models:/").partition("@")
-    client = mlflow.MlflowClient()
-    try:
-        if rest:
-            return str(client.get_model_version_by_alias(name, rest).run_id)
-        name, _, number = name.partition("/")
-        return str(client.get_model_version(name, number).run_id)
-    except FAILURES as error:
-        known = ", ".join(model.name for model in client.search_registered_models()) or "none yet"
-        raise RunError(f"There is no model {uri}. Registered models: {known}.") from error
-
-
 @dataclass(frozen=True)
 class Named:
     """A model by the names that people know it by."""
@@ -105,18 +82,34 @@ class Named:
 def named(uri: str | None, run: str | None) -> Named:
     """The model that a URI or a run names.
 
+    Args:
+        uri: such as models:/drone-classifier@champion or models:/drone-classifier/3.
+        run: whose model; only if there is no URI.
+
     Raises:
         RunError: there is none.
     """
-    if uri is None:
-        found = find_run(str(run))
-        return Named(found.info.run_id, str(found.info.run_name), "")
-    run_id = run_of_model(uri)
+    if uri is not None:
+        return _registered(uri)
+    found = find_run(str(run))
+    return Named(found.info.run_id, str(found.info.run_name), "")
+
+
+def _registered(uri: str) -> Named:
+    if not uri.startswith("models:/"):
+        raise RunError(f"{uri!r} names no model; write models:/NAME@ALIAS or models:/NAME/VERSION.")
     name, _, alias = uri.removeprefix("models:/").partition("@")
-    name, _, version = name.partition("/")
-    if alias:
-        version = str(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
-    return Named(run_id, name, version)
+    client = mlflow.MlflowClient()
+    try:
+        if alias:
+            found = client.get_model_version_by_alias(name, alias)
+        else:
+            name, _, number = name.partition("/")
+            found = client.get_model_version(name, number)
+    except FAILURES as error:
+        known = ", ".join(model.name for model in client.search_registered_models()) or "none yet"
+        raise RunError(f"There is no model {uri}. Registered models: {known}.") from error
+    return Named(str(found.run_id), name, str(found.version))
 
 
 def logged_model(run_id: str) -> str:

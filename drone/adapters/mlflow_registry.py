@@ -2,16 +2,13 @@
 
 import json
 import math
-import statistics
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -22,6 +19,7 @@ from drone.adapters.mlflow_tracking import FAILURES, PICTURES_FILE, download, re
 from drone.errors import RunError
 from drone.evaluation.gate import Contender, markdown
 from drone.serving.predictor import Predictor
+from drone.serving.timing import milliseconds
 
 DEFAULT_NAME = "drone-classifier"
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -194,20 +192,8 @@ def contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender 
             metrics=metrics,
             onnx_difference=float(logged.get("model/onnx_max_difference", math.inf)),
             mb=onnx_file.stat().st_size / 1e6,
-            ms=_milliseconds(Predictor(onnx_file)),
+            ms=milliseconds(Predictor(onnx_file)),
         )
-
-
-def _milliseconds(predictor: Predictor) -> float:
-    """Median time of an answer for one picture, of 20 after a warm-up."""
-    side = predictor.preprocessing.side_px
-    pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-    times = []
-    for _ in range(22):
-        began = time.perf_counter()
-        predictor.predict_pixels(pixels)
-        times.append(time.perf_counter() - began)
-    return 1000 * statistics.median(times[2:])
 
 
 def seen_test_pictures(run_id: str, tested: str) -> int:

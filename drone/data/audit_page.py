@@ -1,7 +1,5 @@
 """The audit as one HTML file that needs nothing beside it, and its tables as CSV."""
 
-import base64
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
-from PIL import Image
 
 from drone.data import audit
 from drone.data.clean import STEPS
 from drone.data.collect import provenance
+from drone.data.embed import as_jpeg
 from drone.data.roots import Opener
 from drone.data.split import SplitSettings
 from drone.errors import DataError, ImageError
@@ -35,7 +33,6 @@ class Subject:
     steps: pd.DataFrame
     splits: pd.DataFrame
     shares: SplitSettings
-    preprocessing: Preprocessing
     facts: Mapping[str, str]
     unknown_folders: Sequence[str]
     provenance: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -189,10 +186,3 @@ def thumbnail(
         return ""
     image.thumbnail((side_px, side_px))
     return as_jpeg(image)
-
-
-def as_jpeg(image: Image.Image) -> str:
-    """A picture as the data URI of a JPEG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -110,7 +110,8 @@ def undo(out: Path, mapper: Mapper, opener: Opener = open_root) -> Dataset:
         DataError: there is no version before, a raw file has changed or is gone, or `out` cannot
             be written.
     """
-    before = history.versions(out) if open_dataset(out) else []
+    open_dataset(out)  # Raises if there is none.
+    before = history.versions(out)
     if not before:
         raise DataError(f"{out} has no version before this one: nothing to undo.")
     version = before[-1]
@@ -240,7 +241,6 @@ def _write_audit(plan: Plan, building: Path, mapper: Mapper) -> None:
         steps=plan.steps,
         splits=plan.splits,
         shares=plan.settings.split,
-        preprocessing=plan.settings.preprocessing,
         facts={
             "raw": ", ".join(roots),
             "fingerprint": plan.fingerprint,

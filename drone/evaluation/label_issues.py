@@ -7,7 +7,7 @@ classes.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,21 +28,18 @@ from sklearn.preprocessing import StandardScaler
 from drone.data.augment import normalise
 from drone.data.dataset import Dataset
 from drone.errors import DataError
+from drone.evaluation.asking import Gather, Track, ask
 from drone.model.config import ModelConfig
 from drone.model.inference import mirrored_too
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, build
 from drone.model.weights import Weights
 
 FOLDS = 5
-_BATCH = 64
 _COMPONENTS = 256
 _STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Values of C, the inverse regularisation, of which the one with the least log loss is taken."""
 
 _RESAMPLES = 500
-
-Gather = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-Track = Callable[[Iterable[int], str, int], Iterable[int]]
 
 
 def of_dataset(
@@ -85,14 +82,15 @@ def frozen_features(
     model = build(ModelConfig(unfreeze_depth=0), 2, 0, weights.state())
     model = model.to(memory_format=torch.channels_last).eval()
     mean_C, std_C = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    parts = []
-    starts = range(0, count, _BATCH)
-    for start in track(starts, "looking", len(starts)):
-        pixels = torch.from_numpy(gather(np.arange(start, min(start + _BATCH, count))))
-        images = mirrored_too(normalise(pixels, mean_C, std_C))
+
+    def look(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        images = mirrored_too(normalise(torch.from_numpy(pixels_NHWC), mean_C, std_C))
         both = model.stem(images.contiguous(memory_format=torch.channels_last)).float()
-        parts.append((both[: len(pixels)] + both[len(pixels) :]).numpy() / 2)
-    return np.concatenate(parts)
+        upright_ND, mirrored_ND = both.numpy().reshape(2, len(pixels_NHWC), -1)
+        mean_ND: NDArray[np.float32] = (upright_ND + mirrored_ND) / 2
+        return mean_ND
+
+    return ask(look, count, gather, track, "looking")
 
 
 def out_of_fold(
@@ -200,7 +198,7 @@ def find(
         suspects=suspects[suspects["given"] != suspects["suggested"]].reset_index(drop=True),
         joint_KK=joint_KK,
         accuracy=float((best_N == labels_N).mean()),
-        ceiling=_ceiling(probs_NK, labels_N, groups_N, num_test, seed),
+        ceiling=_ceiling(joint_KK, probs_NK, labels_N, groups_N, num_test, seed),
     )
 
 
@@ -211,6 +209,7 @@ def _joint(labels_N: NDArray[np.int64], probs_NK: NDArray[np.float64]) -> NDArra
 
 
 def _ceiling(
+    joint_KK: NDArray[np.float64],
     probs_NK: NDArray[np.float64],
     labels_N: NDArray[np.int64],
     groups_N: Sequence[str],
@@ -229,7 +228,7 @@ def _ceiling(
         right = float(np.trace(_joint(labels_N[taken], probs_NK[taken])))
         values.append(rng.binomial(num_test, min(right, 1.0)) / max(num_test, 1))
     low, high = np.quantile(values, [0.025, 0.975]) if values else (0.0, 1.0)
-    return Ceiling(float(np.trace(_joint(labels_N, probs_NK))), float(low), float(high))
+    return Ceiling(float(np.trace(joint_KK)), float(low), float(high))
 
 
 def wrong_table(issues: LabelIssues, classes: Sequence[str]) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """The report of an evaluation: one HTML file that needs nothing beside it, and its parts."""
 
-import base64
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
+from drone.data.embed import as_jpeg, data_uri
 from drone.evaluation import plots
 from drone.evaluation.metrics import Answers, Scores, describe, worst_mistakes
 
@@ -112,11 +111,4 @@ def _gallery(
 def _thumbnail(pixels: NDArray[np.uint8]) -> str:
     image = Image.fromarray(pixels)
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return data_uri(buffer.getvalue(), "jpeg")
-
-
-def data_uri(data: bytes, kind: str = "png") -> str:
-    """An image as the address that an HTML page can hold."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return as_jpeg(image)

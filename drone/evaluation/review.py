@@ -13,6 +13,7 @@ from PIL import Image
 from drone.data import audit, audit_page
 from drone.data.clean import ACROSS
 from drone.data.dataset import Dataset
+from drone.data.embed import as_jpeg
 from drone.data.roots import open_root
 
 SUSPECT, COPIES, NEAR = "suspect", "copies", "near"
@@ -125,6 +126,6 @@ def pictures(dataset: Dataset) -> Callable[[str], str]:
         )
         if picture or row["pixel_row"] < 0:
             return picture
-        return audit_page.as_jpeg(Image.fromarray(dataset.pixels(np.array([row["pixel_row"]]))[0]))
+        return as_jpeg(Image.fromarray(dataset.pixels(np.array([row["pixel_row"]]))[0]))
 
     return picture_of

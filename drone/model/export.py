@@ -138,3 +138,19 @@ def _graph(
         )
     assert program is not None
     return program.model_proto
+
+
+def facts_of(file: Path) -> dict[str, str]:
+    """What a model's file says of itself."""
+    return _facts(onnx.load(file))
+
+
+def add_facts(file: Path, facts: Mapping[str, str]) -> None:
+    """Adds to what a model's file says of itself."""
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, {**_facts(model), **facts})
+    onnx.save(model, file)
+
+
+def _facts(model: onnx.ModelProto) -> dict[str, str]:
+    return {item.key: item.value for item in model.metadata_props}

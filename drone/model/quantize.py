@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -16,7 +15,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from drone.model.export import INPUT
+from drone.model import export
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]
@@ -27,7 +26,7 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {INPUT: batch}
+        return None if batch is None else {export.INPUT: batch}
 
 
 def to_int8(source: Path, target: Path, batches: Sequence[NDArray[np.uint8]]) -> None:
@@ -56,15 +55,4 @@ def to_int8(source: Path, target: Path, batches: Sequence[NDArray[np.uint8]]) ->
             op_types_to_quantize=["Conv"],
             extra_options={"CalibMovingAverage": True},
         )
-    facts = {item.key: item.value for item in onnx.load(source).metadata_props}
-    quantised = onnx.load(target)
-    onnx.helper.set_model_props(quantised, {**facts, "precision": "int8"})
-    onnx.save(quantised, target)
-
-
-def add_facts(file: Path, facts: dict[str, str]) -> None:
-    """Adds to what a model's file says of itself."""
-    model = onnx.load(file)
-    known = {item.key: item.value for item in model.metadata_props}
-    onnx.helper.set_model_props(model, {**known, **facts})
-    onnx.save(model, file)
+    export.add_facts(target, {**export.facts_of(source), "precision": "int8"})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from drone.evaluation.report import data_uri
+from drone.data.embed import data_uri
 from drone.search.summary import Repeated
 
 

@@ -6,7 +6,9 @@ The HTTP app and the Lambda handler both call `Api.answer`, so that they say the
 import base64
 import binascii
 import json
+import logging
 import re
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -129,6 +131,14 @@ class Api:
         response.headers.update(refusal.headers)
         return response
 
+    def failed(self, error: Exception, number: str, log: logging.Logger) -> Response:
+        """The response to what should not have happened; the log gets the place, not the data."""
+        # An error's message may quote the picture that it stumbled over, so its kind must do.
+        place = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s in request %s\n%s", type(error).__name__, number, place)
+        message = "Something went wrong here; the log has more under the request_id."
+        return self.refuse(Refusal(500, "internal", message), number)
+
     def _content(self, request: Request, number: str) -> dict[str, Any] | str | None:
         methods = self._routes.get(request.path)
         if methods is None:
@@ -152,11 +162,8 @@ class Api:
 
     def _model(self, _: Request) -> dict[str, Any]:
         return {
+            **self.predictor.facts,
             **self._named(),
-            "classes": list(self.predictor.classes),
-            "preprocessing": json.loads(self.predictor.preprocessing.to_json()),
-            "temperature": self.predictor.temperature,
-            "unsure_below": self.predictor.unsure_below,
             "limits": {
                 "max_bytes": self.settings.max_bytes,
                 "max_pixels": self.settings.max_pixels,
@@ -164,11 +171,11 @@ class Api:
         }
 
     def _named(self) -> dict[str, str]:
-        facts = self.predictor.metadata
+        facts = self.predictor.facts
         return {
-            "name": self.settings.name or facts.get("name", ""),
-            "version": self.settings.version or facts.get("version", ""),
-            "fingerprint": facts.get("fingerprint", ""),
+            "name": self.settings.name or facts["name"],
+            "version": self.settings.version or facts["version"],
+            "fingerprint": facts["fingerprint"],
         }
 
     def _predict(self, request: Request) -> dict[str, Any]:

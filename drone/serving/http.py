@@ -9,7 +9,6 @@ import logging
 import mimetypes
 import os
 import time
-import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -106,11 +105,7 @@ class HttpApp:
         except ConnectionError:
             return  # The sender has gone.
         except Exception as error:
-            # A defect: the log gets its place and kind, since its message may quote the picture.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            _log.error("%s in request %s\n%s", type(error).__name__, number, place)
-            message = "Something went wrong here; the log has more under the request_id."
-            response = self.api.refuse(Refusal(500, "internal", message), number)
+            response = self.api.failed(error, number, _log)
         await _send(send, response, head=scope["method"] == "HEAD")
         # Never the content: a picture may be private, and a log is not.
         took_ms = 1000 * (time.monotonic() - start)
@@ -145,10 +140,8 @@ class HttpApp:
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         # A form or base64 is longer than its picture by up to a third and some headers.
         most = self.api.settings.max_bytes
-        if (
-            headers.get("content-length", "0").isdigit()
-            and int(headers.get("content-length", "0")) > most
-        ):
+        said = headers.get("content-length", "")
+        if said.isdigit() and int(said) > most:
             raise too_large(most)
         try:
             return await asyncio.wait_for(_read(receive, most), self.settings.body_timeout_s)

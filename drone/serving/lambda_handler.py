@@ -20,14 +20,13 @@ import logging
 import os
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from drone.errors import ConfigError, RunError
-from drone.serving.api import Api, ApiSettings, Refusal, Response, request_id
+from drone.serving.api import Api, ApiSettings, Refusal, request_id
 from drone.serving.lambda_events import headers_of, is_http, request_of, result_of
 from drone.serving.predictor import Predictor
 
@@ -149,20 +148,11 @@ def respond(api: Api, event: Any, context: Any) -> dict[str, Any]:
     except Refusal as refusal:
         response = api.refuse(refusal, number)
     except Exception as error:
-        response = _failed(api, error, number)
+        response = api.failed(error, number, _log)
     took_ms = 1000 * (time.monotonic() - began)
     # Never the content: a picture may be private, and a log is not.
     _log.info("%s %d %.0f ms %s", ascii(what)[1:-1], response.status, took_ms, number)
     return result_of(response, event, head=method == "HEAD")
-
-
-def _failed(api: Api, error: Exception, number: str) -> Response:
-    """The response to what should not have happened; the log gets the place, not the data."""
-    # An error's message may quote what it stumbled over, so its kind must do.
-    place = "".join(traceback.format_tb(error.__traceback__))
-    _log.error("%s in request %s\n%s", type(error).__name__, number, place)
-    message = "Something went wrong here; the log has more under the request_id."
-    return api.refuse(Refusal(500, "internal", message), number)
 
 
 def _whole(name: str, default: int) -> int:

@@ -94,6 +94,17 @@ class Predictor:
         return float(self.metadata.get("unsure_below", 0.0))
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What a page must know to use the model by itself, as plain values."""
+        return {
+            **{name: self.metadata.get(name, "") for name in ("name", "version", "fingerprint")},
+            "classes": list(self.classes),
+            "preprocessing": json.loads(self.preprocessing.to_json()),
+            "temperature": self.temperature,
+            "unsure_below": self.unsure_below,
+        }
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What the export wrote into the file."""
         self._ready()
