@@ -120,7 +120,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "seed-attempt-3": Preset(
-        "The original's third attempt as it was: a resizing network, one picture a step. Collapses.",
+        "The original's third attempt as it was: a resizing network, a picture a step. Collapses.",
         TrainConfig(
             preset="seed-attempt-3",
             epochs=11,

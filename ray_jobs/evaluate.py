@@ -3,6 +3,7 @@
     python ray_jobs/evaluate.py --run finetune-s0
     python ray_jobs/evaluate.py --model models:/drone-classifier@champion --data data/drones
     python ray_jobs/evaluate.py --run finetune-s0 --images pictures-of-other-origin
+    python ray_jobs/evaluate.py --run multires-s0 --against finetune-s0
 
 Writes one HTML report with all that is beside it (predictions.csv, metrics.json, figures) and logs
 it to the run. The answers come from the exported model, the one that is served.
@@ -37,6 +38,10 @@ class Evaluate:
     images: Path | None = None
     """Folder of class folders to evaluate on instead; what the model was trained on is left out."""
 
+    against: str | None = None
+    """Run of a model of one size (such as of preset finetune) to hold a model of mixed resolutions
+    against, picture by picture; beside its own pictures squashed to 224 px."""
+
     out: Path = Path("reports")
     """Folder for the report."""
 
@@ -64,10 +69,15 @@ def main(job: Evaluate) -> cli.Result:
     run = evaluation_run.find(job.run, job.model)
     with tempfile.TemporaryDirectory() as temporary:
         predictor = Predictor(mlflow_model.fetch_onnx(run.info.run_id, Path(temporary)))
+        other = None
+        if job.against:
+            other_run = evaluation_run.find(job.against, None)
+            other_file = mlflow_model.fetch_onnx(other_run.info.run_id, Path(temporary) / "other")
+            other = evaluation_run.Other(other_run.info.run_name, Predictor(other_file))
         if job.images:
-            asked = evaluation_run.ask_folder(run, predictor, job.images, cli.track)
+            asked = evaluation_run.ask_folder(run, predictor, job.images, cli.track, other)
         else:
-            asked = evaluation_run.ask_split(run, predictor, job.data, cli.track)
+            asked = evaluation_run.ask_split(run, predictor, job.data, cli.track, other)
     if asked.left_out:
         path, reason = next(iter(asked.left_out.items()))
         cli.console.print(
@@ -85,6 +95,12 @@ def main(job: Evaluate) -> cli.Result:
             ["labels", "accuracy", "low", "high", "pictures"],
             [[name, *astuple(found)] for name, found in asked.by_labels.items()],
         )
+    if asked.comparisons:
+        columns = ["side_px", "pictures", "accuracy", "ms", "accuracy_1", "ms_1"]
+        names = ["side", "pictures", "accuracy", "ms", "squashed", "ms"]
+        cli.table("By size", names, asked.by_size[columns].to_numpy().tolist())
+    for comparison in asked.comparisons:
+        cli.console.print(comparison.sentence)
     cli.console.print(describe(scores))
     cli.console.print(f"Report: {written}", soft_wrap=True)
     return {
@@ -92,6 +108,8 @@ def main(job: Evaluate) -> cli.Result:
         "report": str(written),
         "on": asked.name,
         "left_out": asked.left_out,
+        "by_size": asked.by_size.to_dict("records"),
+        "comparisons": [asdict(comparison) for comparison in asked.comparisons],
         "by_labels": {name: asdict(found) for name, found in asked.by_labels.items()},
         **scores.as_dict(),
     }

@@ -1,7 +1,7 @@
 """Asks a run's exported model about pictures, and logs what came of it."""
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,14 @@ from drone.adapters import dataset_cache, mlflow_model, training_run
 from drone.adapters import mlflow_tracking as tracking
 from drone.data.dataset import Dataset, Split
 from drone.data.unseen import load_unseen
-from drone.errors import RunError
-from drone.evaluation import report
+from drone.errors import ConfigError, RunError
+from drone.evaluation import report, sizes
 from drone.evaluation.asking import Gather, Track, ask
 from drone.evaluation.metrics import Answers, Scores, Share, score, share
+from drone.evaluation.sizes import Comparison
 from drone.labels import normalised
 from drone.serving.predictor import Predictor
+from drone.serving.timing import milliseconds
 
 
 @dataclass(frozen=True)
@@ -38,34 +40,100 @@ class Asked:
     by_labels: dict[str, Share] = field(default_factory=dict)
     """Accuracy against the labels before and after a person's review; empty without one."""
 
+    by_size: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Of a model of mixed resolutions: see `sizes.by_size`."""
 
-def ask_split(run: Run, predictor: Predictor, data: str | None, track: Track) -> Asked:
+    comparisons: tuple[Comparison, ...] = ()
+    """Of a model of mixed resolutions, against all pictures squashed to one size."""
+
+
+def ask_split(
+    run: Run, predictor: Predictor, data: str | None, track: Track, against: Other | None = None
+) -> Asked:
     """Asks about the test split of a data set, by default the one that the run was trained on.
+
+    Args:
+        run: whose model.
+        predictor: the model.
+        data: data set; None takes the run's own.
+        track: shows how far it is.
+        against: a model of one size to compare a model of mixed resolutions with.
 
     Raises:
         RunError: the data set was prepared in another way than the model wants.
     """
     dataset = dataset_cache.open_at(data or training_run.plan_of(run.info.run_id).data)
-    if dataset.classes != predictor.classes or dataset.preprocessing != predictor.preprocessing:
-        raise RunError(
-            f"{dataset.folder} was prepared with other classes or another preprocessing than "
-            f"the model of run {run.info.run_name} was trained with."
-        )
-    test = dataset.split("test")
+    _check_fits(run.info.run_name, predictor, dataset)
+    if against:
+        _check_fits(against.name, against.predictor, dataset)
+    squashed = dataset.split("test")
+    test = dataset.at_bins().split("test") if predictor.sides_px else squashed
     own = dataset.fingerprint == run.data.tags.get("fingerprint")
     answers = Answers(
         paths=test.paths,
         labels_N=test.labels_N,
-        probs_NK=ask(predictor.predict_pixels, len(test), test.gather, track),
+        probs_NK=ask(predictor.predict_pixels, test.sides_N, test.gather, track),
         classes=predictor.classes,
     )
-    return Asked(
+    asked = Asked(
         name="test" if own else f"test-{dataset.fingerprint[:8]}",
         title="its test split" if own else f"the test split of {dataset.folder}",
         answers=answers,
-        pixels_of=test.gather,
+        pixels_of=squashed.gather,
         facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
         by_labels=_by_labels(predictor, test, answers, dataset, track),
+    )
+    return _compared(asked, test.sides_N, predictor, track, against)
+
+
+@dataclass(frozen=True)
+class Other:
+    """A model to compare with."""
+
+    name: str
+    predictor: Predictor
+
+
+def _check_fits(name: str, predictor: Predictor, dataset: Dataset) -> None:
+    if dataset.classes != predictor.classes or dataset.preprocessing != predictor.preprocessing:
+        raise RunError(
+            f"{dataset.folder} was prepared with other classes or another preprocessing than "
+            f"the model of run {name} was trained with."
+        )
+
+
+def _compared(
+    asked: Asked,
+    sides_N: NDArray[np.int64],
+    predictor: Predictor,
+    track: Track,
+    against: Other | None,
+) -> Asked:
+    """With own sizes held against squashing, for a model that takes them."""
+    if not predictor.sides_px:
+        if against:
+            raise ConfigError(
+                "--against compares a model of mixed resolutions, such as of preset multires, with "
+                "one of a single size; this model has a single size itself. promote.py compares "
+                "any two."
+            )
+        return asked
+    others = [Other("squashed to 224 px", predictor)]
+    if against:
+        others.append(Other(f"of {against.name}, squashed", against.predictor))
+    sides = [int(side) for side in np.unique(sides_N)]
+    own_ms = {side: milliseconds(predictor, side) for side in sides}
+    ways = [sizes.Way("at their own sizes", asked.answers, own_ms)]
+    for other in others:
+        one_size = np.full(len(sides_N), predictor.preprocessing.side_px)
+        probs_NK = ask(other.predictor.predict_pixels, one_size, asked.pixels_of, track)
+        ms = milliseconds(other.predictor)
+        answers = replace(asked.answers, probs_NK=probs_NK)
+        ways.append(sizes.Way(other.name, answers, dict.fromkeys(sides, ms)))
+    return replace(
+        asked,
+        by_size=sizes.by_size(sides_N, ways),
+        comparisons=tuple(sizes.compare(sides_N, ways[0], way) for way in ways[1:]),
     )
 
 
@@ -73,20 +141,22 @@ def _by_labels(
     predictor: Predictor, test: Split, answers: Answers, dataset: Dataset, track: Track
 ) -> dict[str, Share]:
     """Accuracy against the labels as given, without those that a person changed, and changed."""
+    if predictor.sides_px:
+        dataset = dataset.at_bins()
     given, touched_N = dataset.as_given(test.name)
     if not touched_N.any():
         return {}
     predicted = dict(zip(test.rows_N, answers.predicted_N, strict=True))
     # What a person dropped is no part of the split, and so was not asked about yet.
-    dropped_M = np.setdiff1d(given.rows_N, test.rows_N)
+    dropped_M = np.flatnonzero(~np.isin(given.rows_N, test.rows_N))
     if len(dropped_M):
         probs_MK = ask(
             predictor.predict_pixels,
-            len(dropped_M),
-            lambda positions_B: dataset.pixels(dropped_M[positions_B]),
+            given.sides_N[dropped_M],
+            lambda positions_B: given.gather(dropped_M[positions_B]),
             track,
         )
-        predicted |= zip(dropped_M, probs_MK.argmax(axis=1), strict=True)
+        predicted |= zip(given.rows_N[dropped_M], probs_MK.argmax(axis=1), strict=True)
     right_N = np.array([predicted[row] for row in given.rows_N]) == given.labels_N
     return {
         "raw": share(right_N),
@@ -95,30 +165,36 @@ def _by_labels(
     }
 
 
-def ask_folder(run: Run, predictor: Predictor, folder: Path, track: Track) -> Asked:
+def ask_folder(
+    run: Run, predictor: Predictor, folder: Path, track: Track, against: Other | None = None
+) -> Asked:
     """Asks about the pictures of a folder of class folders that the model has not seen."""
     with tempfile.TemporaryDirectory() as temporary:
         file = tracking.download(run.info.run_id, tracking.PICTURES_FILE, Path(temporary))
         trained_on = pd.read_parquet(file)
     unseen = load_unseen(folder, predictor.classes, predictor.preprocessing, trained_on, track)
 
-    def gather(positions_N: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def squashed(positions_N: NDArray[np.int64]) -> NDArray[np.uint8]:
         return unseen.pixels_NHWC[positions_N]
 
+    gather = unseen.at_own_sizes if predictor.sides_px else squashed
+    count, side_px = len(unseen.paths), predictor.preprocessing.side_px
+    sides_N = unseen.sides_N if predictor.sides_px else np.full(count, side_px)
     answers = Answers(
         paths=unseen.paths,
         labels_N=unseen.labels_N,
-        probs_NK=ask(predictor.predict_pixels, len(unseen.paths), gather, track),
+        probs_NK=ask(predictor.predict_pixels, sides_N, gather, track),
         classes=predictor.classes,
     )
-    return Asked(
+    asked = Asked(
         name=f"images-{normalised(folder.resolve().name)}",
         title=str(folder),
         answers=answers,
-        pixels_of=gather,
+        pixels_of=squashed,
         facts={"pictures": str(folder), "left out": f"{len(unseen.left_out)} files"},
         left_out=unseen.left_out,
     )
+    return _compared(asked, sides_N, predictor, track, against)
 
 
 def write(run: Run, asked: Asked, out: Path) -> tuple[Scores, Path]:
@@ -140,6 +216,8 @@ def write(run: Run, asked: Asked, out: Path) -> tuple[Scores, Path]:
         },
         history=tracking.history(run_id),
         best_epoch=int(best) if best is not None else None,
+        by_size=asked.by_size,
+        comparisons=asked.comparisons,
     )
     folder = out / f"{run.info.run_name}-{run_id[:8]}" / asked.name
     written = report.write(folder, asked.answers, scores, subject, asked.pixels_of)
@@ -148,6 +226,8 @@ def write(run: Run, asked: Asked, out: Path) -> tuple[Scores, Path]:
     summary |= {
         f"{asked.name}/accuracy_{name}": found.value for name, found in asked.by_labels.items()
     }
+    if asked.comparisons:
+        summary[f"{asked.name}/accuracy_squashed"] = asked.comparisons[0].baseline
     with tracking.reopened(run_id) as reopened:
         reopened.log_summary(summary)
         reopened.log_folder(folder, f"evaluation/{asked.name}")

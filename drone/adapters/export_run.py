@@ -99,6 +99,8 @@ def write(
         building = Path(temporary)
         plan = training_run.plan_of(named.run_id)
         dataset = dataset_cache.open_at(data or plan.data, say=say)
+        if plan.config.model.mixed:
+            dataset = dataset.at_bins()
         target = building / ONNX_FILE
         shutil.copy(mlflow_model.fetch_onnx(named.run_id, building / "fetched"), target)
         plain = Predictor(target)
@@ -125,20 +127,27 @@ def write(
                 "unsure_below": repr(unsure_below),
             },
         )
-        say("Trying 8-bit integers ...")
-        integers = _integers(target, building / INT8_FILE, dataset)
+        integers = None
+        if not plan.config.model.mixed:  # The quantiser knows no graph that chooses its way.
+            say("Trying 8-bit integers ...")
+            integers = _integers(target, building / INT8_FILE, dataset)
         facts = Predictor(target).facts
         (building / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
         report = {
             **{name: facts[name] for name in ("name", "version", "fingerprint")},
             "run_id": named.run_id,
             "parity": asdict(parity) if parity else None,
-            "int8": asdict(integers),
+            "int8": asdict(integers) if integers else None,
         }
         (building / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         out.mkdir(parents=True, exist_ok=True)
         (out / INT8_FILE).unlink(missing_ok=True)
-        names = [ONNX_FILE, FACTS_FILE, REPORT_FILE, *([INT8_FILE] if integers.kept else [])]
+        names = [
+            ONNX_FILE,
+            FACTS_FILE,
+            REPORT_FILE,
+            *([INT8_FILE] if integers and integers.kept else []),
+        ]
         for name in names:
             shutil.move(building / name, out / f"{name}.tmp")
             (out / f"{name}.tmp").rename(out / name)
@@ -169,7 +178,7 @@ def _parity(
     with torch.no_grad():
         expected_NK = ask(
             lambda pixels_NHWC: served(torch.from_numpy(pixels_NHWC)).numpy(),
-            len(test),
+            test.sides_N,
             test.gather,
         )
     found_NK = _answers(plain, test)
@@ -190,7 +199,7 @@ def _parity(
 
 def _answers(predictor: Predictor, split: Split) -> NDArray[np.float32]:
     """What the network says of a split, without temperature, (N, K)."""
-    return ask(predictor.uncalibrated, len(split), split.gather)
+    return ask(predictor.uncalibrated, split.sides_N, split.gather)
 
 
 def _integers(source: Path, target: Path, dataset: Dataset) -> Integers:

@@ -20,6 +20,8 @@ from PIL import Image
 
 from drone.adapters.mlflow_tracking import FAILURES, download, find_run
 from drone.adapters.ray_cluster import ROOT
+from drone.data.batches import Batches
+from drone.data.bins import PIXEL_BUDGET
 from drone.data.dataset import Dataset
 from drone.errors import RunError
 from drone.model import export, mobilenet
@@ -32,6 +34,9 @@ ONNX_FILE = "model.onnx"
 
 MOST_DIFFERENCE = 1e-3
 """Of a probability between the trained and the exported model, both in fp32."""
+
+_COMPARED = 16
+"""Pictures of each size."""
 
 _REQUIREMENTS = ("mlflow", "onnxruntime", "pillow", "numpy", "pandas")
 
@@ -190,8 +195,16 @@ def deliver(folder: Path, config: TrainConfig, dataset: Dataset, metadata: dict[
 
 def _difference(model: mobilenet.Classifier, onnx_file: Path, dataset: Dataset) -> float:
     """Largest difference of a probability between torch and ONNX on validation pictures."""
+    if model.config.mixed:
+        dataset = dataset.at_bins()
     validation = dataset.split("validation")
-    pixels = validation.gather(np.arange(min(16, len(validation))))
-    with torch.no_grad():
-        expected = export.Served(model)(torch.from_numpy(pixels)).numpy()
-    return float(np.abs(expected - Predictor(onnx_file).predict_pixels(pixels)).max())
+    batches = Batches(validation.sides_N, _COMPARED, PIXEL_BUDGET).once(0, 1, _COMPARED)
+    first = {int(validation.sides_N[batch[0]]): batch for batch in reversed(batches)}
+    served, predictor = export.Served(model).eval(), Predictor(onnx_file)
+    differences = []
+    for positions in first.values():  # Some of each size.
+        pixels = validation.gather(positions)
+        with torch.no_grad():
+            expected = served(torch.from_numpy(pixels)).numpy()
+        differences.append(np.abs(expected - predictor.predict_pixels(pixels)).max())
+    return float(max(differences))

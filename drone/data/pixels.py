@@ -1,7 +1,7 @@
 """Packed pixels: each kept picture as the model sees it, in memory-mapped shards.
 
-    pixels/shard-00000.npy          at 224 px
-    pixels/0448/shard-00000.npy     of the pictures whose bin is 448, at 448 px; and so on
+pixels/shard-00000.npy          at 224 px
+pixels/0448/shard-00000.npy     of the pictures whose bin is 448, at 448 px; and so on
 """
 
 import hashlib
@@ -79,9 +79,7 @@ def pack_shard(
 class PixelStore:
     """Rows of the packed pixels, read on demand from the memory-mapped shards."""
 
-    def __init__(
-        self, folder: Path, rows: int, side_px: int, shard_rows: int = SHARD_ROWS
-    ) -> None:
+    def __init__(self, folder: Path, rows: int, side_px: int, shard_rows: int = SHARD_ROWS) -> None:
         """Opens the shards.
 
         Args:

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from drone.data.bins import sides_of
 from drone.data.hashing import DEFAULT_MAX_DISTANCE, HASH_BYTES, near_pairs
 from drone.data.roots import open_root
 from drone.data.scan import Record, Source, list_sources, scan_file
@@ -24,8 +25,34 @@ class Unseen:
     paths: tuple[str, ...]
     labels_N: NDArray[np.int64]
     pixels_NHWC: NDArray[np.uint8]
+    """At the side that every model takes."""
+
+    sides_N: NDArray[np.int64]
+    """Sides at which a model of mixed resolutions takes them."""
+
+    records: tuple[Record, ...]
+    preprocessing: Preprocessing
     left_out: dict[str, str]
     """Path and reason of each file that was not taken."""
+
+    def at_own_sizes(self, positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pictures of one bin at its side, (B, side, side, 3) uint8; the larger are read anew.
+
+        Raises:
+            DataError: a file has changed since.
+        """
+        side_px = int(self.sides_N[positions_B[0]])
+        if side_px == self.preprocessing.side_px:
+            return self.pixels_NHWC[positions_B]
+        settings = replace(self.preprocessing, side_px=side_px)
+        return np.stack([_again(self.records[at], settings) for at in positions_B])
+
+
+def _again(record: Record, settings: Preprocessing) -> NDArray[np.uint8]:
+    try:
+        return to_pixels(open_root(record.root).read(record.path, settings.max_bytes), settings)
+    except (ImageError, OSError) as error:
+        raise DataError(f"{record.root}/{record.path} has changed meanwhile: {error}") from error
 
 
 def load_unseen(
@@ -81,6 +108,13 @@ def load_unseen(
         paths=tuple(record.path for record, _ in new),
         labels_N=np.array([list(classes).index(record.class_name) for record, _ in new]),
         pixels_NHWC=np.stack([pixels for _, pixels in new]),
+        sides_N=sides_of(
+            pd.DataFrame(
+                [(record.width, record.height) for record, _ in new], columns=["width", "height"]
+            )
+        ),
+        records=tuple(record for record, _ in new),
+        preprocessing=preprocessing,
         left_out=left_out,
     )
 

@@ -59,9 +59,7 @@ def check_writable(out: Path) -> None:
         )
 
 
-def apply(
-    plan: Plan, out: Path, mapper: Mapper, *, bins: bool = False
-) -> tuple[Dataset, bool]:
+def apply(plan: Plan, out: Path, mapper: Mapper, *, bins: bool = False) -> tuple[Dataset, bool]:
     """Writes the planned data set.
 
     It is built beside `out` and renamed when it is whole. A data set that is there already is

@@ -57,7 +57,10 @@ def of_dataset(
     rows = rows[rows["kept"]].reset_index(drop=True)
     stored_N = rows["pixel_row"].to_numpy(np.int64, copy=True)
     features_ND = frozen_features(
-        len(rows), lambda positions_B: dataset.pixels(stored_N[positions_B]), weights, track
+        np.full(len(rows), dataset.preprocessing.side_px),
+        lambda positions_B: dataset.pixels(stored_N[positions_B]),
+        weights,
+        track,
     )
     index = {name: number for number, name in enumerate(dataset.classes)}
     labels_N = rows["class_name"].map(index).to_numpy(np.int64)
@@ -69,13 +72,13 @@ def of_dataset(
 
 
 def frozen_features(
-    count: int, gather: Gather, weights: Weights, track: Track
+    sides_N: NDArray[np.int64], gather: Gather, weights: Weights, track: Track
 ) -> NDArray[np.float32]:
     """Pooled features of MobileNet_V2 as it comes, (N, 1280): the mean with the mirror image's.
 
     Args:
-        count: of the pictures.
-        gather: gives the pictures at some positions, (B, side_px, side_px, 3) uint8.
+        sides_N: of the pictures.
+        gather: gives the pictures at some positions, (B, side, side, 3) uint8.
         weights: of the backbone.
         track: passes numbers on and shows how far they are.
     """
@@ -90,7 +93,7 @@ def frozen_features(
         mean_ND: NDArray[np.float32] = (upright_ND + mirrored_ND) / 2
         return mean_ND
 
-    return ask(look, count, gather, track, "looking")
+    return ask(look, sides_N, gather, track, "looking")
 
 
 def out_of_fold(

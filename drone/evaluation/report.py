@@ -1,8 +1,8 @@
 """The report of an evaluation: one HTML file that needs nothing beside it, and its parts."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from drone.data.embed import as_jpeg, data_uri
 from drone.evaluation import plots
 from drone.evaluation.metrics import Answers, Scores, describe, worst_mistakes
+from drone.evaluation.sizes import Comparison
 
 GALLERY_MOST = 25
 """Misclassified pictures shown of each class."""
@@ -33,6 +34,12 @@ class Subject:
     """Metrics by epoch; may be empty."""
 
     best_epoch: int | None
+
+    by_size: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Of a model of mixed resolutions: see `sizes.by_size`."""
+
+    comparisons: Sequence[Comparison] = ()
+    """Of a model of mixed resolutions, against pictures of one size."""
 
 
 def write(
@@ -63,6 +70,10 @@ def write(
         plots.save(figure, folder / f"{name}.png")
     answers.table().to_csv(folder / "predictions.csv", index=False)
     content = {"subject": subject.title, **dict(subject.facts), **scores.as_dict()}
+    if subject.comparisons:
+        subject.by_size.to_csv(folder / "by_size.csv", index=False)
+        content["by_size"] = subject.by_size.to_dict("records")
+        content["comparisons"] = [asdict(comparison) for comparison in subject.comparisons]
     (folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     environment = Environment(
         loader=PackageLoader("drone.evaluation"), autoescape=select_autoescape()

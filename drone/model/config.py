@@ -32,8 +32,8 @@ class ModelConfig:
     """Answer with the mean of the picture's and its mirror image's probabilities."""
 
     resizer: Literal["none", "stack", "residual"] = "none"
-    """none: every picture at 224 px. Else it is taken at the bin of its own size, and brought to 224
-    by the original's strided convolutions, or by the average and a small network beside it."""
+    """none: every picture at 224 px. Else each is taken at the bin of its own size, and brought to
+    224 by the original's strided convolutions, or by the average and a small network beside it."""
 
     resizer_start: Literal["area", "random"] = "area"
     """How a stack begins: as the average, or at random as the original's did."""

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, compose, helper
 
 
-def join(
-    before: ModelProto, resizers: Mapping[int, ModelProto], behind: ModelProto
-) -> ModelProto:
+def join(before: ModelProto, resizers: Mapping[int, ModelProto], behind: ModelProto) -> ModelProto:
     """The parts as one model.
 
     Args:
@@ -42,9 +40,7 @@ def join(
     graph = helper.make_graph(
         [*nodes, chosen, *last.node], "mixed", list(first.input), list(last.output), initializers
     )
-    return helper.make_model(
-        graph, opset_imports=before.opset_import, ir_version=before.ir_version
-    )
+    return helper.make_model(graph, opset_imports=before.opset_import, ir_version=before.ir_version)
 
 
 def _side_of(pixels: str) -> list[NodeProto]:

@@ -3,6 +3,7 @@
 from drone.training.config import Select, epoch_rank
 from drone.training.context import History
 
+
 def objective(history: History, select: Select) -> float:
     """Validation macro F1 of the epoch whose weights would be kept; 0 before the first.
 

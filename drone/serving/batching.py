@@ -51,11 +51,19 @@ class BatchingPredictor(Predictor):
                     batch.append(self._questions.get_nowait())
                 except queue.Empty:
                     break
-            try:
-                probs_NK = super().uncalibrated(np.concatenate([pixels for pixels, _ in batch]))
-            except Exception as error:  # Whoever asked hears of it; the engine goes on.
-                for _, answer in batch:
-                    answer.set_exception(error)
-                continue
-            for row, (_, answer) in enumerate(batch):
-                answer.set_result(probs_NK[row : row + 1])
+            by_shape: dict[tuple[int, ...], list[_Question]] = {}
+            for question in batch:  # Of a model of mixed resolutions they may differ.
+                by_shape.setdefault(question[0].shape, []).append(question)
+            for questions in by_shape.values():
+                self._answer(questions)
+
+    def _answer(self, questions: list[_Question]) -> None:
+        """Answers questions about pictures of one size."""
+        try:
+            probs_NK = super().uncalibrated(np.concatenate([pixels for pixels, _ in questions]))
+        except Exception as error:  # Whoever asked hears of it; the engine goes on.
+            for _, answer in questions:
+                answer.set_exception(error)
+            return
+        for row, (_, answer) in enumerate(questions):
+            answer.set_result(probs_NK[row : row + 1])

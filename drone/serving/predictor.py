@@ -84,6 +84,11 @@ class Predictor:
         return Preprocessing.from_json(self.metadata["preprocessing"])
 
     @property
+    def sides_px(self) -> tuple[int, ...]:
+        """Sizes of pictures that a model of mixed resolutions takes; else empty."""
+        return tuple(json.loads(self.metadata.get("sides_px", "[]")))
+
+    @property
     def temperature(self) -> float:
         """What the logits are divided by, fitted on validation pictures; see `calibrated`."""
         return float(self.metadata.get("temperature", 1.0))
@@ -100,6 +105,7 @@ class Predictor:
             **{name: self.metadata.get(name, "") for name in ("name", "version", "fingerprint")},
             "classes": list(self.classes),
             "preprocessing": json.loads(self.preprocessing.to_json()),
+            "sides_px": list(self.sides_px),
             "temperature": self.temperature,
             "unsure_below": self.unsure_below,
         }
@@ -123,11 +129,11 @@ class Predictor:
         settings = self.preprocessing
         if max_pixels is not None and max_pixels < settings.max_pixels:
             settings = replace(settings, max_pixels=max_pixels)
-        pixels = to_pixels(data, settings)
+        pixels = to_pixels(data, settings, self.sides_px)
         return self.describe(self.predict_pixels(pixels[None])[0])
 
     def predict_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities, (N, K) float32, of pixels (N, side_px, side_px, 3) uint8."""
+        """Probabilities, (N, K) float32, of pixels (N, side, side, 3) uint8 of one size."""
         return calibrated(self.uncalibrated(pixels_NHWC), self.temperature)
 
     def uncalibrated(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
