@@ -47,6 +47,14 @@ class Asked:
     """Of a model of mixed resolutions, against all pictures squashed to one size."""
 
 
+@dataclass(frozen=True)
+class Other:
+    """A model to compare with."""
+
+    name: str
+    predictor: Predictor
+
+
 def ask_split(
     run: Run, predictor: Predictor, data: str | None, track: Track, against: Other | None = None
 ) -> Asked:
@@ -84,14 +92,6 @@ def ask_split(
         by_labels=_by_labels(predictor, test, answers, dataset, track),
     )
     return _compared(asked, test.sides_N, predictor, track, against)
-
-
-@dataclass(frozen=True)
-class Other:
-    """A model to compare with."""
-
-    name: str
-    predictor: Predictor
 
 
 def _check_fits(name: str, predictor: Predictor, dataset: Dataset) -> None:
