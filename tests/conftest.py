@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from drone.data.dataset import Dataset
+from drone.data.drawing import draw
 from drone.data.prepare import PrepareSettings, map_here, plan
 from drone.data.synth import SynthSettings, Truth, make
 from drone.data.writing import apply
+from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +56,28 @@ def dataset(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Datase
     settings = PrepareSettings(preprocessing=Preprocessing(side_px=SMALL_PX))
     out = tmp_path_factory.mktemp("prepared") / "dataset"
     return apply(plan([made_up.folder], settings, map_here), out, map_here)[0]
+
+
+@pytest.fixture(scope="session")
+def mixed_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw folder of drawings of four sizes, few of the largest."""
+    folder = tmp_path_factory.mktemp("mixed") / "raw"
+    sizes = [(224, 200), (448, 300), (300, 460), (430, 430), (240, 180), (672, 500), (896, 700)]
+    for number, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for image in range(9 if name == CLASSES[0] else 8):
+            width, height = sizes[min(image, len(sizes) - 1)] if image < 7 else sizes[1]
+            picture = draw(name, width, height, np.random.default_rng([7, number, image]))
+            picture.save(folder / name / f"{image}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixed(mixed_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A small data set whose pictures are packed at the bins of their sizes too."""
+    out = tmp_path_factory.mktemp("mixed-prepared") / "dataset"
+    planned = plan([mixed_raw], PrepareSettings(), map_here)
+    return apply(planned, out, map_here, bins=True)[0]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from drone.data.bins import BIN_SIDES_PX, nearest_bin
 from drone.data.hashing import DEFAULT_MAX_DISTANCE, HASH_BYTES, near_pairs
 from drone.data.roots import open_root
 from drone.data.scan import Record, Source, list_sources, scan_file

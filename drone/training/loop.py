@@ -145,6 +145,9 @@ class _Run:
         self.model = model.to(device)
         self.train_feed = Feed(material.train, device)
         self.validation_feed = Feed(material.validation, device)
+        self.batch_size = min(config.batch_size, len(self.train_feed))
+        self.batches = _batches(config, material.train, self.batch_size)
+        self.steps = self.batches.steps
         self.pictures = Pictures(config, self.train_feed, self.validation_feed)
         if not has_statistics(self.model.features):
             estimate_statistics(self.model.features, self._first_pictures())
@@ -156,9 +159,6 @@ class _Run:
         self.optimizer = build_optimizer(self.model, config.optim)
         decay = config.optim.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
-        self.batch_size = min(config.batch_size, len(self.train_feed))
-        self.batches = _batches(config, material.train, self.batch_size)
-        self.steps = self.batches.steps
         self.position = Position()
         self.best = _copy_state(self.evaluated)
         self.tally = Tally(len(material.classes), device)

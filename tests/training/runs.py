@@ -60,14 +60,16 @@ def train(
     """A run from random weights; `double` computes all but the loss in double precision."""
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, None)
     if double:
-        model.double().features[0].register_forward_pre_hook(lambda _, args: args[0].double())
+        model.double()
+        first = model.features[0] if model.resizer is None else model.resizer
+        first.register_forward_pre_hook(lambda _, args: args[0].double())
     return fit(config, material(dataset), model, context)
 
 
 def train_on_two(config: TrainConfig, dataset: Dataset, folder: Path) -> History:
     """A run in double precision, shared by two processes over gloo."""
     folder.mkdir()
-    arguments = (config, dataset.folder, folder)
+    arguments = (config, dataset.folder, folder, dataset.at_own_sizes)
     multiprocessing.spawn(_worker, arguments, nprocs=2, join=True)
     histories = [torch.load(folder / f"history_{rank}.pt") for rank in range(2)]
     for left, right in zip(*histories, strict=True):  # Every rank knows the same.
@@ -76,14 +78,15 @@ def train_on_two(config: TrainConfig, dataset: Dataset, folder: Path) -> History
     return histories[0]
 
 
-def _worker(rank: int, config: TrainConfig, data: Path, folder: Path) -> None:
+def _worker(rank: int, config: TrainConfig, data: Path, folder: Path, at_bins: bool) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
     context = LocalContext(folder / "checkpoints")
     context.rank, context.world_size = rank, 2
-    history = train(config, open_dataset(data), context, double=True)
+    dataset = open_dataset(data).at_bins() if at_bins else open_dataset(data)
+    history = train(config, dataset, context, double=True)
     torch.save(history, folder / f"history_{rank}.pt")
     distributed.destroy_process_group()
 

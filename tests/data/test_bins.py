@@ -1,0 +1,133 @@
+"""Pictures at the bins of their sizes: the rule, the packing, and batches of one bin."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drone.data.batches import Batches
+from drone.data.bins import BIN_SIDES_PX, PIXEL_BUDGET, batch_of, nearest_bin
+from drone.data.dataset import Dataset, open_dataset
+from drone.data.pixels import bin_rows
+from drone.data.prepare import PrepareSettings, map_here, plan
+from drone.data.writing import apply, undo
+from drone.errors import ConfigError, DataError
+from drone.model.resizer import STACKS, sides_px
+from drone.serving.preprocess import Preprocessing, to_pixels
+
+
+def test_the_nearest_bin_and_ties_go_down() -> None:
+    longer = [1, 224, 336, 337, 448, 560, 561, 1120, 1568, 2688, 2689, 9000]
+    expected = [224, 224, 224, 448, 448, 448, 672, 896, 1344, 1792, 3584, 3584]
+    assert [BIN_SIDES_PX[at] for at in nearest_bin(longer)] == expected
+
+
+def test_a_batch_keeps_to_its_pixels() -> None:
+    assert [batch_of(side, 256, PIXEL_BUDGET) for side in BIN_SIDES_PX] == [
+        256,
+        64,
+        28,
+        16,
+        7,
+        4,
+        1,
+    ]
+    assert [batch_of(side, 20, PIXEL_BUDGET) for side in BIN_SIDES_PX] == [20, 20, 20, 16, 7, 4, 1]
+    assert batch_of(3584, 64, 1) == 1  # One picture goes through, whatever it takes.
+
+
+def test_resizers_know_the_same_sides() -> None:
+    assert sides_px() == BIN_SIDES_PX
+    assert all(side == 224 * math.prod(factors) for side, factors in STACKS.items())
+
+
+def test_a_shard_of_large_pictures_has_few() -> None:
+    rows = [bin_rows(side) for side in BIN_SIDES_PX]
+    assert rows == [512, 128, 56, 32, 14, 8, 2]
+    sizes = [count * side**2 * 3 for count, side in zip(rows, BIN_SIDES_PX, strict=True)]
+    assert max(sizes) <= 512 * 224**2 * 3
+
+
+def test_each_picture_is_packed_at_its_bin_as_it_would_be_served(
+    mixed: Dataset, mixed_raw: Path
+) -> None:
+    train = mixed.at_bins().split("train")
+    assert set(train.sides_N) == {224, 448, 672, 896}
+    for position, path in enumerate(train.paths):
+        pixels = train.gather(np.array([position]))[0]
+        data = (mixed_raw / path).read_bytes()
+        assert pixels.shape == (train.sides_N[position],) * 2 + (3,)
+        assert np.array_equal(pixels, to_pixels(data, mixed.preprocessing, BIN_SIDES_PX)), path
+    plain = mixed.split("train")
+    assert set(plain.sides_N) == {224} and plain.paths == train.paths
+    assert len(plain.gather(np.arange(len(plain)))) == len(train)
+
+
+def test_a_batch_of_two_bins_is_refused(mixed: Dataset) -> None:
+    train = mixed.at_bins().split("train")
+    with pytest.raises(ValueError, match=r"one bin.*\[224, 448"):
+        train.gather(np.arange(len(train)))
+
+
+def test_bins_are_the_same_data_and_stay(mixed_raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    planned = plan([mixed_raw], PrepareSettings(), map_here)
+    plain, _ = apply(planned, out, map_here)
+    with pytest.raises(DataError, match="224 px only.*--bins"):
+        plain.at_bins()
+    binned, written = apply(planned, out, map_here, bins=True)
+    assert written and binned.has_bins and binned.fingerprint == plain.fingerprint
+    assert apply(planned, out, map_here)[1] is False  # Nothing new, and they are still there.
+    assert open_dataset(out).has_bins
+    fewer = plan([mixed_raw], PrepareSettings(policy="first", near="drop"), map_here, out)
+    assert apply(fewer, out, map_here)[0].has_bins
+    assert undo(out, map_here).at_bins().split("train").paths == plain.split("train").paths
+    shutil.rmtree(out / "pixels" / "0896")
+    with pytest.raises(DataError, match=r"0896.*missing or damaged"):
+        open_dataset(out).at_bins().split("train")
+
+
+def test_bins_need_the_smallest_one(mixed_raw: Path, tmp_path: Path) -> None:
+    settings = PrepareSettings(preprocessing=Preprocessing(side_px=64))
+    with pytest.raises(ConfigError, match="--bins needs --preprocessing.side-px 224"):
+        apply(plan([mixed_raw], settings, map_here), tmp_path / "d", map_here, bins=True)
+
+
+SIDES_N = np.repeat([224, 448, 672, 1792, 3584], [37, 90, 40, 9, 2])
+
+
+def test_an_epoch_is_a_pure_function_with_every_picture() -> None:
+    batches = Batches(SIDES_N, 32, PIXEL_BUDGET)
+    order = batches.order(3, 1)
+    assert order.shape == (batches.steps, 32) == (math.ceil(len(SIDES_N) / 32), 32)
+    assert np.array_equal(order, batches.order(3, 1))
+    assert not np.array_equal(order, batches.order(3, 2))
+    assert not np.array_equal(order, batches.order(4, 1))
+    flat = order.ravel()
+    assert set(flat[: len(SIDES_N)]) == set(range(len(SIDES_N)))
+    assert np.array_equal(flat[len(SIDES_N) :], flat[: order.size - len(SIDES_N)])
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_parts_hold_one_bin_and_all_pictures_of_the_step(world: int) -> None:
+    batches = Batches(SIDES_N, 32, PIXEL_BUDGET)
+    sizes: dict[int, list[int]] = {}
+    for step in batches.order(0, 0):
+        parts = batches.parts(step, world)
+        assert sorted(np.concatenate(parts)) == sorted(step)
+        for part in parts:
+            (side,) = set(SIDES_N[part])
+            sizes.setdefault(int(side), []).append(len(part))
+            assert -(-len(part) // world) <= batch_of(int(side), 32, PIXEL_BUDGET)
+    # Where a bin has pictures enough, they go together and not one by one.
+    assert all(np.mean(counts) > 1.5 for side, counts in sizes.items() if side < 3584), sizes
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_evaluation_counts_each_picture_once(world: int) -> None:
+    batches = Batches(SIDES_N, 64, PIXEL_BUDGET)
+    shares = [part for rank in range(world) for part in batches.once(rank, world, 64)]
+    assert sorted(np.concatenate(shares)) == list(range(len(SIDES_N)))
+    assert all(len(set(SIDES_N[part])) == 1 for part in shares)
