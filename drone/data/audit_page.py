@@ -1,6 +1,5 @@
 """The audit as one HTML file that needs nothing beside it, and its tables as CSV."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,15 +161,11 @@ def read_provenance(roots: Iterable[str], opener: Opener) -> pd.DataFrame:
     rows = []
     for root in roots:
         try:
-            text = opener(root).read(provenance.NAME, 2**30).decode("utf-8", "replace")
+            content = opener(root).read(provenance.NAME, 2**30)
         except (OSError, DataError):
             continue
-        for line in text.splitlines():
-            try:
-                told = json.loads(line)
-            except ValueError:  # The last line of a collection that was cut short.
-                continue
-            if told.get("md5"):
+        for _, told in provenance.objects(content):
+            if told.get("md5"):  # Not the last line of a collection that was cut short.
                 rows.append([str(told.get(name) or "") for name in ("md5", "source", "licence")])
     return pd.DataFrame(rows, columns=["md5", "source", "licence"])
 

@@ -252,11 +252,14 @@ def dataset_folder(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) ->
     planned = plan([made_up.folder], settings, map_here)
     known = planned.frame.loc[planned.frame["kept"], "md5"].head(5)
     lines = [
-        json.dumps({"md5": md5, "source": "openverse", "licence": f"by {number // 3}.0"})
+        json.dumps(
+            {"md5": md5, "source": "open\u2028verse", "licence": f"by {number // 3}.0"},
+            ensure_ascii=False,
+        )
         for number, md5 in enumerate(known)
     ]
     file = made_up.folder / "provenance.jsonl"
-    file.write_text("\n".join([*lines, '{"md5": "cut sho']))
+    file.write_text("\n".join([*lines, "3", '{"md5": "cut sho']))
     try:
         return apply(planned, out, map_here)[0].folder
     finally:

@@ -1,14 +1,13 @@
 """The review of a data set, in a real browser, from its doubtful pictures to the next version."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from torchvision.models import mobilenet_v2
 
 from drone.data.clean import ACROSS
@@ -17,10 +16,8 @@ from drone.data.prepare import PrepareSettings, map_here, plan
 from drone.data.writing import apply
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
+from tests.browser import chromium
 from tests.conftest import SMALL_PX, MadeUp, RunJob
-
-chromium = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(chromium is None, reason="no chromium on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +42,8 @@ def reviewed(made_up: MadeUp, tmp_path: Path, weights: Path, call_job: RunJob) -
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-        launched = playwright.chromium.launch(executable_path=chromium, args=options)
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 def now(page: Page) -> str:
@@ -66,7 +60,6 @@ def decided(page: Page) -> int:
     return int(page.locator("#count").inner_text().split()[0])
 
 
-@needs_browser
 def test_a_person_decides_by_keys_and_clicks(
     reviewed: Path,
     browser: Browser,

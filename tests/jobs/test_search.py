@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import threading
@@ -17,13 +16,13 @@ import pytest
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
-from playwright.sync_api import sync_playwright
 
 from drone.adapters import mlflow_tracking as tracking
 from drone.adapters.mlflow_tracking import TrackedRun
 from drone.config import flatten, override, to_dict
 from drone.search.study import Study, TrialRecord
 from drone.training.config import TrainConfig
+from tests.browser import chromium
 from tests.conftest import SMALL_PX, MadeUp, RunJob, job_command, job_environment
 from tests.jobs.processes import free_port, points, started, tracking_server, wait_for
 
@@ -159,25 +158,19 @@ def test_why_tells_the_decision_again(place: Path, result: dict, call_job: RunJo
 
 
 def test_trials_can_be_compared_in_the_ui(place: Path, result: dict, client: MlflowClient) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
     trials = children(client, result["run_id"], "trials").values()
     ids = json.dumps([run.info.run_id for run in trials])
     experiment = next(iter(trials)).info.experiment_id
     port = free_port()
     page_of = f"http://127.0.0.1:{port}/#/compare-runs?"
     page_of += urllib.parse.urlencode({"runs": ids, "experiments": json.dumps([experiment])})
-    with tracking_server(place, port, "mlflow.db"), sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+    with chromium() as browser, tracking_server(place, port, "mlflow.db"):
         page = browser.new_page(viewport={"width": 1600, "height": 1400})
         page.goto(page_of)
         for run in trials:
             page.get_by_text(run.info.run_name).first.wait_for(timeout=60_000)
         page.get_by_text("augment.strength").first.wait_for()
         page.get_by_text("objective").first.wait_for()
-        browser.close()
 
 
 def test_a_killed_study_goes_on_as_if_nothing_had_happened(

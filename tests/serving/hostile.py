@@ -1,6 +1,8 @@
 """Odd and hostile pictures, and what becomes of each wherever it is sent."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -35,15 +37,27 @@ def _deep() -> bytes:
     return _saved(Image.fromarray(grey), "PNG")
 
 
-def _animated() -> bytes:
+def _animated(kind: str) -> bytes:
     frames = [_drawing(), Image.new("RGB", (120, 90), "red")]
-    return _saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    return _saved(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
 def _bad_header() -> bytes:
     data = bytearray(_saved(_drawing(), "PNG"))
     data[30] ^= 0xFF
     return bytes(data)
+
+
+def _bad_middle() -> bytes:
+    data = _saved(Image.effect_noise((90, 80), 90), "PNG")
+    return data[:500] + bytes(500) + data[1000:]
+
+
+def _bomb_of_a_header() -> bytes:
+    """A PNG of a few bytes whose header promises 50,000 x 50,000 pixels."""
+    small = _saved(_drawing(), "PNG")
+    header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
 
 
 def cases() -> dict[str, tuple[bytes, int]]:
@@ -55,25 +69,37 @@ def cases() -> dict[str, tuple[bytes, int]]:
         "WebP": (_saved(_drawing(), "WEBP"), 200),
         "GIF": (_saved(_drawing(), "GIF"), 200),
         "BMP": (_saved(_drawing(), "BMP"), 200),
+        "TIFF": (_saved(_drawing(), "TIFF"), 200),
+        "AVIF": (_saved(_drawing(), "AVIF"), 200),
         "CMYK": (_saved(_drawing().convert("CMYK"), "JPEG"), 200),
         "16 bit": (_deep(), 200),
         "palette": (_saved(_drawing().quantize(8), "PNG"), 200),
+        "palette with alpha": (_saved(_drawing().quantize(8), "PNG", transparency=0), 200),
         "alpha": (_with_alpha(), 200),
+        "grey with alpha": (_saved(_drawing().convert("LA"), "PNG"), 200),
         "EXIF": (_rotated(), 200),
-        "animated": (_animated(), 200),
+        "animated": (_animated("GIF"), 200),
+        "animated WebP": (_animated("WEBP"), 200),
         "1 bit": (_saved(_drawing().convert("1"), "PNG"), 200),
         "truncated": (jpeg[: len(jpeg) // 2], 422),
         "truncated PNG": (png[: len(png) // 2], 422),
+        "header alone": (png[:20], 422),
         "damaged header": (_bad_header(), 422),
+        "damaged middle": (_bad_middle(), 422),
         "1 x 1": (_saved(Image.new("RGB", (1, 1)), "PNG"), 422),
         "1 x 60000": (_saved(Image.new("L", (1, 60000)), "PNG"), 422),
         "zero bytes": (b"", 400),
+        "one byte": (b"\0", 415),
+        "zeros": (bytes(5000), 415),
         "bomb": (_saved(Image.new("1", (20_000, 20_000)), "PNG"), 413),
+        "bomb of a header": (_bomb_of_a_header(), 413),
         "20000 px wide": (_saved(Image.new("L", (20_000, 100)), "PNG"), 200),
         "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415),
         "HEIC": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(99), 415),
         "HTML named .jpg": (b"<!DOCTYPE html><html><body>404</body></html>", 415),
         "PDF": (b"%PDF-1.7\n" + bytes(99), 415),
+        "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415),
+        "zip": (b"PK\x03\x04" + bytes(200), 415),
         "noise": (np.random.default_rng(0).bytes(5000), 415),
         "float TIFF": (_saved(Image.new("F", (50, 50)), "TIFF"), 415),
     }

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from drone.errors import DataError
 
@@ -85,13 +85,26 @@ def standing(out: Path) -> Mapping[Key, Record]:
     return {record.key: record for record in records}
 
 
+def objects(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line of such a file, and the JSON object that it holds; an empty one if it holds none.
+
+    Only line breaks part lines: a creator's name may hold other characters that text is split at.
+    """
+    for line in content.splitlines(keepends=True):
+        try:
+            told = json.loads(line)
+        except ValueError:
+            told = None
+        yield line, told if isinstance(told, dict) else {}
+
+
 def _read(file: Path) -> tuple[list[Record], int]:
     """The records, and the bytes that hold them; a torn last line is left out."""
     records, good_bytes = [], 0
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), 1):
+    for number, (line, told) in enumerate(objects(file.read_bytes()), 1):
         try:
-            records.append(Record(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            records.append(Record(**told))
+        except TypeError as error:
             if not line.endswith(b"\n"):
                 break  # The run was killed while it wrote; its url comes again.
             raise DataError(
