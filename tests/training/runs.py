@@ -55,10 +55,14 @@ class StoppingContext(LocalContext):
 
 
 def train(
-    config: TrainConfig, dataset: Dataset, context: LocalContext, double: bool = False
+    config: TrainConfig,
+    dataset: Dataset,
+    context: LocalContext,
+    double: bool = False,
+    model: mobilenet.Classifier | None = None,
 ) -> History:
     """A run from random weights; `double` computes all but the loss in double precision."""
-    model = mobilenet.build(config.model, len(dataset.classes), config.seed, None)
+    model = model or mobilenet.build(config.model, len(dataset.classes), config.seed, None)
     if double:
         model.double()
         first = model.features[0] if model.resizer is None else model.resizer
