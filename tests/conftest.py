@@ -21,6 +21,7 @@ from drone.data.synth import SynthSettings, Truth, make
 from drone.data.writing import apply
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
+from tests.lively import export_mixed
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -78,6 +79,14 @@ def mixed(mixed_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     out = tmp_path_factory.mktemp("mixed-prepared") / "dataset"
     planned = plan([mixed_raw], PrepareSettings(), map_here)
     return apply(planned, out, map_here, bins=True)[0]
+
+
+@pytest.fixture(scope="session")
+def mixed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model that takes pictures at the bins of their sizes."""
+    target = tmp_path_factory.mktemp("mixed-model") / "model.onnx"
+    export_mixed(target)
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 /** Puts the parts together: what a person does, and what follows from it. */
 import { Api } from "./api.js";
 import { Camera } from "./camera.js";
-import { limitsOf, nameOf } from "./facts.js";
+import { limitsOf, nameOf, sideFor } from "./facts.js";
 import { watchGifts } from "./gifts.js";
 import { LocalModel } from "./local.js";
 import { check, openPicture, sizeText, toPixels, toPng } from "./picture.js";
@@ -10,6 +10,9 @@ import { readConfig, rememberWay, rememberedWay } from "./settings.js";
 import {
   $, clearAnswer, clearTrouble, showAnswer, showBusy, showPicture, showStatus, showTrouble,
 } from "./view.js";
+
+/** A picture that the model takes larger is sent as it is. */
+const MOST_PNG_PX = 448;
 
 /** Both or one of them; null is a way that this page does not have. */
 const ways = { api: null, browser: null };
@@ -99,7 +102,9 @@ function askService(of, signal) {
     check(of, limitsOf(facts));
     // What only the service can decode, and what only it can resize, goes there as it is.
     if (!of.width || facts.preprocessing.resampling !== "bilinear") return of.file;
-    const side = facts.preprocessing.side_px;
+    const side = sideFor(facts, of);
+    // The squashed picture of a large side is larger than its file.
+    if (side > MOST_PNG_PX) return of.file;
     return toPng(await toPixels(of, side, signal), side);
   };
   return ways.api.predict(prepare, signal, {
@@ -124,7 +129,7 @@ async function askBrowser(of, signal) {
     if (!signal.aborted) showStatus(`Loading the model: ${sizeText(bytes)} ...`);
   }));
   showStatus("This browser looks at the picture ...");
-  const pixels = await toPixels(of, facts.preprocessing.side_px, signal);
+  const pixels = await toPixels(of, sideFor(facts, of), signal);
   return unless(signal, ways.browser.predict(pixels));
 }
 

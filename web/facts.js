@@ -25,3 +25,14 @@ export function limitsOf(facts) {
 export function nameOf(model) {
   return [model?.name, model?.version].filter((part) => part != null && part !== "").join(" ");
 }
+
+/**
+ * The side in pixels that a model takes a picture at: its only one, or of a model of mixed
+ * resolutions the one nearest to the picture's longer side; a tie goes to the smaller.
+ */
+export function sideFor(facts, { width, height }) {
+  const longer = Math.max(width, height);
+  const sides = facts.sides_px?.length ? facts.sides_px : [facts.preprocessing.side_px];
+  return sides.reduce((best, side) =>
+    Math.abs(longer - side) < Math.abs(longer - best) ? side : best);
+}

@@ -47,8 +47,8 @@ export class LocalModel {
    * @param {Uint8ClampedArray} pixels RGB, (side, side, 3).
    */
   async predict(pixels) {
-    const { classes, preprocessing, temperature = 1, unsure_below: limit = 0 } = this.known;
-    const side = preprocessing.side_px;
+    const { classes, temperature = 1, unsure_below: limit = 0 } = this.known;
+    const side = Math.sqrt(pixels.length / 3);
     const shape = [1, side, side, 3];
     const input = new this.engine.Tensor("uint8", new Uint8Array(pixels.buffer), shape);
     const { probabilities: output } = await this.session.run({ pixels: input });

@@ -12,6 +12,9 @@ from drone.serving.predictor import Predictor
 
 _Question = tuple[NDArray[np.uint8], "Future[NDArray[np.float32]]"]
 
+_USUAL_PIXELS = 448 * 448
+"""Of larger pictures fewer go into a call, so that its memory stays bounded."""
+
 
 class BatchingPredictor(Predictor):
     """A predictor for many threads that ask at once.
@@ -54,8 +57,10 @@ class BatchingPredictor(Predictor):
             by_shape: dict[tuple[int, ...], list[_Question]] = {}
             for question in batch:  # Of a model of mixed resolutions they may differ.
                 by_shape.setdefault(question[0].shape, []).append(question)
-            for questions in by_shape.values():
-                self._answer(questions)
+            for shape, questions in by_shape.items():
+                size = max(1, self._most * _USUAL_PIXELS // max(1, shape[1] * shape[2]))
+                for start in range(0, len(questions), size):
+                    self._answer(questions[start : start + size])
 
     def _answer(self, questions: list[_Question]) -> None:
         """Answers questions about pictures of one size."""

@@ -39,6 +39,12 @@ _MODEL = {
         **_NAMED["properties"],  # type: ignore[dict-item]
         "classes": {"type": "array", "items": {"type": "string"}},
         "preprocessing": {"type": "object"},
+        "sides_px": {
+            "type": "array",
+            "items": {"type": "integer"},
+            "description": "Sides of a model of mixed resolutions, which takes a picture at the "
+            "nearest one; empty for a model of one size.",
+        },
         "temperature": {"type": "number"},
         "unsure_below": _PROBABILITY,
         "limits": {"type": "object", "additionalProperties": {"type": "integer"}},

@@ -137,7 +137,14 @@ class Predictor:
         return calibrated(self.uncalibrated(pixels_NHWC), self.temperature)
 
     def uncalibrated(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the exported network itself says, (N, K) float32."""
+        """What the exported network itself says, (N, K) float32.
+
+        Raises:
+            ValueError: the pictures are of a size that a model of mixed resolutions does not know.
+        """
+        side = pixels_NHWC.shape[1]
+        if self.sides_px and side not in self.sides_px:
+            raise ValueError(f"The model takes pictures of {self.sides_px} px, not {side}.")
         outputs: Sequence[Any] = self._ready().run(None, {"pixels": pixels_NHWC})
         probs_NK: NDArray[np.float32] = outputs[0]
         return probs_NK

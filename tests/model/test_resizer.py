@@ -15,6 +15,7 @@ from drone.data.writing import apply
 from drone.model import export, mobilenet, weights
 from drone.model.config import ModelConfig
 from drone.model.resizer import STACKS, Resizer, sides_px
+from tests.lively import make_lively
 
 KINDS = ("stack", "residual")
 
@@ -121,21 +122,6 @@ def test_one_onnx_graph_answers_for_all_sizes(tmp_path: Path, kind: str, flip: b
         assert found.shape == (count, 4) and np.abs(found - expected).max() < 5e-4, side
         answers.append(found[0])
     assert np.std(answers, axis=0).max() > 1e-3  # Each size has a resizer of its own.
-
-
-def make_lively(model: mobilenet.Classifier) -> None:
-    """Random weights under which the answer depends on the picture and on the resizer."""
-    torch.manual_seed(1)
-    assert model.resizer is not None
-    with torch.no_grad():
-        for layer in model.resizer.modules():
-            if isinstance(layer, torch.nn.Conv2d):
-                layer.weight.normal_(std=0.3)
-        for layer in model.features.modules():
-            if isinstance(layer, torch.nn.BatchNorm2d):
-                layer.running_var.fill_(0.05)
-        model.head[-1].weight.normal_()
-        model.head[-1].weight.div_(model(torch.randn(2, 3, 448, 448)).abs().mean())
 
 
 def test_a_model_of_one_size_says_nothing_of_sizes(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from drone.data.bins import BIN_SIDES_PX
 from drone.errors import ImageError, RunError
 from drone.labels import CLASSES
 from drone.model import export, mobilenet
 from drone.serving.batching import BatchingPredictor
 from drone.serving.predictor import Predictor
+from drone.serving.preprocess import to_pixels
 from tests.conftest import ROOT
 
 
@@ -100,3 +102,24 @@ def test_questions_at_the_same_time_are_answered_as_one_by_one(exported: Path) -
     with pytest.raises(Exception, match="(?i)dim|shape"):
         together.predict_pixels(np.zeros((1, 9, 9, 3), np.uint8)[:, :0])
     assert together.predict(pictures[0]).label == answers[0].label
+
+
+def test_a_model_of_mixed_resolutions_takes_a_picture_at_its_own_size(
+    mixed_model: Path, mixed_raw: Path
+) -> None:
+    predictor = Predictor(mixed_model)
+    assert predictor.facts["sides_px"] == list(predictor.sides_px) == list(BIN_SIDES_PX)
+    files = sorted(mixed_raw.rglob("*.png"))
+    alone, sides = [], set()
+    for file in files:
+        pixels = to_pixels(file.read_bytes(), predictor.preprocessing, predictor.sides_px)
+        sides.add(len(pixels))
+        alone.append(predictor.predict_pixels(pixels[None])[0])
+    assert sides == {224, 448, 672, 896} and np.std(alone, axis=0).max() > 0.01
+    together = BatchingPredictor(mixed_model, engines=1, most=4)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda file: together.predict(file.read_bytes()), files))
+    for expected_K, answer in zip(alone, answers, strict=True):
+        np.testing.assert_allclose(list(answer.probabilities.values()), expected_K, atol=1e-5)
+    with pytest.raises(ValueError, match="not 300"):
+        predictor.predict_pixels(np.zeros((1, 300, 300, 3), np.uint8))

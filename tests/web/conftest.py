@@ -123,8 +123,7 @@ def small_model(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Pa
     drawn = [to_pixels(file.read_bytes(), settings) for file in drawings(made_up)]
     model = mobilenet.build(ModelConfig(head_width=32), len(CLASSES), seed=0, backbone=None).eval()
     served = export.Served(model)
-    pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float()
-    images_NCHW = (pixels - served.mean) * served.scale
+    images_NCHW = served.before(torch.from_numpy(np.stack(drawn)))
     estimate_statistics(model.features, [images_NCHW])
     with torch.no_grad():
         logits_NK = model(images_NCHW)

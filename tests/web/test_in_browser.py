@@ -34,6 +34,18 @@ def calibrated(probs: dict[str, float], temperature: float) -> dict[str, float]:
     return dict(zip(probs, (raised / raised.sum()).tolist(), strict=True))
 
 
+def test_a_model_of_mixed_resolutions_takes_pictures_at_their_own_sizes(
+    visit: Visit, site: Site, mixed_raw: Path, mixed_model: Path
+) -> None:
+    predictor = Predictor(mixed_model)
+    site.with_model(mixed_model.read_bytes(), {**FACTS, **predictor.facts})
+    site.config["api"] = None
+    page = visit()
+    for file in sorted((mixed_raw / CLASSES[1]).iterdir()):
+        found, expected = ask(page, file), predictor.predict(file.read_bytes()).probabilities
+        assert max(abs(found[name] - expected[name]) for name in CLASSES) < CLOSE, file
+
+
 def test_its_answers_are_the_predictors(
     visit: Visit, site: Site, made_up: MadeUp, small_model: Path, small_facts: dict[str, Any]
 ) -> None:
