@@ -836,18 +836,46 @@ def test_the_service_as_it_is(template: Callable[..., dict]) -> None:
     # SnapStart works on a version alone, so the gateway must call one.
     integration = of_type(made, "ApiGateway::Method")[0]["Integration"]
     assert "snapstart" in json.dumps(integration["Uri"])
-    errors = {one["ResponseType"]: one for one in of_type(made, "ApiGateway::GatewayResponse")}
-    assert set(errors) == {"DEFAULT_4XX", "DEFAULT_5XX"}
-    for one in errors.values():
-        header = "gatewayresponse.header.Access-Control-Allow-Origin"
-        assert one["ResponseParameters"][header] == "'*'"
     deployment = next(one for one in made.values() if one["Type"].endswith("Gateway::Deployment"))
     limits = deployment["Properties"]["StageDescription"]
     assert limits == {"ThrottlingRateLimit": 20, "ThrottlingBurstLimit": 40}
-    assert {"GatewayResponse4xx", "GatewayResponse5xx"} <= set(deployment["DependsOn"])
+    responses = [n for n, one in made.items() if one["Type"].endswith("::GatewayResponse")]
+    assert set(responses) <= set(deployment["DependsOn"])
+    assert "ReservedConcurrentExecutions" not in function
     assert of_type(made, "Logs::LogGroup")[0]["RetentionInDays"] == 30
     assert not of_type(made, "Lambda::Url")
     assert {action.split(":")[0] for action in actions(made)} == {"logs"}
+
+
+def test_the_gateways_own_errors_have_the_functions_form(
+    template: Callable[..., dict], function: ModuleType
+) -> None:
+    made = of_type(template(origin="https://drone.example.org"), "ApiGateway::GatewayResponse")
+    usual = {"REQUEST_TOO_LARGE": 413, "THROTTLED": 429}
+    usual |= {"INTEGRATION_FAILURE": 504, "INTEGRATION_TIMEOUT": 504, "WAF_FILTERED": 403}
+    seen = {one["ResponseType"]: one for one in made}
+    assert {"DEFAULT_4XX", "DEFAULT_5XX", "REQUEST_TOO_LARGE", "THROTTLED"} <= set(seen)
+    ours = function.handler(rest("GET", "/nowhere"), CONTEXT)
+    for kind, one in seen.items():
+        # As the gateway fills them in: its message comes with quotation marks.
+        text = one["ResponseTemplates"]["application/json"]
+        text = text.replace("$context.error.messageString", '"Forbidden"')
+        said = json.loads(text.replace("$context.requestId", "r-9"))
+        assert "$" not in json.dumps(said)
+        assert said.keys() == content(ours).keys() and said["request_id"] == "r-9"
+        assert said["error"].keys() == content(ours)["error"].keys() and said["error"]["message"]
+        number = said["error"]["status"]
+        if kind.startswith("DEFAULT"):
+            assert number == int(f"{kind[8]}00") and "StatusCode" not in one
+        else:
+            assert one["StatusCode"] == str(number) and usual.get(kind, number) == number
+        headers = {
+            name.rpartition(".")[2]: value for name, value in one["ResponseParameters"].items()
+        }
+        assert headers.pop("Access-Control-Allow-Origin") == "'https://drone.example.org'"
+        assert headers.pop("Retry-After", None) == ("'1'" if number == 429 else None)
+        for name, value in headers.items():
+            assert value == f"'{headers_in(ours)[name]}'"
 
 
 def test_the_service_with_a_url_and_a_model_on_s3(template: Callable[..., dict]) -> None:
@@ -859,7 +887,10 @@ def test_the_service_with_a_url_and_a_model_on_s3(template: Callable[..., dict])
         key="drone/model.onnx",
         sha256="0" * 64,
         rate=5,
+        concurrency=3,
     )
+    # Nothing else bounds what a URL lets through.
+    assert of_type(made, "Lambda::Function")[0]["ReservedConcurrentExecutions"] == 3
     assert of_type(made, "Lambda::Url")[0]["AuthType"] == "NONE"
     assert "SnapStart" not in of_type(made, "Lambda::Function")[0]
     assert "Cors" not in of_type(made, "Lambda::Url")[0]  # The function's own would come twice.
