@@ -314,9 +314,12 @@ def test_redirects(web: Web) -> None:
     assert web.paths.count("/loop") == 5
     assert got(web.url("/file")).reason == "bad-url"
     assert got(web.url("/nowhere")).reason == "bad-url"
+    # As a search's JSON may hold it: no text at all.
+    for place in ("/\ud800", "/?q=\ud800"):
+        assert got(web.url(place)).reason == "bad-url" and host_of(web.url(place)) == ""
 
 
-def test_what_helps_is_tried_again(web: Web) -> None:
+def test_what_helps_is_tried_again(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     web.first_fails("/busy", 429, picture(), Retry_After="1")
     web.first_fails("/broken", 500, picture())
     web.routes["/down"] = lambda asked: asked.answer(b"", 503)
@@ -326,6 +329,13 @@ def test_what_helps_is_tried_again(web: Web) -> None:
     assert got(web.url("/busy")).reason == ""
     assert time.monotonic() - started >= 1.0, "Retry-After is a promise"
     assert got(web.url("/down"), num_retries=2).reason == "http-503"
+    odd = "Mon, 01 Jan 0001 00:00:00 -0000"
+    web.routes["/odd"] = lambda asked: asked.answer(b"", 503, Retry_After=odd)
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Europe/Berlin")  # There, such a date is before the first year.
+        time.tzset()
+        assert got(web.url("/odd"), num_retries=0).reason == "http-503"
+    time.tzset()
     assert web.paths.count("/down") == 3
     limiter = RateLimiter(1000)
     assert download(web.url("/full"), QUICK, limiter).reason == "http-429"

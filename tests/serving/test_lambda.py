@@ -120,6 +120,11 @@ def test_events_that_are_no_request(function: ModuleType, event: Any) -> None:
     assert content(result)["error"]["problem"] == "bad-event"
 
 
+def test_headers_of_another_shape_are_none(function: ModuleType) -> None:
+    event = {**rest("GET", "/health"), "headers": ["odd"], "multiValueHeaders": {"x": 1}}
+    assert function.handler(event, CONTEXT)["statusCode"] == 200
+
+
 def test_bodies_that_are_not_what_they_are_said_to_be(function: ModuleType) -> None:
     event = rest("POST", "/predict", "image/png", PICTURE)
     for body, status, problem in (

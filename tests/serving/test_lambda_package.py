@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -204,35 +205,55 @@ def test_a_registered_model_is_packaged_under_its_name_and_version(
 @pytest.mark.parametrize(
     ("words", "option"),
     [
-        ("ONNX=my model.onnx", '--onnx "my model.onnx"'),
-        ("MODEL=models:/fly@champion", '--model "models:/fly@champion"'),
+        ("ONNX=my model.onnx", ["--onnx", "my model.onnx"]),
+        ("MODEL=models:/fly@champion", ["--model", "models:/fly@champion"]),
     ],
 )
-def test_make_hands_on_what_it_is_told(words: str, option: str) -> None:
+def test_make_hands_on_what_it_is_told(words: str, option: list[str]) -> None:
     command = ["make", "-n", "lambda", words, "ARCHITECTURE=arm64"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    last = done.stdout.splitlines()[-1].split(maxsplit=1)[1].strip()
-    assert last == f"deploy/lambda/package.py --architecture arm64 {option}"
+    last = shlex.split(done.stdout.splitlines()[-1])
+    assert last[1:] == ["deploy/lambda/package.py", "--architecture", "arm64", *option]
 
 
 def test_what_lambda_would_refuse_is_refused_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "package" / "torch").mkdir(parents=True)
-    (tmp_path / "package" / "torch" / "x").write_bytes(bytes(2_000_000))
-    (tmp_path / "function.zip").write_bytes(bytes(2_000_000))
-    places = (tmp_path / "package", tmp_path / "function.zip")
+    folder, archive = tmp_path / "package", tmp_path / "function.zip"
+    (folder / "torch").mkdir(parents=True)
+    (folder / "torch" / "x").write_bytes(np.random.default_rng(0).bytes(2_000_000))
     with pytest.raises(packager.DroneError, match="holds torch"):
-        packager.check(*places)
-    (tmp_path / "package" / "torch").rename(tmp_path / "package" / "own")
+        packager.check(folder)
+    (folder / "torch").rename(folder / "own")
+    packager.check(folder)
     monkeypatch.setattr(packager, "MOST_ZIPPED_MB", 1)
-    packager.check(*places)
+    packager.write_zip(folder, archive)
+    packager.report(folder, archive, {"imported": True, "compiled": True})
     assert "must go through S3" in capsys.readouterr().out
     monkeypatch.setattr(packager, "MOST_UNZIPPED_MB", 1)
     with pytest.raises(packager.DroneError, match="Lambda takes 1 at most"):
-        packager.check(*places)
+        packager.check(folder)
     with pytest.raises(packager.DroneError, match="does not start"):
         packager.try_import(tmp_path, sys.executable)
+
+
+def test_a_build_that_fails_leaves_no_older_zip_to_deploy(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise packager.DroneError("pip cannot get the function's packages")
+
+    monkeypatch.setattr(packager, "install", fail)
+    (tmp_path / "function.zip").write_bytes(b"an older build")
+    with pytest.raises(packager.DroneError, match="pip cannot"):
+        packager.main(packager.Package(onnx=exported, out=tmp_path))
+    assert not (tmp_path / "function.zip").exists()
+    # A model that is none is found before anything is taken away.
+    (tmp_path / "function.zip").write_bytes(b"an older build")
+    (tmp_path / "no.onnx").write_bytes(b"no model")
+    with pytest.raises(packager.DroneError, match="is not a model"):
+        packager.main(packager.Package(onnx=tmp_path / "no.onnx", out=tmp_path))
+    assert (tmp_path / "function.zip").exists()
 
 
 @pytest.mark.parametrize(
