@@ -9,8 +9,10 @@
 Without --replicas it runs on this machine alone and needs no Ray. GET /docs says how to ask.
 """
 
+import contextlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 import webbrowser
@@ -25,9 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 import tyro
 
+from drone.adapters import ray_serve
 from drone.errors import ConfigError
-from drone.serving.api import ApiSettings
-from drone.serving.http import HttpSettings
+from drone.serving.api import Api, ApiSettings
+from drone.serving.batching import BatchingPredictor
+from drone.serving.http import HttpApp, HttpSettings
+from drone.serving.predictor import Predictor
 from ray_jobs import cli
 
 
@@ -53,9 +58,6 @@ class Serve:
     page: Path | None = ROOT / "web"
     """Folder of the page that is served beside the interface."""
 
-    replicas: int | None = None
-    """Answer by so many replicas at most on Ray Serve, which grow and shrink with the requests."""
-
     open: bool = False
     """Open the page in this machine's browser."""
 
@@ -67,35 +69,34 @@ class Serve:
 
     api: Annotated[ApiSettings, tyro.conf.arg(name="")] = field(default_factory=ApiSettings)
     http: Annotated[HttpSettings, tyro.conf.arg(name="")] = field(default_factory=HttpSettings)
+    ray: Annotated[ray_serve.ReplicaSettings, tyro.conf.arg(name="")] = field(
+        default_factory=ray_serve.ReplicaSettings
+    )
 
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.model, self.run, self.onnx)) != 1:
             raise ConfigError("Name what answers: one of --model URI, --run RUN, --onnx FILE.")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; it must be 0 to 65535.")
-        if self.replicas is not None and self.replicas < 1:
-            raise ConfigError(f"--replicas is {self.replicas}; it must be at least 1.")
 
 
 def main(job: Serve) -> cli.Result:
     """Runs the job."""
-    with tempfile.TemporaryDirectory() as temporary:
-        onnx, api = _model(job, Path(temporary))
+    with contextlib.ExitStack() as stack:
+        onnx, api = _model(job, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        listener = _listener(job)
+        stack.callback(listener.close)
+        url = f"http://{job.host}:{listener.getsockname()[1]}"
+        predictor, http = _predictor(job, onnx, listener.getsockname()[1], stack)
         page = job.page if job.page and job.page.is_dir() else None
-        if job.replicas is not None:
-            from drone.adapters import ray_serve
-
-            ray_serve.serve(
-                onnx,
-                api,
-                job.http,
-                page,
-                host=job.host,
-                port=job.port,
-                replicas=job.replicas,
-                say=_say,
-            )
-        return _serve_here(job, onnx, api, page)
+        app = HttpApp(Api(predictor, api), http, page)
+        listener.listen()  # Who reads the next line may ask at once.
+        _say(f"{onnx.name} answers on {url} - the page: {url}/, the interface: {url}/docs")
+        if job.open:
+            # The socket listens already: the browser waits until the server takes its request.
+            webbrowser.open(url)
+        _run(app, listener)
+        return {"url": url, "pid": os.getpid()}
 
 
 def _model(job: Serve, folder: Path) -> tuple[Path, ApiSettings]:
@@ -117,43 +118,48 @@ def _model(job: Serve, folder: Path) -> tuple[Path, ApiSettings]:
     )
 
 
-def _serve_here(job: Serve, onnx: Path, api: ApiSettings, page: Path | None) -> cli.Result:
-    import uvicorn
-
-    from drone.serving.api import Api
-    from drone.serving.batching import BatchingPredictor
-    from drone.serving.http import HttpApp
-
-    predictor = BatchingPredictor(onnx, job.http.engines, job.http.batch)
-    predictor.start()  # A broken model fails here, and the first answer is quick.
-    app = HttpApp(Api(predictor, api), job.http, page)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    config = uvicorn.Config(
-        app,
-        host=job.host,
-        port=job.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        # Requests that are under way are answered before the server ends.
-        timeout_graceful_shutdown=30,
-    )
-    server = uvicorn.Server(config)
+def _listener(job: Serve) -> socket.socket:
+    """A socket on the address, taken before anything is started for it."""
+    listener = socket.socket(socket.AF_INET6 if ":" in job.host else socket.AF_INET)
     try:
-        listener = config.bind_socket()
-        listener.listen()  # Who reads the next line may ask at once.
-    except (OSError, SystemExit) as error:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((job.host, job.port))
+    except OSError as error:
+        listener.close()
         raise ConfigError(
             f"{job.host}:{job.port} cannot be listened on. Is a server running there already? "
             f"Else choose another --host or --port."
         ) from error
-    url = f"http://{job.host}:{listener.getsockname()[1]}"
-    _say(f"{predictor.model.name} answers on {url} - the page: {url}/, the interface: {url}/docs")
-    if job.open:
-        # The socket listens already: the browser waits until the server takes its request.
-        webbrowser.open(url)
-    server.run(sockets=[listener])
-    return {"url": url, "pid": os.getpid()}
+    return listener
+
+
+def _predictor(
+    job: Serve, onnx: Path, port: int, stack: contextlib.ExitStack
+) -> tuple[Predictor, HttpSettings]:
+    """Who answers, and the app's settings before it."""
+    if job.ray.replicas is None:
+        here = BatchingPredictor(onnx, job.http.engines or os.cpu_count() or 1, job.http.batch)
+        here.start()  # A broken model fails here, and the first answer is quick.
+        return here, job.http
+    Predictor(onnx).start()
+    name = f"drone-{port}"
+    there = stack.enter_context(ray_serve.replicated(onnx, job.http, job.ray, name, _say))
+    return there, ray_serve.front(job.http, job.ray)
+
+
+def _run(app: HttpApp, listener: socket.socket) -> None:
+    """Answers until it is interrupted; what is under way then is answered first."""
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=30,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,7 @@ import { Passing, Problem, unless } from "./problems.js";
 import { withTries } from "./retry.js";
 
 /** What a gateway says while a service starts or is overrun. */
-const PASSING_STATUS = [502, 503, 504];
+const PASSING_STATUS = [429, 502, 503, 504];
 
 /** What a host of files says where there is no service. */
 const ABSENT_STATUS = [403, 404, 405, 501];
@@ -83,18 +83,22 @@ async function ask(url, options) {
 
 function refused(status, body) {
   const said = body?.error?.message;
-  const request = body?.request_id ? ` (request ${body.request_id})` : "";
+  const again = status >= 500 || status === 408;
   if (typeof said === "string") {
-    return new Problem(said + request, { again: status >= 500 || status === 429 });
+    const request = body.request_id ? ` (request ${body.request_id})` : "";
+    return new Problem(said + request, { again });
   }
-  const absent = ABSENT_STATUS.includes(status);
-  const message = absent ? `There is no service at its address (${status}).`
-    : `The service answered with an error (${status}).`;
-  return new Problem(message, { again: !absent, absent });
+  if (ABSENT_STATUS.includes(status)) {
+    return new Problem(`There is no service at its address (${status}).`, { absent: true });
+  }
+  // A gateway that was not told our form says {"message": "..."}, if anything.
+  const words = typeof body?.message === "string" ? `: ${body.message}` : "";
+  return new Problem(`The service answered with an error (${status})${words}.`, { again });
 }
 
 function checkedAnswer(answer) {
-  if (typeof answer?.label !== "string" || typeof answer.probabilities !== "object") {
+  const { label, probabilities } = answer ?? {};
+  if (typeof label !== "string" || typeof probabilities !== "object" || !probabilities) {
     throw new Problem("The service gave an answer that this page does not understand.", { again: true });
   }
   return answer;

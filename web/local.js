@@ -18,7 +18,6 @@ export class LocalModel {
   /** The model's facts; a Problem that says `absent` where there is no model. */
   async facts() {
     const url = new URL("model.json", this.folder);
-    // Small, and it names the version: asked anew each time, unlike the model itself.
     const response = await got(url, { cache: "no-cache" });
     this.known = checkedFacts(await response.json().catch(() => null), url.pathname);
     return this.known;
@@ -63,7 +62,8 @@ export class LocalModel {
       const [engine, wasm, model] = await Promise.all([
         import(new URL("ort.wasm.bundle.min.mjs", ENGINE)),
         download(new URL("ort-wasm-simd-threaded.wasm", ENGINE), count),
-        download(new URL("model.onnx", this.folder), count),
+        // Looked after each time, as its facts are: an older model must not answer under their name.
+        download(new URL("model.onnx", this.folder), count, { cache: "no-cache" }),
       ]);
       engine.env.wasm.wasmBinary = wasm;
       engine.env.wasm.numThreads = 1; // More need headers that a plain folder does not send.
@@ -111,8 +111,8 @@ async function got(url, options) {
   throw new Problem(`${url.pathname} cannot be loaded (${response.status}).`, { again: true, absent });
 }
 
-async function download(url, count) {
-  const response = await got(url, {});
+async function download(url, count, options = {}) {
+  const response = await got(url, options);
   const chunks = [];
   try {
     for (const reader = response.body.getReader(); ; ) {

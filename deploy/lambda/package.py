@@ -113,9 +113,12 @@ def main(job: Package) -> cli.Result:
     folder, archive = job.out / "package", job.out / "function.zip"
     with tempfile.TemporaryDirectory() as temporary:
         source, facts = model_of(job, Path(temporary))
+        model = Path(temporary) / "named.onnx"
+        write_model(source, model, facts)
         shutil.rmtree(folder, ignore_errors=True)
+        archive.unlink(missing_ok=True)  # If this build fails, an older one is not deployed for it.
         folder.mkdir(parents=True)
-        write_model(source, folder / "model.onnx", facts)
+        shutil.copyfile(model, folder / "model.onnx")
     install(folder, job)
     prune(folder)
     copy_code(folder)
@@ -124,11 +127,11 @@ def main(job: Package) -> cli.Result:
         cli.console.print(f"There is no Python {job.python} here: the package has no .pyc files.")
     else:
         compile_code(folder, python)
-    write_zip(folder, archive)
-    check(folder, archive)
     starts = python is not None and machine() == job.architecture
     if starts:
         try_import(folder, str(python))
+    check(folder)
+    write_zip(folder, archive)
     return report(folder, archive, {"imported": starts, "compiled": python is not None})
 
 
@@ -244,7 +247,7 @@ def files(folder: Path) -> Iterator[Path]:
     yield from sorted((path for path in folder.rglob("*") if path.is_file()), key=Path.as_posix)
 
 
-def check(folder: Path, archive: Path) -> None:
+def check(folder: Path) -> None:
     """Refuses what Lambda would refuse, or what should not be inside.
 
     Raises:
@@ -258,9 +261,6 @@ def check(folder: Path, archive: Path) -> None:
         raise DroneError(
             f"The package has {unzipped:.0f} MB; Lambda takes {MOST_UNZIPPED_MB} at most."
         )
-    zipped = archive.stat().st_size / 1e6
-    if zipped > MOST_ZIPPED_MB:
-        cli.console.print(f"{zipped:.1f} MB zipped: above {MOST_ZIPPED_MB} it must go through S3.")
 
 
 def machine() -> str:
@@ -298,6 +298,8 @@ def report(folder: Path, archive: Path, facts: Mapping[str, bool]) -> cli.Result
     zipped = archive.stat().st_size / 1e6
     rows.append(["all", f"{unzipped:.1f}", f"{zipped:.1f}"])
     cli.table(f"{archive}", ["", "MB", "MB zipped"], rows)
+    if zipped > MOST_ZIPPED_MB:
+        cli.console.print(f"{zipped:.1f} MB zipped: above {MOST_ZIPPED_MB} it must go through S3.")
     if not facts["imported"]:
         cli.console.print("It was not started here: no Python of its version and architecture.")
     return {

@@ -7,11 +7,10 @@ one is refused at once with 503, so that none is lost in a queue that grows.
 import asyncio
 import logging
 import mimetypes
-import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,9 @@ for _suffix, _kind in (
 class HttpSettings:
     """How many requests are taken at a time."""
 
-    engines: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Calls of the network at the same time, each on one core."""
+    engines: int | None = None
+    """Calls of the network at the same time, each on one core; by default one for each core of
+    this machine, or one in each replica."""
 
     batch: int = 8
     """Pictures that one call takes at most, of those that have come meanwhile."""
@@ -56,12 +56,19 @@ class HttpSettings:
     """What a 503 tells the sender to wait."""
 
     def __post_init__(self) -> None:
-        if min(self.threads, self.engines, self.batch) < 1 or self.waiting < 0:
+        engines = 1 if self.engines is None else self.engines
+        if min(self.threads, engines, self.batch) < 1 or self.waiting < 0:
             raise ConfigError(
                 "threads, engines and batch must be at least 1, and waiting at least 0."
             )
         if self.body_timeout_s <= 0 or self.retry_after_s < 0:
             raise ConfigError("body_timeout_s must be above 0 and retry_after_s at least 0.")
+
+
+def busy(retry_after_s: int) -> Refusal:
+    """The refusal of a picture that finds too many before it."""
+    message = "Too many pictures at once; try again in a moment."
+    return Refusal(503, "busy", message, {"Retry-After": str(retry_after_s)})
 
 
 class HttpApp:
@@ -120,12 +127,7 @@ class HttpApp:
         if method != "POST" or not self.api.knows(path):
             return await self._in_a_thread(Request(method, path, headers))
         if self._taken >= self.settings.threads + self.settings.waiting:
-            raise Refusal(
-                503,
-                "busy",
-                "Too many pictures at once; try again in a moment.",
-                {"Retry-After": str(self.settings.retry_after_s)},
-            )
+            raise busy(self.settings.retry_after_s)
         self._taken += 1
         try:
             body = await self._body(headers, receive)

@@ -27,7 +27,8 @@ def is_http(event: object) -> bool:
 
 def headers_of(event: Event) -> dict[str, str]:
     """The request's headers, names in lower case; of a repeated one, the last."""
-    found = {name: values[-1] for name, values in _items(event, "multiValueHeaders") if values}
+    several = _items(event, "multiValueHeaders")
+    found = {name: values[-1] for name, values in several if isinstance(values, list) and values}
     found.update(_items(event, "headers"))
     return {name.lower(): str(value) for name, value in found.items()}
 
@@ -81,7 +82,8 @@ def _wants_lists(event: object) -> bool:
 
 def _items(event: Event, name: str) -> list[tuple[str, Any]]:
     # API Gateway's test console sends null for no headers.
-    return list((event.get(name) or {}).items())
+    found = event.get(name)
+    return list(found.items()) if isinstance(found, Mapping) else []
 
 
 def _paths(event: Event) -> Iterator[str]:

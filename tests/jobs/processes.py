@@ -57,11 +57,11 @@ def started(
                 os.killpg(job.pid, signal.SIGKILL)
 
 
-def workers_of(job: subprocess.Popen) -> list[psutil.Process]:
-    """The processes that train."""
+def workers_of(job: subprocess.Popen, kind: str = "RayTrainWorker") -> list[psutil.Process]:
+    """The processes of a local Ray that train, or those of another kind."""
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(job.pid).children(recursive=True)
-        return [child for child in children if "RayTrainWorker" in " ".join(cmdline(child))]
+        return [child for child in children if kind in " ".join(cmdline(child))]
     return []
 
 

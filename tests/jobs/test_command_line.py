@@ -50,7 +50,7 @@ FLAGS = {
     "train": ["--data", "--weights", "--seed", "--num-workers", "--resume", "--config"],
     "evaluate": ["--run", "--model", "--data", "--images"],
     "export": ["--model", "--run", "--out", "--page"],
-    "serve": ["--model", "--onnx", "--host", "--port", "--replicas"],
+    "serve": ["--model", "--onnx", "--host", "--port", "--replicas", "--replica-cpus"],
     "promote": ["--run", "--rollback", "--name", "--dry-run"],
 }
 

@@ -2,15 +2,12 @@
 
 import asyncio
 import contextlib
-import http.client
 import json
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -21,49 +18,13 @@ from hypothesis import given, settings
 from drone.serving.api import Api, ApiSettings
 from drone.serving.http import HttpApp, HttpSettings
 from drone.serving.predictor import Prediction, Predictor
-from tests.conftest import RunJob, job_command, job_environment
-from tests.jobs.processes import free_port, wait_for
+from tests.conftest import RunJob
+from tests.jobs.processes import wait_for
 from tests.serving import hostile
+from tests.serving.server import Server, served
 
 CASES = hostile.cases()
 JPEG = CASES["JPEG"][0]
-
-
-@dataclass
-class Server:
-    process: subprocess.Popen
-    port: int
-    log: Path
-
-    def ask(
-        self, method: str, path: str, body: bytes = b"", **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            return response.status, dict(response.getheaders()), response.read()
-
-
-@contextlib.contextmanager
-def served(place: Path, *words: object) -> Iterator[Server]:
-    port = free_port()
-    log = place / "server.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            job_command("serve", "--port", port, *words),
-            cwd=place,
-            env=job_environment(),
-            stdout=stream,
-            stderr=stream,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        try:
-            wait_for(lambda: "answers on" in log.read_text() or process.poll() is not None)
-            yield Server(process, port, log)
-        finally:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +198,6 @@ def test_a_defect_is_told_in_the_same_form_and_quotes_nothing(
         (["--model", "models:/nothing@champion"], "There is no model models:/nothing@champion"),
         (["--onnx", "a", "--port", "70000"], "--port is 70000"),
         (["--onnx", "a", "--threads", "0"], "threads, engines and batch must be at least 1"),
-        (["--onnx", "a", "--replicas", "0"], "--replicas is 0"),
     ],
 )
 def test_wrong_usage(call_job: RunJob, words: list[str], message: str) -> None:

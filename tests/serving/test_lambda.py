@@ -1,257 +1,45 @@
-"""The Lambda function: events of all senders, the package, and a run as in the cloud."""
+"""The Lambda function: events of all senders, pictures of all kinds, its settings."""
 
 import base64
-import importlib.util
-import io
 import json
 import logging
-import os
 import random
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 
 from drone.errors import ConfigError, RunError
-from drone.labels import CLASSES
 from drone.serving.api import Api, ApiSettings, Response
 from drone.serving.lambda_events import result_of
 from drone.serving.predictor import Predictor
-from drone.serving.preprocess import Preprocessing
-from tests.conftest import ROOT
 from tests.serving import hostile
-from tests.serving.lambda_host import LambdaHost
+from tests.serving.lambda_events import (
+    CONTEXT,
+    PICTURE,
+    SENDERS,
+    WAYS,
+    Sender,
+    as_json,
+    balancer_lists,
+    content,
+    file_of,
+    form,
+    headers_in,
+    http_api,
+    noise,
+    rest,
+)
 
 CASES = hostile.cases()
-SIDE = 64
-CONTEXT = SimpleNamespace(aws_request_id="11111111-2222-3333-4444-555555555555")
-OFFLINE = re.compile(r"Temporary failure|NewConnectionError|Connection refused|timed out|resolve")
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in which each pixel counts, made in no time."""
-    weights = np.random.default_rng(0).normal(0, 1e-4, (SIDE * SIDE * 3, 4)).astype(np.float32)
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["floats"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"]),
-    ]
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", SIDE, SIDE, 3])
-    out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 4])
-    constants = [numpy_helper.from_array(weights, "weights")]
-    graph = helper.make_graph(nodes, "linear", [pixels], [out], constants)
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
-    settings = Preprocessing(side_px=SIDE).to_json()
-    facts = {"classes": json.dumps(CLASSES), "preprocessing": settings, "version": "7"}
-    helper.set_model_props(model, facts)
-    target = tmp_path_factory.mktemp("export") / "model.onnx"
-    onnx.save(model, target)
-    return target
-
-
-@pytest.fixture(scope="module")
-def function(exported: Path) -> Iterator[ModuleType]:
-    """The function's module, which starts when it is imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRONE_MODEL", str(exported))
-        from drone.serving import lambda_handler
-
-        yield lambda_handler
-
-
-def file_of(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-def noise(width: int = 90, height: int = 80) -> Image.Image:
-    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-PICTURE = file_of(noise(), "PNG")
-
-
-# The senders, each as AWS documents its events. What is not text comes as base64.
-
-
-def carried(body: bytes, kind: str, always: bool = False) -> dict:
-    if not body:
-        return {"body": None, "isBase64Encoded": False}
-    if kind.startswith(("text/", "application/json")) and not always:
-        return {"body": body.decode(), "isBase64Encoded": False}
-    return {"body": base64.b64encode(body).decode(), "isBase64Encoded": True}
-
-
-def rest(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
-    """API Gateway, REST API, with */* as binary media types and a route of ANY /{proxy+}."""
-    given = {"Host": "abc.execute-api.eu-west-1.amazonaws.com", **headers}
-    if kind:
-        given["Content-Type"] = kind
-    return {
-        "resource": "/{proxy+}",
-        "path": path,
-        "httpMethod": method,
-        "headers": given,
-        "multiValueHeaders": {name: [value] for name, value in given.items()},
-        "queryStringParameters": None,
-        "multiValueQueryStringParameters": None,
-        "pathParameters": {"proxy": path.lstrip("/")},
-        "stageVariables": None,
-        "requestContext": {
-            "resourcePath": "/{proxy+}",
-            "httpMethod": method,
-            "path": f"/prod{path}",
-            "stage": "prod",
-            "requestId": "c6af9ac6-7b61-11e6-9a41-93e8deadbeef",
-            "identity": {"sourceIp": "192.0.2.1"},
-        },
-        **carried(body, kind, always=True),
-    }
-
-
-def rest_null(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
-    """The same from the console's test button: null for headers where there are none."""
-    event = rest(method, path, kind, body, **headers)
-    if not kind and not headers:
-        event.update(headers=None, multiValueHeaders=None)
-    return event
-
-
-def mapped(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
-    """The same behind a domain of one's own with a base path, which stays in `path`."""
-    event = rest(method, path, kind, body, **headers)
-    event["path"] = event["requestContext"]["path"] = f"/drones{path}"
-    return event
-
-
-def http_api(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
-    """API Gateway, HTTP API, with the stage in front of the path."""
-    given = {name.lower(): value for name, value in headers.items()}
-    if kind:
-        given["content-type"] = kind
-    event = {
-        "version": "2.0",
-        "routeKey": "$default",
-        "rawPath": f"/prod{path}",
-        "rawQueryString": "a=1&b=2",
-        "headers": {"host": "abc.execute-api.eu-west-1.amazonaws.com", **given},
-        "requestContext": {
-            "apiId": "abc",
-            "domainName": "abc.execute-api.eu-west-1.amazonaws.com",
-            "http": {
-                "method": method,
-                "path": f"/prod{path}",
-                "protocol": "HTTP/1.1",
-                "sourceIp": "192.0.2.1",
-                "userAgent": "curl",
-            },
-            "requestId": "JKJaXmPLvHcESHA=",
-            "routeKey": "$default",
-            "stage": "prod",
-        },
-        **carried(body, kind),
-    }
-    if not body:
-        del event["body"]
-    return event
-
-
-def http_route(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
-    """The same with a route for each path, behind a mapping."""
-    event = http_api(method, path, kind, body, **headers)
-    event["routeKey"] = event["requestContext"]["routeKey"] = f"{method} {path}"
-    event["rawPath"] = event["requestContext"]["http"]["path"] = f"/drones{path}"
-    return event
-
-
-def function_url(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
-    event = http_api(method, path, kind, body, **headers)
-    event["rawPath"] = event["requestContext"]["http"]["path"] = path
-    event["requestContext"]["stage"] = "$default"
-    return event
-
-
-def balancer(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
-    """An application load balancer."""
-    given = {name.lower(): value for name, value in headers.items()}
-    if kind:
-        given["content-type"] = kind
-    arn = "arn:aws:elasticloadbalancing:eu-west-1:0:targetgroup/drone/0"
-    event = {
-        "requestContext": {"elb": {"targetGroupArn": arn}},
-        "httpMethod": method,
-        "path": path,
-        "queryStringParameters": {},
-        "headers": {"host": "drone.example.org", **given},
-        **carried(body, kind),
-    }
-    return {**event, "body": event["body"] or ""}
-
-
-def balancer_lists(
-    method: str, path: str, kind: str = "", body: bytes = b"", **headers: str
-) -> dict:
-    """The same with headers of many values, which then come in no other way."""
-    event = balancer(method, path, kind, body, **headers)
-    event["multiValueHeaders"] = {name: [v] for name, v in event.pop("headers").items()}
-    return event
-
-
-SENDERS = (
-    rest,
-    rest_null,
-    mapped,
-    http_api,
-    http_route,
-    function_url,
-    balancer,
-    balancer_lists,
-)
-Sender = Callable[..., dict]
-
-
-def content(result: dict) -> Any:
-    body = result["body"]
-    raw = base64.b64decode(body) if result["isBase64Encoded"] else body.encode()
-    return json.loads(raw) if raw else None
-
-
-def headers_in(result: dict) -> dict[str, str]:
-    lists = result.get("multiValueHeaders", {})
-    return result.get("headers") or {name: values[-1] for name, values in lists.items()}
-
-
-def form(picture: bytes) -> tuple[str, bytes]:
-    head = b'--XX\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n'
-    return "multipart/form-data; boundary=XX", head + b"\r\n" + picture + b"\r\n--XX--\r\n"
-
-
-def as_json(picture: bytes) -> tuple[str, bytes]:
-    return "application/json", json.dumps({"image": base64.b64encode(picture).decode()}).encode()
-
-
-WAYS = {
-    "bytes": ("application/octet-stream", PICTURE),
-    "png": ("image/png", PICTURE),
-    "form": form(PICTURE),
-    "json": as_json(PICTURE),
-}
+def exported(linear: Path) -> Path:
+    return linear
 
 
 @pytest.mark.parametrize("sender", SENDERS)
@@ -331,6 +119,11 @@ def test_events_that_are_no_request(function: ModuleType, event: Any) -> None:
     result = function.handler(event, CONTEXT)
     assert result["statusCode"] == 400
     assert content(result)["error"]["problem"] == "bad-event"
+
+
+def test_headers_of_another_shape_are_none(function: ModuleType) -> None:
+    event = {**rest("GET", "/health"), "headers": ["odd"], "multiValueHeaders": {"x": 1}}
+    assert function.handler(event, CONTEXT)["statusCode"] == 200
 
 
 def test_bodies_that_are_not_what_they_are_said_to_be(function: ModuleType) -> None:
@@ -499,324 +292,3 @@ def test_a_model_on_s3(
         monkeypatch.setenv("DRONE_MODEL", wrong)
         with pytest.raises(error, match=message):
             function.model_file()
-
-
-# The package, built once and run as in the cloud.
-
-
-@dataclass(frozen=True)
-class Built:
-    folder: Path
-    archive: Path
-    facts: dict
-    said: str
-
-
-def load_packager() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("packager", ROOT / "deploy/lambda/package.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["packager"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-packager = load_packager()
-
-
-@pytest.fixture(scope="module")
-def version() -> str:
-    """Of Lambda's Python, or of this one where there is no other."""
-    return "3.13" if packager.interpreter("3.13") else ".".join(map(str, sys.version_info[:2]))
-
-
-@pytest.fixture(scope="module")
-def built(exported: Path, version: str, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    out = tmp_path_factory.mktemp("lambda")
-    words = ["--onnx", str(exported), "--out", str(out), "--python", version, "--json"]
-    command = [sys.executable, str(ROOT / "deploy" / "lambda" / "package.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and OFFLINE.search(done.stderr):
-        pytest.skip("no PyPI in reach to get the function's packages from")
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout.splitlines()[-1])
-    return Built(Path(facts["folder"]), Path(facts["zip"]), facts, done.stderr)
-
-
-@pytest.fixture(scope="module")
-def unpacked(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The zip's content, as Lambda lays it out."""
-    task = tmp_path_factory.mktemp("task")
-    with zipfile.ZipFile(built.archive) as packed:
-        packed.extractall(task)
-    return task
-
-
-def test_what_is_in_the_package(built: Built) -> None:
-    with zipfile.ZipFile(built.archive) as packed:
-        entries = packed.infolist()
-    names = [entry.filename for entry in entries]
-    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert {"drone", "numpy", "PIL", "onnxruntime", "python_multipart", "model.onnx"} <= tops
-    assert not tops & {"torch", "torchvision", "ray", "mlflow", "pandas", "sympy", "boto3", "bin"}
-    assert {name for name in names if name.startswith("drone/") and name.endswith(".py")} == {
-        "drone/__init__.py",
-        "drone/errors.py",
-        "drone/labels.py",
-        *(f"drone/serving/{file.name}" for file in (ROOT / "drone/serving").glob("*.py")),
-    }
-    assert not [name for name in names if "/tests/" in name or name.endswith((".h", ".pyi"))]
-    assert any(name.endswith("LICENSE") for name in names)  # What is handed on keeps its licence.
-    assert built.facts["unzipped_mb"] < 130
-    assert built.facts["zipped_mb"] < 50
-    assert names == sorted(names)
-    assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
-    assert {entry.external_attr >> 16 for entry in entries} == {0o100644}
-    assert re.search(r"onnxruntime +│ +\d", built.said) and re.search(r"all +│ +\d", built.said)
-
-
-def test_versions_are_those_of_the_requirements(built: Built) -> None:
-    required = (ROOT / "requirements.txt").read_text()
-    for name in ("numpy", "pillow", "onnxruntime"):
-        folder = next(built.folder.glob(f"{name}-*.dist-info"))
-        assert f"{name}=={folder.name.removesuffix('.dist-info').split('-')[1]} " in required
-
-
-def test_modules_are_compiled_for_a_folder_that_cannot_be_written_to(built: Built) -> None:
-    if not built.facts["compiled"]:
-        pytest.skip("no Python of Lambda's version to compile with")
-    sources = {path.stem for path in (built.folder / "drone" / "serving").glob("*.py")}
-    compiled = list((built.folder / "drone" / "serving" / "__pycache__").glob("*.pyc"))
-    assert {path.name.split(".")[0] for path in compiled} == sources
-    for path in compiled:
-        code = path.read_bytes()
-        assert int.from_bytes(code[4:8], "little") == 1  # By hash, and that unchecked.
-        assert b"/var/task/drone/serving" in code and str(built.folder).encode() not in code
-
-
-def test_the_same_content_is_the_same_zip(built: Built, tmp_path: Path) -> None:
-    small = tmp_path / "package"
-    for name in ("drone", "python_multipart"):
-        shutil.copytree(built.folder / name, small / name)
-    packager.write_zip(small, tmp_path / "one.zip")
-    for file in small.rglob("*"):
-        os.utime(file, (0, 0))
-        file.chmod(0o700)
-    packager.write_zip(small, tmp_path / "two.zip")
-    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
-
-
-def test_the_packaged_model_is_the_model(built: Built, exported: Path) -> None:
-    pixels = np.random.default_rng(5).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
-    packaged = Predictor(built.folder / "model.onnx")
-    plain = Predictor(exported)
-    assert packaged.metadata == plain.metadata
-    found = packaged.predict_pixels(pixels)
-    np.testing.assert_allclose(found, plain.predict_pixels(pixels), atol=1e-5)
-
-
-def test_what_lambda_would_refuse_is_refused_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "package" / "torch").mkdir(parents=True)
-    (tmp_path / "package" / "torch" / "x").write_bytes(bytes(2_000_000))
-    (tmp_path / "function.zip").write_bytes(bytes(2_000_000))
-    places = (tmp_path / "package", tmp_path / "function.zip")
-    with pytest.raises(packager.DroneError, match="holds torch"):
-        packager.check(*places)
-    (tmp_path / "package" / "torch").rename(tmp_path / "package" / "own")
-    monkeypatch.setattr(packager, "MOST_ZIPPED_MB", 1)
-    packager.check(*places)
-    assert "must go through S3" in capsys.readouterr().out
-    monkeypatch.setattr(packager, "MOST_UNZIPPED_MB", 1)
-    with pytest.raises(packager.DroneError, match="Lambda takes 1 at most"):
-        packager.check(*places)
-    with pytest.raises(packager.DroneError, match="does not start"):
-        packager.try_import(tmp_path, sys.executable)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "either --onnx FILE or --model URI"),
-        (["--onnx", "none.onnx"], "There is no file none.onnx"),
-    ],
-)
-def test_wrong_usage(words: list[str], message: str) -> None:
-    command = [sys.executable, str(ROOT / "deploy" / "lambda" / "package.py"), *words]
-    wide = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=wide)
-    assert done.returncode == 2 and message in done.stderr
-
-
-@pytest.fixture(scope="module")
-def client(version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with AWS's runtime client for that Python."""
-    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    wanted = next(line.split()[0] for line in lines if line.startswith("awslambdaric=="))
-    target = tmp_path_factory.mktemp("client")
-    command = [packager.interpreter(version), "-m", "pip", "install", "--quiet", wanted]
-    command += ["--only-binary=:all:", "--target", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no {wanted} for Python {version}: {done.stderr.strip()[-200:]}")
-    return target
-
-
-@pytest.fixture
-def host(unpacked: Path, client: Path, version: str) -> Iterator[Callable[..., LambdaHost]]:
-    started: list[LambdaHost] = []
-
-    def start(**environment: str) -> LambdaHost:
-        python = packager.interpreter(version)
-        started.append(LambdaHost(python, unpacked, client, **environment))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.close()
-
-
-def test_it_runs_under_lambdas_own_runtime(
-    host: Callable[..., LambdaHost], function: ModuleType, exported: Path
-) -> None:
-    running = host()
-    expected = Predictor(exported, threads=1).predict(PICTURE)
-    for sender in SENDERS:
-        for way in WAYS.values():
-            outcome = running.invoke(sender("POST", "/predict", *way))
-            assert outcome.kind == "response", outcome
-            said = content(outcome.content)
-            assert said["label"] == expected.label
-            assert said["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
-    for name, (picture, status) in CASES.items():
-        outcome = running.invoke(http_api("POST", "/predict", "image/jpeg", picture))
-        assert outcome.content["statusCode"] == status, name
-    logged = running.close()
-    assert "POST /predict 200" in logged
-    assert "Traceback" not in logged
-
-
-def test_it_starts_under_snapstart(host: Callable[..., LambdaHost]) -> None:
-    running = host(AWS_LAMBDA_INITIALIZATION_TYPE="snap-start")
-    outcome = running.invoke(function_url("POST", "/predict", "image/png", PICTURE))
-    assert outcome.content["statusCode"] == 200
-
-
-def test_a_function_without_its_model_says_so(
-    host: Callable[..., LambdaHost], tmp_path: Path
-) -> None:
-    running = host(DRONE_MODEL=str(tmp_path / "none.onnx"))
-    outcome = running.invoke(rest("GET", "/health"))
-    assert outcome.kind == "error"
-    assert "none.onnx is not a model that can be loaded" in outcome.content["errorMessage"]
-
-
-# What osls makes of serverless.yml. Node is needed for these alone.
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict]:
-    """Packages the service with some params, in a folder like the project's; its template."""
-    if shutil.which("npm") is None:
-        pytest.skip("no npm to get osls with")
-    root = tmp_path_factory.mktemp("service")
-    folder = root / "deploy" / "lambda"
-    shutil.copytree(
-        ROOT / "deploy/lambda", folder, ignore=shutil.ignore_patterns("node_modules", ".serverless")
-    )
-    (root / "build" / "lambda").mkdir(parents=True)
-    with zipfile.ZipFile(root / "build" / "lambda" / "function.zip", "w") as packed:
-        packed.writestr("empty", "")
-    install = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"]
-    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"osls cannot be had: {done.stderr.strip()[-200:]}")
-
-    def package(**params: object) -> dict:
-        words = [f"--param={name}={value}" for name, value in params.items()]
-        command = [str(folder / "node_modules" / ".bin" / "osls"), "package", *words]
-        # Nobody's keys, and no way out: what it makes must need neither.
-        alone = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(root),
-            "HTTPS_PROXY": "http://127.0.0.1:9",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        done = subprocess.run(
-            command, cwd=folder, env=alone, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        made = folder / ".serverless" / "cloudformation-template-update-stack.json"
-        # W3005 is about an alias that osls itself makes.
-        lint = [str(Path(sys.executable).with_name("cfn-lint")), str(made), "-i", "W3005"]
-        done = subprocess.run(lint, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
-        return json.loads(made.read_text())["Resources"]
-
-    return package
-
-
-def of_type(resources: dict, kind: str) -> list[dict]:
-    return [one["Properties"] for one in resources.values() if one["Type"] == f"AWS::{kind}"]
-
-
-def actions(resources: dict) -> set[str]:
-    policies = of_type(resources, "IAM::Role")[0]["Policies"]
-    statements = [one for policy in policies for one in policy["PolicyDocument"]["Statement"]]
-    assert all(isinstance(one["Action"], list) for one in statements)
-    return {action for one in statements for action in one["Action"]}
-
-
-def test_the_service_as_it_is(template: Callable[..., dict]) -> None:
-    made = template()
-    function = of_type(made, "Lambda::Function")[0]
-    assert function["Runtime"] == "python3.13" and function["Architectures"] == ["x86_64"]
-    assert function["SnapStart"] == {"ApplyOn": "PublishedVersions"}
-    assert (function["MemorySize"], function["Timeout"]) == (1769, 29)
-    module, _, name = function["Handler"].rpartition(".")
-    assert (ROOT / f"{module.replace('.', '/')}.py").is_file() and name == "handler"
-    assert function["Environment"]["Variables"] == {"DRONE_ALLOW_ORIGIN": "*"}
-    assert of_type(made, "ApiGateway::RestApi")[0]["BinaryMediaTypes"] == ["*/*"]
-    # SnapStart works on a version alone, so the gateway must call one.
-    integration = of_type(made, "ApiGateway::Method")[0]["Integration"]
-    assert "snapstart" in json.dumps(integration["Uri"])
-    errors = {one["ResponseType"]: one for one in of_type(made, "ApiGateway::GatewayResponse")}
-    assert set(errors) == {"DEFAULT_4XX", "DEFAULT_5XX"}
-    for one in errors.values():
-        header = "gatewayresponse.header.Access-Control-Allow-Origin"
-        assert one["ResponseParameters"][header] == "'*'"
-    deployment = next(one for one in made.values() if one["Type"].endswith("Gateway::Deployment"))
-    limits = deployment["Properties"]["StageDescription"]
-    assert limits == {"ThrottlingRateLimit": 20, "ThrottlingBurstLimit": 40}
-    assert {"GatewayResponse4xx", "GatewayResponse5xx"} <= set(deployment["DependsOn"])
-    assert of_type(made, "Logs::LogGroup")[0]["RetentionInDays"] == 30
-    assert not of_type(made, "Lambda::Url")
-    assert {action.split(":")[0] for action in actions(made)} == {"logs"}
-
-
-def test_the_service_with_a_url_and_a_model_on_s3(template: Callable[..., dict]) -> None:
-    made = template(
-        url="true",
-        snapStart="false",
-        model="s3",
-        bucket="models",
-        key="drone/model.onnx",
-        sha256="0" * 64,
-        rate=5,
-    )
-    assert of_type(made, "Lambda::Url")[0]["AuthType"] == "NONE"
-    assert "SnapStart" not in of_type(made, "Lambda::Function")[0]
-    assert "Cors" not in of_type(made, "Lambda::Url")[0]  # The function's own would come twice.
-    allowed = {
-        one["Action"]
-        for one in of_type(made, "Lambda::Permission")
-        if one.get("FunctionUrlAuthType") or one.get("InvokedViaFunctionUrl")
-    }
-    assert allowed == {"lambda:InvokeFunctionUrl", "lambda:InvokeFunction"}
-    variables = of_type(made, "Lambda::Function")[0]["Environment"]["Variables"]
-    assert variables["DRONE_MODEL"] == "s3://models/drone/model.onnx"
-    assert variables["DRONE_MODEL_SHA256"] == "0" * 64
-    assert "s3:GetObject" in actions(made)
-    assert {action for action in actions(made) if action.startswith("s3:")} == {"s3:GetObject"}
-    assert "arn:${AWS::Partition}:s3:::models/drone/model.onnx" in json.dumps(made)

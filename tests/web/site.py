@@ -86,6 +86,8 @@ class Site:
         self.service = True
         """Without it, this is a host of plain files."""
         self.asked: list[str] = []
+        self.asked_anew: set[str] = set()
+        """What the browser may not take from what it keeps without asking."""
         self.uploads: list[tuple[str, bytes]] = []
         """Content type and body of each POST."""
         self.failures = 0
@@ -130,6 +132,8 @@ def _handler(site: Site) -> type[SimpleHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = self.path.lstrip("/").split("?")[0]
             site.asked.append(path)
+            if self.headers["Cache-Control"] in ("max-age=0", "no-cache"):
+                site.asked_anew.add(path)
             if path == "config.json":
                 self._send(200, json.dumps(site.config).encode(), "application/json")
             elif path == "model" and site.service:

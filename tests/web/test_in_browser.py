@@ -158,6 +158,8 @@ def test_a_plain_folder_needs_no_setting(
     give(page, picture(1))
     submit(page)
     expect(page.locator("#source")).to_contain_text("answered by this browser")
+    # A new model's facts beside an old model that the browser has kept would be a lie.
+    assert {"model/model.json", "model/model.onnx"} <= site.asked_anew
 
 
 def test_a_model_that_does_not_come_can_be_tried_again(

@@ -20,11 +20,14 @@ RECORD = """
 """
 
 
+RATE = Reply(429, {"message": "Rate Exceeded."})
+
+
 def attempts(page: Page) -> list[str]:
     return [text for text in page.evaluate("window.shown") if text.startswith("Attempt")]
 
 
-@pytest.mark.parametrize("reply", [BUSY, CUT, Reply(502, "x"), Reply(504, "x")])
+@pytest.mark.parametrize("reply", [BUSY, CUT, Reply(502, "x"), Reply(504, "x"), RATE])
 def test_it_asks_again_while_it_may_help(visit: Visit, site: Site, reply: Reply) -> None:
     site.replies = [reply] * 3
     page = visit(script=RECORD)
@@ -62,6 +65,13 @@ def test_after_four_tries_it_ends(visit: Visit, site: Site, reply: Reply) -> Non
         (Reply(413, error(413, "Too large.")), "Too large. (request r-9)", False),
         (Reply(500, "<html>"), "The service answered with an error (500).", True),
         (Reply(200, "<html>"), "an answer that this page does not understand", True),
+        (Reply(500, {"message": "Internal Server Error"}), "(500): Internal Server Error.", True),
+        (Reply(413, {"message": "Request Too Long"}), "(413): Request Too Long.", False),
+        (Reply(400, {"message": {"odd": 1}}), "The service answered with an error (400).", False),
+        (Reply(400, [1]), "The service answered with an error (400).", False),
+        (Reply(400, "null"), "The service answered with an error (400).", False),
+        (Reply(403, {"message": "Forbidden"}), "There is no service at its address (403).", False),
+        (Reply(200, {"label": "x", "probabilities": None}), "that this page does not", True),
         (Reply(200, {"label": 3}), "an answer that this page does not understand", True),
         (Reply(404, "<html>"), "There is no service at its address (404).", False),
     ],

@@ -56,15 +56,15 @@ def parse(url: str) -> Target:
         parts = urlsplit(url.strip())
         port = parts.port
         host = (parts.hostname or "").rstrip(".").encode("idna").decode()
+        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        if parts.query:
+            path += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?[]")
     except ValueError as error:
         raise FetchError("bad-url", f"Not a url: {error}.") from error
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host):
         raise FetchError("bad-url", "Not the url of a file on the web: http:// or https://.")
     if "@" in parts.netloc:
         raise FetchError("bad-url", "A url with a user name in it is not fetched.")
-    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-    if parts.query:
-        path += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?[]")
     tls = parts.scheme == "https"
     default = 443 if tls else 80
     return Target(url=url.strip(), host=host, port=port or default, path=path, tls=tls)

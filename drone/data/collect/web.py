@@ -123,10 +123,10 @@ def _retry_after_s(value: str | None) -> float | None:
     if value.strip().isdecimal():
         return float(value)
     try:
-        when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        when_s = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):  # No date, or one that this machine's calendar lacks.
         return None
-    return max(0.0, when.timestamp() - time.time())
+    return max(0.0, when_s - time.time())
 
 
 def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
