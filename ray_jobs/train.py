@@ -146,6 +146,8 @@ def main(job: Train) -> cli.Result:
             config=job.train, data=job.data, weights=job.weights, storage=place
         )
     dataset = dataset_cache.open_at(plan.data, say=cli.console.print)
+    if plan.config.model.mixed:
+        dataset.at_bins()  # Says it now if they are not there.
     started = weights.load(plan.weights)
     if started.pretrained == "none":
         warn(

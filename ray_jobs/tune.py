@@ -149,6 +149,8 @@ def main(job: Tune) -> cli.Result:
 
     study, asked = _resumed(job) if job.resume else _new(job)
     dataset = dataset_cache.open_at(asked.data, say=cli.console.print)
+    if asked.base.model.mixed:
+        dataset.at_bins()  # Says it now if they are not there.
     if asked.fingerprint not in ("", dataset.fingerprint):
         raise ConfigError(
             f"The study {asked.name} was begun on the data set {asked.fingerprint[:12]}, and "
