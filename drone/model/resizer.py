@@ -37,22 +37,29 @@ class Stack(nn.Sequential):
             for layer, factor in zip(self, factors, strict=True):
                 assert isinstance(layer, nn.Conv2d)
                 with torch.no_grad():
-                    layer.weight.copy_(torch.eye(3)[:, :, None, None] / factor**2)
+                    layer.weight.copy_(_average(factor))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The pictures at 224 px."""
+        with _precisely(input):
+            resized: Tensor = super().forward(input)
+        return resized
 
 
 class Residual(nn.Module):
     """A small network beside the average, whose last layer begins at zero.
 
     Learned resizing as a correction of a plain one follows Talebi and Milanfar 2021, "Learning to
-    Resize Images for Computer Vision Tasks".
+    Resize Images for Computer Vision Tasks". Its first layer sees a pixel beyond each square.
     """
 
     def __init__(self, factor: int) -> None:
         """Divides the side by a factor."""
         super().__init__()
         self.factor = factor
-        self.reduce = nn.Conv2d(3, _WIDTH, factor, stride=factor)
-        self.mix = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+        self.average: Tensor
+        self.register_buffer("average", _average(factor), persistent=False)
+        self.reduce = nn.Conv2d(3, _WIDTH, factor + 2, stride=factor, padding=1)
         self.colour = nn.Conv2d(_WIDTH, 3, 1)
         nn.init.zeros_(self.colour.weight)
         assert self.colour.bias is not None
@@ -60,9 +67,21 @@ class Residual(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """The pictures at 224 px."""
-        features = functional.relu(self.mix(functional.relu(self.reduce(images_NCHW))))
-        resized: Tensor = functional.avg_pool2d(images_NCHW, self.factor) + self.colour(features)
-        return resized
+        with _precisely(images_NCHW):
+            # As a convolution it takes a quarter of the time of avg_pool2d.
+            average = functional.conv2d(images_NCHW, self.average, stride=self.factor)
+        correction: Tensor = self.colour(functional.relu(self.reduce(images_NCHW)))
+        return average + correction
+
+
+def _average(factor: int) -> Tensor:
+    """The kernel that averages over squares of pixels, each colour by itself."""
+    return (torch.eye(3)[:, :, None, None] / factor**2).repeat(1, 1, factor, factor)
+
+
+def _precisely(images_NCHW: Tensor) -> torch.autocast:
+    """fp32: bf16 keeps 8 bits of a number, as many as a pixel has, and rounding would show."""
+    return torch.autocast(images_NCHW.device.type, enabled=False)
 
 
 class Resizer(nn.Module):
@@ -85,7 +104,7 @@ class Resizer(nn.Module):
         )
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Normalised pictures of one size, (N, 3, side, side), at 224 px; always in fp32.
+        """Normalised pictures of one size, (N, 3, side, side) fp32, at 224 px, fp32.
 
         Raises:
             ValueError: there is no such size.
@@ -96,9 +115,7 @@ class Resizer(nn.Module):
         if side not in STACKS:
             sides = ", ".join(map(str, (SIDE_PX, *STACKS)))
             raise ValueError(f"Pictures of {side} px; this network takes {sides}.")
-        # bf16 keeps 8 bits of a number, as many as a pixel has: rounding would show.
-        with torch.autocast(images_NCHW.device.type, enabled=False):
-            resized: Tensor = self.sizes[str(side)](images_NCHW)
+        resized: Tensor = self.sizes[str(side)](images_NCHW)
         return resized
 
 
