@@ -98,7 +98,8 @@ def main(job: Evaluate) -> cli.Result:
     if asked.comparisons:
         columns = ["side_px", "pictures", "accuracy", "ms", "accuracy_1", "ms_1"]
         names = ["side", "pictures", "accuracy", "ms", "squashed", "ms"]
-        cli.table("By size", names, asked.by_size[columns].to_numpy().tolist())
+        rows = asked.by_size[columns].astype({"ms": int, "ms_1": int})
+        cli.table("By size", names, rows.astype(object).to_numpy().tolist())
     for comparison in asked.comparisons:
         cli.console.print(comparison.sentence)
     cli.console.print(describe(scores))

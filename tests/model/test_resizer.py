@@ -1,6 +1,5 @@
 """Resizing networks: at their start they change nothing."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,9 +121,3 @@ def test_one_onnx_graph_answers_for_all_sizes(tmp_path: Path, kind: str, flip: b
         assert found.shape == (count, 4) and np.abs(found - expected).max() < 5e-4, side
         answers.append(found[0])
     assert np.std(answers, axis=0).max() > 1e-3  # Each size has a resizer of its own.
-
-
-def test_a_model_of_one_size_says_nothing_of_sizes(tmp_path: Path) -> None:
-    model = mobilenet.build(replace(ModelConfig(), flip_test=False), 4, 0, None)
-    export.to_onnx(model.eval(), tmp_path / "m.onnx", 64, {"classes": "[]"})
-    assert "sides_px" not in export.facts_of(tmp_path / "m.onnx")

@@ -57,6 +57,7 @@ def test_a_prediction(exported: Path) -> None:
     )
     assert found.drone == pytest.approx(1 - found.probabilities["Flying Birds"])
     assert predictor.metadata["version"] == "7"
+    assert predictor.facts["sides_px"] == []
     with pytest.raises(ImageError):
         predictor.predict(b"no picture")
 
