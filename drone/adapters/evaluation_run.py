@@ -75,7 +75,9 @@ def ask_split(
     if against:
         _check_fits(against.name, against.predictor, dataset)
     squashed = dataset.split("test")
-    test = dataset.at_bins().split("test") if predictor.sides_px else squashed
+    if predictor.sides_px:
+        dataset = dataset.at_bins()
+    test = dataset.split("test")
     own = dataset.fingerprint == run.data.tags.get("fingerprint")
     answers = Answers(
         paths=test.paths,
@@ -141,8 +143,6 @@ def _by_labels(
     predictor: Predictor, test: Split, answers: Answers, dataset: Dataset, track: Track
 ) -> dict[str, Share]:
     """Accuracy against the labels as given, without those that a person changed, and changed."""
-    if predictor.sides_px:
-        dataset = dataset.at_bins()
     given, touched_N = dataset.as_given(test.name)
     if not touched_N.any():
         return {}

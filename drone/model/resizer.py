@@ -42,8 +42,9 @@ class Stack(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """The pictures at 224 px."""
         with _precisely(input):
-            resized: Tensor = super().forward(input)
-        return resized
+            for layer in self:
+                input = layer(input)
+        return input
 
 
 class Residual(nn.Module):

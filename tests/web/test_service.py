@@ -1,10 +1,12 @@
 """The page and its service: when it asks again, when it stops, and whose answer it shows."""
 
+import io
 import re
 import threading
 import time
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.web.conftest import Visit, give, picture, submit, until
@@ -36,6 +38,26 @@ def test_it_asks_again_while_it_may_help(visit: Visit, site: Site, reply: Reply)
     expect(page.get_by_role("heading", name="Large QuadCopters")).to_be_visible()
     assert attempts(page) == [f"Attempt {number} of 4 ..." for number in (2, 3, 4)]
     assert len(site.uploads) == 4 and len({body for _, body in site.uploads}) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "sent"), [((90, 70), 224), ((336, 200), 224), ((200, 337), 448), ((700, 900), None)]
+)
+def test_a_model_of_mixed_resolutions_gets_pictures_at_their_own_sizes(
+    visit: Visit, site: Site, size: tuple[int, int], sent: int | None
+) -> None:
+    preprocessing = {**FACTS["preprocessing"], "side_px": 224}
+    facts = {**FACTS, "preprocessing": preprocessing, "sides_px": [224, 448, 672, 896]}
+    site.facts = [Reply(200, facts)] * 3
+    page, file = visit(), picture(1, size=size)
+    give(page, file)
+    submit(page)
+    expect(page.get_by_role("heading", name="Large QuadCopters")).to_be_visible()
+    ((_, body),) = site.uploads
+    if sent is None:  # Squashed it would be longer than its own file.
+        assert body == file["buffer"]
+    else:
+        assert Image.open(io.BytesIO(body)).size == (sent, sent)
 
 
 @pytest.mark.parametrize("reply", [BUSY, CUT])
