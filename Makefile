@@ -62,6 +62,8 @@ check: setup
 bench: setup
 	$(BIN)/python bench/training.py
 	$(BIN)/python bench/search.py
+	$(BIN)/python bench/multires.py
+	$(BIN)/python bench/serving.py
 
 ui: setup
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
