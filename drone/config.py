@@ -71,6 +71,20 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
         raise ConfigError(f"{source}: {error}") from error
 
 
+def differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that differ from others of the same shape, group by group."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        default = defaults[name]
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            inner = differing(value, default)
+            if inner:
+                found[name] = inner
+        elif value != default:
+            found[name] = value
+    return found
+
+
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotation `hint` wants it; only the annotations used here are known."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

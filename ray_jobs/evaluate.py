@@ -73,7 +73,9 @@ def main(job: Evaluate) -> cli.Result:
         if job.against:
             other_run = evaluation_run.find(job.against, None)
             other_file = mlflow_model.fetch_onnx(other_run.info.run_id, Path(temporary) / "other")
-            other = evaluation_run.Other(other_run.info.run_name, Predictor(other_file))
+            other = evaluation_run.Other(
+                other_run.info.run_name, other_run.info.run_id, Predictor(other_file)
+            )
         if job.images:
             asked = evaluation_run.ask_folder(run, predictor, job.images, cli.track, other)
         else:

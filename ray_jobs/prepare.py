@@ -30,6 +30,7 @@ import tyro
 from drone.adapters import dataset_cache, ray_cluster
 from drone.adapters.raw_roots import open_root
 from drone.data import history, ledger
+from drone.data.bins import sides_of
 from drone.data.prepare import Mapper, Plan, PrepareSettings, Row, plan
 from drone.data.writing import apply, check_writable, undo
 from drone.errors import ConfigError
@@ -80,7 +81,7 @@ class Prepare:
             return
         if self.out is None:
             raise ConfigError("--out is missing: the folder of the data set.")
-        if self.undo and (self.raw or self.decisions or self.dry_run):
+        if self.undo and (self.raw or self.decisions or self.dry_run or self.bins):
             raise ConfigError("--undo needs --out alone: the raw folders are known.")
         if not self.undo and not self.raw:
             raise ConfigError("--raw is missing: the folders with the collected pictures.")
@@ -131,6 +132,8 @@ def prepare(job: Prepare, out: Path, mapper: Mapper) -> cli.Result:
         opener=open_root,
     )
     show(planned)
+    if job.bins:
+        show_bins(planned)
     if job.decisions:
         missing = len({decision.md5 for decision in decisions} - set(planned.frame["md5"]))
         cli.console.print(
@@ -176,6 +179,14 @@ def show(planned: Plan) -> None:
         f"{len(groups)} groups of near duplicates hold {groups.sum()} pictures; "
         f"a group never straddles two splits."
     )
+
+
+def show_bins(planned: Plan) -> None:
+    """Prints how many pictures each bin would get, and how much they take."""
+    packed = planned.frame[planned.frame["pixel_row"] >= 0]
+    counts = pd.Series(sides_of(packed)).value_counts().sort_index()
+    rows = [[side, count, count * side**2 * 3 / 1e9] for side, count in counts.items()]
+    cli.table("Bins", ["side", "pictures", "GB"], rows)
 
 
 def compare(first: str, second: str) -> cli.Result:

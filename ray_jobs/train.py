@@ -145,9 +145,9 @@ def main(job: Train) -> cli.Result:
         plan = training_run.Plan(
             config=job.train, data=job.data, weights=job.weights, storage=place
         )
-    dataset = dataset_cache.open_at(plan.data, say=cli.console.print)
-    if plan.config.model.mixed:
-        dataset.at_bins()  # Says it now if they are not there.
+    dataset = dataset_cache.open_at(
+        plan.data, say=cli.console.print, at_bins=plan.config.model.mixed
+    )
     started = weights.load(plan.weights)
     if started.pretrained == "none":
         warn(

@@ -28,7 +28,7 @@ sys.path.insert(0, str(next(place for place in PLACES if (place / "drone").is_di
 
 from typing import Any, Literal
 
-from drone.config import override, to_dict
+from drone.config import differing, override, to_dict
 from drone.errors import ConfigError, RunError
 from drone.presets import get
 from drone.search import space
@@ -148,9 +148,9 @@ def main(job: Tune) -> cli.Result:
     from ray_jobs.watch import StudyWatch
 
     study, asked = _resumed(job) if job.resume else _new(job)
-    dataset = dataset_cache.open_at(asked.data, say=cli.console.print)
-    if asked.base.model.mixed:
-        dataset.at_bins()  # Says it now if they are not there.
+    # Says it now if a trial will want bins and they are not there.
+    at_bins = asked.base.model.mixed or "model.resizer" in asked.space
+    dataset = dataset_cache.open_at(asked.data, say=cli.console.print, at_bins=at_bins)
     if asked.fingerprint not in ("", dataset.fingerprint):
         raise ConfigError(
             f"The study {asked.name} was begun on the data set {asked.fingerprint[:12]}, and "
@@ -259,7 +259,9 @@ def _finish(job: Tune, asked: Settings, config: TrainConfig) -> cli.Result:
     from drone.adapters import mlflow_registry as registry
     from drone.adapters import mlflow_tracking as tracking
 
-    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+    # Only what is not the default: a setting that a later version adds changes no name.
+    own = differing(to_dict(config), to_dict(TrainConfig()))
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     name = f"{asked.name}-final-{digest[:6]}"
     cli.console.print(f"\n[bold]The winner, trained once more ({name})[/]")
     known = tracking.find_named(name)

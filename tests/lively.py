@@ -7,6 +7,7 @@ import torch
 
 from drone.labels import CLASSES
 from drone.model import export, mobilenet
+from drone.model.batchnorm import estimate_statistics
 from drone.model.config import ModelConfig
 from drone.serving.preprocess import Preprocessing
 
@@ -19,11 +20,23 @@ def make_lively(model: mobilenet.Classifier) -> None:
         for layer in model.resizer.modules():
             if isinstance(layer, torch.nn.Conv2d):
                 layer.weight.normal_(std=0.3)
-        for layer in model.features.modules():
-            if isinstance(layer, torch.nn.BatchNorm2d):
-                layer.running_var.fill_(0.05)
-        model.head[-1].weight.normal_()
-        model.head[-1].weight.div_(model(torch.randn(2, 3, 448, 448)).abs().mean())
+    # Noise and plain pictures of two sizes.
+    pictures = [
+        brightness + spread * torch.randn(2, 3, side, side)
+        for side in (224, 448)
+        for brightness, spread in ((-1.0, 0.2), (1.0, 0.2), (0.0, 1.2))
+    ]
+    with torch.no_grad():
+        small = torch.cat([model.resizer(images) for images in pictures])
+        estimate_statistics(model.features, [small])
+        last = model.head[-1]
+        last.weight.normal_()
+        last.bias.zero_()
+        # Each class gets the same mean and spread over them.
+        logits_NK = torch.cat([model.eval()(images) for images in pictures])
+        scale_K = 1 / logits_NK.std(0)
+        last.weight.mul_(scale_K[:, None])
+        last.bias.copy_(-logits_NK.mean(0) * scale_K)
 
 
 def export_mixed(target: Path) -> None:

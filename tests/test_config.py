@@ -1,6 +1,6 @@
 import pytest
 
-from drone.config import flatten, override, to_dict
+from drone.config import differing, flatten, override, to_dict
 from drone.errors import ConfigError
 from drone.labels import CLASSES, match_class, nearest
 from drone.presets import get
@@ -42,3 +42,9 @@ def test_class_names() -> None:
         assert match_class(folder) == CLASSES[0]
     assert match_class("birds") is None
     assert nearest("finetun", ["finetune", "frozen"]) == "finetune"
+
+
+def test_what_differs_from_the_defaults() -> None:
+    values = {"a": 1, "group": {"b": 2, "c": 3}, "same": {"d": 4}}
+    defaults = {"a": 1, "group": {"b": 2, "c": 0}, "same": {"d": 4}}
+    assert differing(values, defaults) == {"group": {"c": 3}}

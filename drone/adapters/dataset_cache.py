@@ -19,7 +19,11 @@ def cache_folder(name: str = "datasets") -> Path:
 
 
 def open_at(
-    place: str, fingerprint: str | None = None, say: Callable[[str], None] = lambda _: None
+    place: str,
+    fingerprint: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    at_bins: bool = False,
 ) -> Dataset:
     """The data set of a folder or URI; one that is not on this machine is copied here first.
 
@@ -27,10 +31,18 @@ def open_at(
         place: folder, s3://..., or head:///... for a folder of the job's machine.
         fingerprint: that it must have; None takes what is there.
         say: hears of a copy that may take a while.
+        at_bins: reads the pictures at the sides of their bins.
 
     Raises:
-        DataError: there is none, it is damaged, or has another fingerprint.
+        DataError: there is none, it is damaged, has another fingerprint, or no bins.
     """
+    dataset = _opened(place, fingerprint, say, at_bins)
+    return dataset.at_bins(place) if at_bins else dataset
+
+
+def _opened(
+    place: str, fingerprint: str | None, say: Callable[[str], None], at_bins: bool
+) -> Dataset:
     folder = Path(place.removeprefix(f"{storage.HEAD}://"))
     if "://" not in place or (fingerprint is not None and is_dataset(folder)):
         dataset = open_dataset(folder)
@@ -47,7 +59,8 @@ def open_at(
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # Several workers of a machine: one of them copies.
-        if not is_dataset(kept):
+        # One that was copied before bins were packed has the same fingerprint.
+        if not is_dataset(kept) or (at_bins and not open_dataset(kept).has_bins):
             say(f"Copying the data set from {place} to {kept}")
             arriving = kept.with_suffix(".arriving")
             shutil.rmtree(arriving, ignore_errors=True)
@@ -61,6 +74,7 @@ def open_at(
                     f"{place} is the data set {found[:12]} now, and the job began on "
                     f"{fingerprint[:12]}. Start it anew."
                 )
+            shutil.rmtree(kept, ignore_errors=True)
             arriving.rename(kept)
     return open_dataset(kept)
 

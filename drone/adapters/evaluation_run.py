@@ -52,6 +52,7 @@ class Other:
     """A model to compare with."""
 
     name: str
+    run_id: str
     predictor: Predictor
 
 
@@ -68,15 +69,27 @@ def ask_split(
         against: a model of one size to compare a model of mixed resolutions with.
 
     Raises:
-        RunError: the data set was prepared in another way than the model wants.
+        RunError: the data set was prepared in another way than the model wants, or the other model
+            was trained or chosen on its test pictures.
+        ConfigError: the model is of one size and there is another to hold it against.
     """
-    dataset = dataset_cache.open_at(data or training_run.plan_of(run.info.run_id).data)
-    _check_fits(run.info.run_name, predictor, dataset)
+    _check_against(predictor, against)
+    place = data or training_run.plan_of(run.info.run_id).data
+    dataset = dataset_cache.open_at(place, at_bins=bool(predictor.sides_px))
+    if dataset.classes != predictor.classes or dataset.preprocessing != predictor.preprocessing:
+        raise RunError(
+            f"{dataset.folder} was prepared with other classes or another preprocessing than "
+            f"the model of run {run.info.run_name} was trained with."
+        )
     if against:
-        _check_fits(against.name, against.predictor, dataset)
-    squashed = dataset.split("test")
-    if predictor.sides_px:
-        dataset = dataset.at_bins()
+        seen = _seen_by(against.run_id)
+        known = dataset.rows("test")["md5"].isin(seen.loc[seen["split"] != "test", "md5"]).sum()
+        if known:
+            raise RunError(
+                f"{against.name} was trained or chosen on {known} of these test pictures, so it "
+                f"would look better than it is. Train it on {place}."
+            )
+    squashed = replace(dataset, at_own_sizes=False).split("test")
     test = dataset.split("test")
     own = dataset.fingerprint == run.data.tags.get("fingerprint")
     answers = Answers(
@@ -96,12 +109,28 @@ def ask_split(
     return _compared(asked, test.sides_N, predictor, track, against)
 
 
-def _check_fits(name: str, predictor: Predictor, dataset: Dataset) -> None:
-    if dataset.classes != predictor.classes or dataset.preprocessing != predictor.preprocessing:
-        raise RunError(
-            f"{dataset.folder} was prepared with other classes or another preprocessing than "
-            f"the model of run {name} was trained with."
+def _check_against(predictor: Predictor, against: Other | None) -> None:
+    """Fails before any work if a model cannot be held against another."""
+    if against is None:
+        return
+    if not predictor.sides_px:
+        raise ConfigError(
+            "--against compares a model of mixed resolutions, such as of preset multires, with "
+            "one of a single size; this model has a single size itself. promote.py compares "
+            "any two."
         )
+    other = against.predictor
+    if other.classes != predictor.classes or other.preprocessing != predictor.preprocessing:
+        raise RunError(
+            f"{against.name} has other classes or another preprocessing, so the two cannot be "
+            f"asked about the same pixels."
+        )
+
+
+def _seen_by(run_id: str) -> pd.DataFrame:
+    """The pictures of a run's data set with their splits."""
+    with tempfile.TemporaryDirectory() as temporary:
+        return pd.read_parquet(tracking.download(run_id, tracking.PICTURES_FILE, Path(temporary)))
 
 
 def _compared(
@@ -113,25 +142,18 @@ def _compared(
 ) -> Asked:
     """With own sizes held against squashing, for a model that takes them."""
     if not predictor.sides_px:
-        if against:
-            raise ConfigError(
-                "--against compares a model of mixed resolutions, such as of preset multires, with "
-                "one of a single size; this model has a single size itself. promote.py compares "
-                "any two."
-            )
         return asked
-    others = [Other("squashed to 224 px", predictor)]
+    others = {"squashed to 224 px": predictor}
     if against:
-        others.append(Other(f"of {against.name}, squashed", against.predictor))
+        others[f"of {against.name}, squashed"] = against.predictor
     sides = [int(side) for side in np.unique(sides_N)]
     own_ms = {side: milliseconds(predictor, side) for side in sides}
     ways = [sizes.Way("at their own sizes", asked.answers, own_ms)]
-    for other in others:
-        one_size = np.full(len(sides_N), predictor.preprocessing.side_px)
-        probs_NK = ask(other.predictor.predict_pixels, one_size, asked.pixels_of, track)
-        ms = milliseconds(other.predictor)
+    one_size = np.full(len(sides_N), predictor.preprocessing.side_px)
+    for name, other in others.items():
+        probs_NK = ask(other.predict_pixels, one_size, asked.pixels_of, track)
         answers = replace(asked.answers, probs_NK=probs_NK)
-        ways.append(sizes.Way(other.name, answers, dict.fromkeys(sides, ms)))
+        ways.append(sizes.Way(name, answers, dict.fromkeys(sides, milliseconds(other))))
     return replace(
         asked,
         by_size=sizes.by_size(sides_N, ways),
@@ -169,9 +191,9 @@ def ask_folder(
     run: Run, predictor: Predictor, folder: Path, track: Track, against: Other | None = None
 ) -> Asked:
     """Asks about the pictures of a folder of class folders that the model has not seen."""
-    with tempfile.TemporaryDirectory() as temporary:
-        file = tracking.download(run.info.run_id, tracking.PICTURES_FILE, Path(temporary))
-        trained_on = pd.read_parquet(file)
+    _check_against(predictor, against)
+    runs = [run.info.run_id, *([against.run_id] if against else [])]
+    trained_on = pd.concat([_seen_by(run_id) for run_id in runs])
     unseen = load_unseen(folder, predictor.classes, predictor.preprocessing, trained_on, track)
 
     def squashed(positions_N: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -192,8 +192,17 @@ def contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender 
             metrics=metrics,
             onnx_difference=float(logged.get("model/onnx_max_difference", math.inf)),
             mb=onnx_file.stat().st_size / 1e6,
-            ms=milliseconds(Predictor(onnx_file)),
+            ms=_milliseconds(Predictor(onnx_file), metrics),
         )
+
+
+def _milliseconds(predictor: Predictor, metrics: Mapping[str, Any]) -> float:
+    """An answer's time; of a model of mixed resolutions the mean over the pictures' sizes."""
+    rows = metrics.get("by_size")
+    if not rows:
+        return milliseconds(predictor)
+    total = sum(row["pictures"] * milliseconds(predictor, int(row["side_px"])) for row in rows)
+    return float(total / sum(row["pictures"] for row in rows))
 
 
 def seen_test_pictures(run_id: str, tested: str) -> int:

@@ -314,10 +314,10 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
     workers: Workers = loop_config["workers"]
     torch.set_num_threads(workers.cpus)
     config: TrainConfig = loop_config["config"]
-    dataset = dataset_cache.open_at(loop_config["data"], loop_config["fingerprint"])
-    material = Material.of(
-        dataset, loop_config["commit"], loop_config["resplit"], at_bins=config.model.mixed
+    dataset = dataset_cache.open_at(
+        loop_config["data"], loop_config["fingerprint"], at_bins=config.model.mixed
     )
+    material = Material.of(dataset, loop_config["commit"], loop_config["resplit"])
     weights: Weights = ray.get(loop_config["weights"])
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())
     with tempfile.TemporaryDirectory() as temporary:

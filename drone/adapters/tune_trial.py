@@ -76,15 +76,13 @@ def run(trial: Mapping[str, Any], spec: Spec) -> None:
     config = configure(spec.base, trial["params"], f"trial {trial['number']}")
     config = replace(config, seed=trial["seed"], checkpoint_every_s=CHECKPOINT_EVERY_S)
     place = place_of(spec.storage, trial["part"], trial["number"])
-    dataset = _dataset(spec.data, spec.fingerprint)
+    dataset = _dataset(spec.data, spec.fingerprint, config.model.mixed)
     reporter = _Reporter(config, len(dataset.classes), trial["known"], began)
     try:
         if spec.workers.count > 1:
             _train_on_many(config, spec, trial["resplit"], place, reporter)
         else:
-            material = Material.of(
-                dataset, spec.commit, trial["resplit"], at_bins=config.model.mixed
-            )
+            material = Material.of(dataset, spec.commit, trial["resplit"])
             _train_here(config, spec, place, material, reporter)
     except _Ended:
         return
@@ -102,10 +100,10 @@ def place_of(storage_place: str, part: str, number: int) -> str:
     return f"{storage_place}/{part}-{number:04d}"
 
 
-@functools.lru_cache(maxsize=1)
-def _dataset(place: str, fingerprint: str) -> Dataset:
+@functools.lru_cache(maxsize=2)
+def _dataset(place: str, fingerprint: str, at_bins: bool) -> Dataset:
     """Opened once in each process."""
-    return dataset_cache.open_at(place, fingerprint)
+    return dataset_cache.open_at(place, fingerprint, at_bins=at_bins)
 
 
 class _Reporter:

@@ -105,17 +105,20 @@ class Dataset:
         """Whether the pictures are packed at the sides of their bins too."""
         return bool(self.description.get("bins"))
 
-    def at_bins(self) -> "Dataset":
+    def at_bins(self, place: str = "") -> "Dataset":
         """The same data set, read at the sides of its pictures' bins.
+
+        Args:
+            place: what a person calls it, if that is not its folder.
 
         Raises:
             DataError: it was packed at one side only.
         """
         if not self.has_bins:
             raise DataError(
-                f"{self.folder} has its pictures at {self.preprocessing.side_px} px only, and a "
-                f"resizing network takes them at their own sizes. Pack them: "
-                f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {self.folder} --bins"
+                f"{place or self.folder} has its pictures at {self.preprocessing.side_px} px only, "
+                f"and a resizing network takes them at their own sizes. Pack them: "
+                f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {place or self.folder} --bins"
             )
         return replace(self, at_own_sizes=True)
 

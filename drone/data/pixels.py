@@ -4,7 +4,10 @@ pixels/shard-00000.npy          at 224 px
 pixels/0448/shard-00000.npy     of the pictures whose bin is 448, at 448 px; and so on
 """
 
+import errno
+import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,10 @@ from drone.serving.preprocess import Preprocessing, to_pixels
 
 SHARD_ROWS = 512
 """Pictures in a shard: 77 MB at 224 px. Only the last shard of a set is shorter."""
+
+
+_MOST_OPEN = 64
+"""Shards that a store keeps open."""
 
 
 def shard_name(number: int) -> str:
@@ -94,22 +101,31 @@ class PixelStore:
         self.rows = rows
         self.side_px = side_px
         self._shard_rows = shard_rows
-        self._shards = [
-            self._open(folder / shard_name(number), min(shard_rows, rows - start), side_px)
-            for number, start in enumerate(range(0, rows, shard_rows))
+        self._files = [
+            folder / shard_name(number) for number in range(math.ceil(rows / shard_rows))
         ]
+        # Large pictures are two to a shard, and a process may have a thousand files open.
+        self._shard = functools.lru_cache(_MOST_OPEN)(self._open)
+        for number in range(len(self._files)):
+            self._open(number)
 
-    @staticmethod
-    def _open(file: Path, rows: int, side_px: int) -> NDArray[np.uint8]:
+    def _open(self, number: int) -> NDArray[np.uint8]:
+        file = self._files[number]
+        rows = min(self._shard_rows, self.rows - number * self._shard_rows)
+        expected = (rows, self.side_px, self.side_px, 3)
         try:
             shard: NDArray[np.uint8] = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise DataError(
+                    f"{file} cannot be opened: too many files are open. Raise the limit: ulimit -n"
+                ) from error
             raise DataError(
                 f"{file} is missing or damaged. Delete the data set and prepare it again."
             ) from error
-        if shard.shape != (rows, side_px, side_px, 3) or shard.dtype != np.uint8:
+        if shard.shape != expected or shard.dtype != np.uint8:
             raise DataError(
-                f"{file} holds {shard.shape} and should hold {(rows, side_px, side_px, 3)}. "
+                f"{file} holds {shard.shape} and should hold {expected}. "
                 f"Delete the data set and prepare it again."
             )
         return shard
@@ -119,7 +135,7 @@ class PixelStore:
         pixels = np.empty((len(rows_N), self.side_px, self.side_px, 3), np.uint8)
         for position, row in enumerate(rows_N.tolist()):
             shard, offset = divmod(row, self._shard_rows)
-            pixels[position] = self._shards[shard][offset]
+            pixels[position] = self._shard(shard)[offset]
         return pixels
 
     def sides(self, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -154,7 +170,7 @@ class BinnedStore:
 
     def gather(self, rows_N: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The pictures of these rows, all of one bin, (N, side, side, 3) uint8, in their order."""
-        sides = {int(side) for side in self._sides_N[rows_N]}
+        sides = {int(side) for side in self._sides_N[rows_N]} or {self.side_px}
         if len(sides) > 1:
             raise ValueError(f"A batch holds one bin, and these rows are of {sorted(sides)}.")
         return self._stores[sides.pop()].gather(self._places_N[rows_N])

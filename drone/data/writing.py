@@ -84,7 +84,8 @@ def apply(plan: Plan, out: Path, mapper: Mapper, *, bins: bool = False) -> tuple
     if bins and plan.settings.preprocessing.side_px != BIN_SIDES_PX[0]:
         raise ConfigError(
             f"--bins needs --preprocessing.side-px {BIN_SIDES_PX[0]}, the smallest bin; it is "
-            f"{plan.settings.preprocessing.side_px}."
+            f"{plan.settings.preprocessing.side_px}. A data set that has bins keeps them: give "
+            f"another --out for one without."
         )
     told = ledger.read(out / ledger.NAME)
     if is_dataset(out) and _says_the_same(open_dataset(out), plan, bins):
@@ -131,8 +132,14 @@ def undo(out: Path, mapper: Mapper, opener: Opener = open_root) -> Dataset:
         by_hand=(),
         opener=opener,
     )
-    bins = open_dataset(out).has_bins
-    _replace(plan, out, mapper, lines, lambda new: history.carry(out, new, without_last=True), bins)
+    _replace(
+        plan,
+        out,
+        mapper,
+        lines,
+        lambda new: history.carry(out, new, without_last=True),
+        dataset.has_bins,
+    )
     return open_dataset(out)
 
 

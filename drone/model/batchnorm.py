@@ -33,6 +33,9 @@ class GlobalBatchNorm2d(FoldedBatchNorm2d):
     spread = True
     """Whether the other ranks have their part of the batch; else every rank has all of it."""
 
+    silent = False
+    """Whether this rank's part of the batch is not to count."""
+
     def normalise(self, input: Tensor) -> Tensor:
         """By the batch of all ranks in training, else by the stored statistics."""
         alone = not distributed.is_initialized() or distributed.get_world_size() == 1
@@ -46,7 +49,7 @@ class GlobalBatchNorm2d(FoldedBatchNorm2d):
         sums_C = values.sum(dim=(0, 2, 3))
         squares_C = values.square().sum(dim=(0, 2, 3))
         count = values.new_full((1,), values.numel() / values.shape[1])
-        parts = torch.cat([sums_C, squares_C, count])
+        parts = torch.cat([sums_C, squares_C, count]) * (0.0 if self.silent else 1.0)
         total: Tensor = _SumOverRanks.apply(parts)
         mean_C = total[: self.num_features] / total[-1]
         square_C = total[self.num_features : -1] / total[-1]
@@ -107,6 +110,13 @@ def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
     _set_spread(layers, True)
     for layer, mode, momentum in zip(layers, modes, momenta, strict=True):
         layer.training, layer.momentum = mode, momentum
+
+
+def set_silent(module: nn.Module, silent: bool) -> None:
+    """Says whether this rank's next pictures are not to count in the batch's statistics."""
+    for layer in module.modules():
+        if isinstance(layer, GlobalBatchNorm2d):
+            layer.silent = silent
 
 
 def _set_spread(layers: Iterable[nn.Module], spread: bool) -> None:

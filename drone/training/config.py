@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from drone.data.augment import AugmentConfig
+from drone.data.bins import PIXEL_BUDGET
 from drone.errors import ConfigError
 from drone.model.config import ModelConfig
 
@@ -27,8 +28,8 @@ class OptimConfig:
     """Peak learning rate of the unfrozen blocks."""
 
     resizer_share: float = 0.05
-    """Peak learning rate of the resizer as a share of the head's: at most a tenth, since a resizer
-    that moves fast ruins what the backbone sees. (The original's schedule had it at 1.)"""
+    """Learning rate of the resizer as a share of the head's, at most: a tenth at most, since a
+    resizer that moves fast ruins what the backbone sees. (The original's schedule had it at 1.)"""
 
     weight_decay: float = 0.05
     """Of weights; with AdamW, biases and normalisation have none."""
@@ -78,7 +79,7 @@ class TrainConfig:
     batch_size: int = 64
     """Pictures in an optimiser step, over all workers together."""
 
-    pixel_budget: int = 64 * 448 * 448
+    pixel_budget: int = PIXEL_BUDGET
     """With a resizer, pixels that go through the network together on each worker; a step's pictures
     are of several sizes and come in parts, 64 of 448 px, 4 of 1792 px."""
 
@@ -120,6 +121,10 @@ class TrainConfig:
         for name in ("views", "watchdog"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.compile and self.model.mixed:
+            raise ConfigError(
+                "compile is for pictures of one size; leave it out with model.resizer."
+            )
         if self.pixel_budget < 1:
             raise ConfigError(f"pixel_budget is {self.pixel_budget}; it must be at least 1.")
         if not 0 <= self.seed < 2**31:

@@ -24,7 +24,7 @@ from drone.config import to_dict
 from drone.data.batches import Batches, Feed
 from drone.data.dataset import Dataset, Split
 from drone.errors import Interrupted, RunError, TrainingError
-from drone.model.batchnorm import estimate_statistics, has_statistics
+from drone.model.batchnorm import estimate_statistics, has_statistics, set_silent
 from drone.model.inference import probabilities_at_cut
 from drone.model.mobilenet import Classifier
 from drone.training import checkpoint
@@ -61,22 +61,14 @@ class Material:
     """Git commit of the program, for the checkpoint."""
 
     @staticmethod
-    def of(
-        dataset: Dataset, commit: str, resplit: int | None = None, *, at_bins: bool = False
-    ) -> "Material":
+    def of(dataset: Dataset, commit: str, resplit: int | None = None) -> "Material":
         """The pictures of a data set.
 
         Args:
             dataset: whose.
             commit: of the program.
             resplit: number of another way to share out training and validation.
-            at_bins: takes the pictures at the sides of their bins.
-
-        Raises:
-            DataError: the data set is damaged, or not packed at the sides of its bins.
         """
-        if at_bins:
-            dataset = dataset.at_bins()
         if resplit is None:
             train, validation = dataset.split("train"), dataset.split("validation")
         else:
@@ -194,10 +186,9 @@ class _Run:
         count = min(len(self.train_feed), 4 * _STATISTICS_BATCH)
         for start in range(0, count, _STATISTICS_BATCH):
             positions = np.arange(start, min(start + _STATISTICS_BATCH, count))
-            for part in self.batches.parts(positions, 1):
-                images_NCHW = self.pictures.plain("train", part)
-                resizer = self.model.resizer
-                yield images_NCHW if resizer is None else resizer(images_NCHW)
+            resizer = self.model.resizer or nn.Identity()
+            parts = self.batches.parts(positions, 1)
+            yield torch.cat([resizer(self.pictures.plain("train", part)) for part in parts])
 
     def _train_epoch(self, epoch: int) -> None:
         order = self.batches.order(self.config.seed, epoch)
@@ -237,6 +228,8 @@ class _Run:
         counted = len(own)
         if not counted:  # A rank without a picture goes along with one that does not count.
             own = part_P[:1]
+        if world > 1:
+            set_silent(self.model.features, not counted)
         activations = self.inputs.train(epoch, own)
         labels_N = self.train_feed.labels_N[torch.from_numpy(own).to(self.context.device)]
         self.model.key_dropout(
@@ -318,8 +311,8 @@ class _Run:
         wish = self.control.after_step()
         stops = wish.stop is not Stop.NO
         self._report(save=self.context.saves_each_epoch or wish.checkpoint or stops)
-        self.watchdog.check(self.position.history)
-        if epoch + 1 < self.config.epochs:
+        if epoch + 1 < self.config.epochs:  # Else it is over, and has its best epoch.
+            self.watchdog.check(self.position.history)
             self._end_if(wish.stop)
 
     def _remember_best(self, epoch: int, metrics: dict[str, float]) -> None:

@@ -38,9 +38,15 @@ def build_optimizer(model: Classifier, config: OptimConfig) -> torch.optim.Optim
     groups = [group for group in groups if group["params"]]
     decay = config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups, lr=0.0, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
         )
+        # From the start, as they would begin: the fused step takes no parameters of which some
+        # have momentum and others, first used now, have none yet.
+        for group in optimizer.param_groups:
+            for value in group["params"]:
+                optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
+        return optimizer
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=decay, fused=True)
 
 
@@ -57,11 +63,14 @@ def rates(config: TrainConfig, step: int, steps_per_epoch: int) -> dict[str, flo
     warmup = optim.warmup_epochs * steps_per_epoch
     # In a run shorter than the head's own epochs everything learns from the start.
     head_epochs = optim.head_epochs if optim.head_epochs < config.epochs else 0
-    return {
+    found = {
         name: peak * _warm_cosine(step - start, total - start, warmup)
         for name, peak in peaks.items()
         for start in [0.0 if name == "head" else head_epochs * steps_per_epoch]
     }
+    if "resizer" in found:  # It starts later than the head, whose rate falls meanwhile.
+        found["resizer"] = min(found["resizer"], found["head"] * optim.resizer_share)
+    return found
 
 
 def _warm_cosine(step: float, total: float, warmup: float) -> float:

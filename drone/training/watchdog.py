@@ -89,6 +89,6 @@ class Watchdog:
         if reason:
             raise TrainingError(
                 f"The watchdog stopped the run after epoch {history[-1]['epoch']}. {reason}. "
-                f"Lower --optim.lr-head and --optim.resizer-share, or let it go on with "
-                f"--watchdog 0."
+                f"Start another with lower --optim.lr-head and --optim.resizer-share, or with "
+                f"--watchdog 0 to let it run to its end."
             )

@@ -57,3 +57,18 @@ def test_another_data_set_than_the_job_began_on(dataset: Dataset, tmp_path: Path
         open_at(place.as_uri(), "2" * 64)
     with pytest.raises(DataError, match="not a prepared data set, or cannot be read"):
         open_at((tmp_path / "nothing").as_uri())
+
+
+def test_bins_that_were_packed_after_the_copy(mixed: Dataset, cache: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bucket"
+    shutil.copytree(mixed.folder, place)
+    description = json.loads((place / "dataset.json").read_text())
+    (place / "dataset.json").write_text(json.dumps({**description, "bins": False}))
+    plain = open_at(place.as_uri())
+    assert not plain.has_bins
+    with pytest.raises(DataError, match=rf"{place.as_uri()} has its pictures at 224 px only"):
+        open_at(place.as_uri(), plain.fingerprint, at_bins=True)
+    (place / "dataset.json").write_text(json.dumps(description))
+    binned = open_at(place.as_uri(), plain.fingerprint, at_bins=True)
+    assert set(binned.split("train").sides_N) == {224, 448, 672, 896}
+    assert binned.folder == cache / plain.fingerprint

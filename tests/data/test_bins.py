@@ -1,6 +1,7 @@
 """Pictures at the bins of their sizes: the rule, the packing, and batches of one bin."""
 
 import math
+import resource
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from drone.data.batches import Batches
 from drone.data.bins import BIN_SIDES_PX, PIXEL_BUDGET, batch_of, nearest_bin
 from drone.data.dataset import Dataset, open_dataset
-from drone.data.pixels import bin_rows
+from drone.data.pixels import PixelStore, bin_rows, shard_name
 from drone.data.prepare import PrepareSettings, map_here, plan
 from drone.data.writing import apply, undo
 from drone.errors import ConfigError, DataError
@@ -87,6 +88,34 @@ def test_bins_are_the_same_data_and_stay(mixed_raw: Path, tmp_path: Path) -> Non
     shutil.rmtree(out / "pixels" / "0896")
     with pytest.raises(DataError, match=r"0896.*missing or damaged"):
         open_dataset(out).at_bins().split("train")
+
+
+def test_undo_takes_bins_away_again(mixed_raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    planned = plan([mixed_raw], PrepareSettings(), map_here)
+    apply(planned, out, map_here)
+    apply(planned, out, map_here, bins=True)
+    assert not undo(out, map_here).has_bins
+    assert not (out / "pixels" / "0448").exists()
+
+
+def test_many_shards_need_few_open_files(tmp_path: Path) -> None:
+    folder = tmp_path / "pixels"
+    folder.mkdir()
+    for number in range(90):
+        np.save(folder / shard_name(number), np.full((1, 4, 4, 3), number, np.uint8))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 75, hard))
+    try:
+        store = PixelStore(folder, 90, 4, shard_rows=1)
+        pixels = store.gather(np.arange(90))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (in_use, hard))
+        with pytest.raises(DataError, match="too many files are open.*ulimit"):
+            PixelStore(folder, 90, 4, shard_rows=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list(pixels[:, 0, 0, 0]) == list(range(90))
 
 
 def test_bins_need_the_smallest_one(mixed_raw: Path, tmp_path: Path) -> None:

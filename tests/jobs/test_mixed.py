@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drone.data.dataset import Dataset
 from drone.labels import CLASSES
 from drone.serving.predictor import Predictor
 from tests.conftest import Done, RunJob, job_command, job_environment
@@ -17,15 +18,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def place(mixed_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a data set was prepared, then packed at bins, and a model trained."""
+    """A folder in which a data set was packed at bins, and a model trained on it."""
     folder = tmp_path_factory.mktemp("place")
-    prepared = run(folder, "prepare", "--raw", mixed_raw, "--out", "d")
-    # A resizing network needs the bins, and is told so before anything is started.
-    refused = run(folder, "train", "multires", "--data", "d", "--weights", "none")
-    assert refused.code == 1 and "--bins" in refused.err and "Traceback" not in refused.err
-    binned = run(folder, "prepare", "--raw", mixed_raw, "--out", "d", "--bins")
-    assert binned.result["fingerprint"] == prepared.result["fingerprint"]
-    assert binned.result["written"]
+    prepared = run(folder, "prepare", "--raw", mixed_raw, "--out", "d", "--bins")
+    assert prepared.result["written"] and "Bins" in prepared.out + prepared.err
     quick = ["--data", "d", "--weights", "none", "--epochs", "1", "--batch-size", "8"]
     trained = run(folder, "train", "multires", *quick, "--num-workers", 2, "--name", "multires")
     assert trained.code == 0, trained.err
@@ -45,6 +41,13 @@ def run(folder: Path, name: str, *words: object) -> Done:
     )
     assert done.returncode in (0, 1), done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_resizing_network_is_told_before_anything_starts_that_it_needs_bins(
+    dataset: Dataset, call_job: RunJob
+) -> None:
+    done = call_job("train", "multires", "--data", dataset.folder, "--weights", "none")
+    assert done.code == 1 and "--bins" in done.err and "Traceback" not in done.err
 
 
 def test_it_is_evaluated_by_size_and_against_squashing(place: Path) -> None:

@@ -166,6 +166,7 @@ def test_a_registered_model_is_packaged_under_its_name_and_version(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_experiment("packages")  # Not one that another test was in.
     for _ in range(2):
         with mlflow.start_run():
             mlflow.onnx.log_model(

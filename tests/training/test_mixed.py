@@ -14,6 +14,7 @@ from drone.training import checkpoint
 from drone.training.config import TrainConfig
 from drone.training.context import History, LocalContext, Stop
 from drone.training.loop import fit
+from drone.training.optim import rates
 from drone.training.watchdog import Watchdog, fallen_below_start
 from tests.training.runs import (
     StoppingContext,
@@ -120,6 +121,16 @@ def test_a_resizer_that_learns_fast_is_refused() -> None:
     mixed_run(optim={"resizer_share": 1.0, "schedule": "seed-cyclic"})  # As the original had it.
 
 
+@pytest.mark.parametrize("head_epochs", [0.0, 1.0, 6.0])
+@pytest.mark.parametrize("share", [0.05, 0.1])
+def test_its_rate_is_never_above_its_share_of_the_heads(head_epochs: float, share: float) -> None:
+    config = mixed_run(epochs=12, optim={"head_epochs": head_epochs, "resizer_share": share})
+    found = [rates(config, step, 10) for step in range(120)]
+    assert all(rate["resizer"] <= share * rate["head"] for rate in found)
+    assert all(rate["resizer"] == 0 for rate in found[: int(10 * head_epochs)])
+    assert any(rate["resizer"] > 0 for rate in found)
+
+
 def history(*scores: float) -> History:
     def entry(epoch: int, score: float) -> dict:
         recalls = {f"validation/recall_{name}": score for name in "abc"}
@@ -187,5 +198,6 @@ def test_the_original_recipe_falls_and_is_stopped_with_a_checkpoint(
     context = LocalContext(tmp_path)
     with pytest.raises(TrainingError, match="collapsed|below its start|diverged|not finite"):
         fit(config, material(at_bins), model, context)
+    assert len(context.history) < config.epochs  # After the last epoch there is nothing to stop.
     assert context.history and checkpoint.latest(tmp_path) is not None
     assert np.isfinite(context.history[0]["metrics"]["train/loss"])
