@@ -1,6 +1,5 @@
 """Asks a run's exported model about pictures, and logs what came of it."""
 
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def ask_split(
             f"the model of run {run.info.run_name} was trained with."
         )
     if against:
-        seen = _seen_by(against.run_id)
+        seen = tracking.pictures_of(against.run_id)
         known = dataset.rows("test")["md5"].isin(seen.loc[seen["split"] != "test", "md5"]).sum()
         if known:
             raise RunError(
@@ -125,12 +124,6 @@ def _check_against(predictor: Predictor, against: Other | None) -> None:
             f"{against.name} has other classes or another preprocessing, so the two cannot be "
             f"asked about the same pixels."
         )
-
-
-def _seen_by(run_id: str) -> pd.DataFrame:
-    """The pictures of a run's data set with their splits."""
-    with tempfile.TemporaryDirectory() as temporary:
-        return pd.read_parquet(tracking.download(run_id, tracking.PICTURES_FILE, Path(temporary)))
 
 
 def _compared(
@@ -193,7 +186,7 @@ def ask_folder(
     """Asks about the pictures of a folder of class folders that the model has not seen."""
     _check_against(predictor, against)
     runs = [run.info.run_id, *([against.run_id] if against else [])]
-    trained_on = pd.concat([_seen_by(run_id) for run_id in runs])
+    trained_on = pd.concat([tracking.pictures_of(run_id) for run_id in runs])
     unseen = load_unseen(folder, predictor.classes, predictor.preprocessing, trained_on, track)
 
     def squashed(positions_N: NDArray[np.int64]) -> NDArray[np.uint8]:

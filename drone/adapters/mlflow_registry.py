@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from drone.adapters.mlflow_model import fetch_onnx, logged_model, read_json
-from drone.adapters.mlflow_tracking import FAILURES, PICTURES_FILE, download, reopened
+from drone.adapters.mlflow_tracking import FAILURES, download, pictures_of, reopened
 from drone.errors import RunError
 from drone.evaluation.gate import Contender, markdown
 from drone.serving.predictor import Predictor
@@ -212,10 +212,6 @@ def seen_test_pictures(run_id: str, tested: str) -> int:
         run_id: of the run that may have seen them.
         tested: the run whose test split it is.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        mine, other = (
-            pd.read_parquet(download(run, PICTURES_FILE, Path(temporary) / str(number)))
-            for number, run in enumerate((run_id, tested))
-        )
+    mine, other = (pictures_of(run) for run in (run_id, tested))
     seen = mine.loc[mine["split"].isin(["train", "validation"]), "md5"]
     return int(other.loc[other["split"] == "test", "md5"].isin(set(seen)).sum())

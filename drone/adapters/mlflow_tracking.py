@@ -297,6 +297,16 @@ def download(run_id: str, artifact: str, target: Path) -> Path:
         raise RunError(f"Run {run_id} has no {artifact}: {reason_of(error)}") from error
 
 
+def pictures_of(run_id: str) -> pd.DataFrame:
+    """The pictures that a run's data set kept: md5, phash, class, split, group and path.
+
+    Raises:
+        RunError: the run has no list of them.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        return pd.read_parquet(download(run_id, PICTURES_FILE, Path(temporary)))
+
+
 def history(run_id: str) -> pd.DataFrame:
     """A run's metrics by epoch: a row an epoch, a column a metric; empty if there are none."""
     client = MlflowClient()

@@ -187,7 +187,7 @@ def replicated(
 def front(http: HttpSettings, settings: ReplicaSettings) -> HttpSettings:
     """Settings of the app before the replicas: enough threads to keep all of them at work."""
     most = settings.replicas or settings.min_replicas
-    return replace(http, threads=http.threads * most + http.waiting, waiting=http.waiting)
+    return replace(http, threads=http.threads * most + http.waiting)
 
 
 def _check_room(least: int, most: int, cpus: float, say: Callable[[str], None]) -> None:

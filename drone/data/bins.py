@@ -21,11 +21,15 @@ def nearest_bin(longer_sides_px: ArrayLike) -> NDArray[np.int64]:
     return nearest_side(longer_sides_px, BIN_SIDES_PX)
 
 
+def bin_side(longer_sides_px: ArrayLike) -> NDArray[np.int64]:
+    """The side in pixels of the bin nearest to each longer side."""
+    sides: NDArray[np.int64] = np.array(BIN_SIDES_PX)[nearest_bin(longer_sides_px)]
+    return sides
+
+
 def sides_of(manifest: pd.DataFrame) -> NDArray[np.int64]:
     """The bin's side of each picture of a manifest, in pixels."""
-    longer = manifest[["width", "height"]].max(axis=1).to_numpy()
-    sides: NDArray[np.int64] = np.array(BIN_SIDES_PX)[nearest_bin(longer)]
-    return sides
+    return bin_side(manifest[["width", "height"]].max(axis=1).to_numpy())
 
 
 def batch_of(side_px: int, batch_size: int, pixel_budget: int = PIXEL_BUDGET) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from drone.data.bins import BIN_SIDES_PX, nearest_bin
+from drone.data.bins import bin_side
 from drone.data.hashing import DEFAULT_MAX_DISTANCE, HASH_BYTES, near_pairs
 from drone.data.roots import open_root
 from drone.data.scan import Record, Source, list_sources, scan_file
@@ -108,9 +108,7 @@ def load_unseen(
         paths=tuple(record.path for record, _ in new),
         labels_N=np.array([list(classes).index(record.class_name) for record, _ in new]),
         pixels_NHWC=np.stack([pixels for _, pixels in new]),
-        sides_N=np.array(BIN_SIDES_PX)[
-            nearest_bin([max(record.width, record.height) for record, _ in new])
-        ],
+        sides_N=bin_side([max(record.width, record.height) for record, _ in new]),
         records=tuple(record for record, _ in new),
         preprocessing=preprocessing,
         left_out=left_out,

@@ -6,12 +6,6 @@ from torch import Tensor
 from drone.model.mobilenet import Classifier
 
 
-def probabilities(model: Classifier, images_NCHW: Tensor) -> Tensor:
-    """Class probabilities, (N, K) float32; the mean with the mirror image's if so configured."""
-    both = mirrored_too(images_NCHW) if model.config.flip_test else images_NCHW
-    return probabilities_at_cut(model, model.stem(both))
-
-
 def mirrored_too(images_NCHW: Tensor) -> Tensor:
     """The pictures, then their mirror images."""
     return torch.cat([images_NCHW, images_NCHW.flip(3)])

@@ -142,9 +142,9 @@ class Predictor:
         Raises:
             ValueError: the pictures are of a size that a model of mixed resolutions does not know.
         """
-        side = pixels_NHWC.shape[1]
-        if self.sides_px and side not in self.sides_px:
-            raise ValueError(f"The model takes pictures of {self.sides_px} px, not {side}.")
+        side, sides_px = pixels_NHWC.shape[1], self.sides_px
+        if sides_px and side not in sides_px:
+            raise ValueError(f"The model takes pictures of {sides_px} px, not {side}.")
         outputs: Sequence[Any] = self._ready().run(None, {"pixels": pixels_NHWC})
         probs_NK: NDArray[np.float32] = outputs[0]
         return probs_NK
