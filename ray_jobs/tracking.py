@@ -50,7 +50,7 @@ class Tracking:
             raise ConfigError(f"--port is {self.port}; it must be 1 to 65535.")
         if self.every_s <= 0:
             raise ConfigError(f"--every-s is {self.every_s}; it must be above 0.")
-        if self.until_closed and not self.until_closed.rpartition(":")[2].isdigit():
+        if self.until_closed and not self.until_closed.rpartition(":")[2].isdecimal():
             raise ConfigError(f"--until-closed is {self.until_closed!r}; wanted is HOST:PORT.")
 
 

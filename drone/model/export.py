@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from drone.model.folding import set_folding
+from drone.model.folding import settle
 from drone.model.inference import mirrored_too, probabilities_at_cut
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
 from drone.model.onnx_mixed import join
@@ -81,15 +81,14 @@ def to_onnx(model: Classifier, target: Path, side_px: int, metadata: Mapping[str
         metadata: goes into the file's properties.
     """
     facts = dict(metadata)
-    served = Served(model).eval()
-    set_folding(served, False)
+    served = Served(copy.deepcopy(model)).eval()
+    settle(served)
     if model.resizer is None:
         batch = torch.export.Dim("batch", min=1, max=_MOST)
         exported = _graph(served, _pixels(side_px), {0: batch}, INPUT, OUTPUT)
     else:
         exported = _mixed(served, model.resizer, side_px)
         facts["sides_px"] = json.dumps(sides_px())
-    set_folding(served, True)
     onnx.helper.set_model_props(exported, facts)
     onnx.checker.check_model(exported)
     onnx.save(exported, target)

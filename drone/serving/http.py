@@ -144,7 +144,7 @@ class HttpApp:
         # A form or base64 is longer than its picture by up to a third and some headers.
         most = self.api.settings.max_bytes
         said = headers.get("content-length", "")
-        if said.isdigit() and int(said) > most:
+        if said.isdecimal() and int(said) > most:
             raise too_large(most)
         try:
             return await asyncio.wait_for(_read(receive, most), self.settings.body_timeout_s)

@@ -59,12 +59,8 @@ class Cluster:
 
     def machines(self) -> int:
         """Living machines that Ray counts."""
-        said = self.head.run("source ~/.bashrc; ray status", check=False)
-        return sum(
-            int(line.split()[0])
-            for line in said.splitlines()
-            if line.endswith("local.cluster.node")
-        )
+        counts = self.head.read("machines.log").split()
+        return int(counts[-1]) if counts else 0
 
 
 def trials_are_whole(cluster: Cluster, parent: str, count: int) -> None:
@@ -93,6 +89,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Itera
         )
         up = f"cd {ROOT}; RAY_UP_enable_autoscaler_v2=0 ray up -y ~/cluster-local.yaml"
         cluster.client.run(up)
+        count = "source ~/.bashrc; exec python app/tests/cluster/machines.py"
+        cluster.head.start(count, "machines.log")
         wait_for(lambda: cluster.machines() == 2, 60)
         try:
             yield cluster

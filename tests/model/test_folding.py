@@ -7,7 +7,7 @@ from torchvision.models import mobilenet_v2
 
 from drone.model import mobilenet
 from drone.model.config import ModelConfig
-from drone.model.folding import FoldingConv2d, set_folding
+from drone.model.folding import FoldedBatchNorm2d, FoldingConv2d, set_folding, settle
 
 
 def model(depth: int = 5) -> mobilenet.Classifier:
@@ -52,6 +52,18 @@ def test_a_copy_folds_with_its_own_normalisation() -> None:
             value.mul_(2)
     torch.testing.assert_close(original(images), before)
     assert not torch.allclose(duplicate.eval()(images), before)
+
+
+def test_a_settled_copy_answers_alike_and_leaves_the_original_as_it_was() -> None:
+    original = model().eval()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    before = original(images).detach()
+    duplicate = copy.deepcopy(original)
+    settle(duplicate)
+    assert not any(isinstance(one, FoldedBatchNorm2d) for one in duplicate.modules())
+    torch.testing.assert_close(duplicate(images), before)
+    torch.testing.assert_close(original(images), before)
+    assert sum(isinstance(one, FoldedBatchNorm2d) for one in original.modules()) == 52
 
 
 def test_short_numbers_give_nearly_the_same_gradients() -> None:
