@@ -13,12 +13,11 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from drone.adapters import dataset_cache, ray_cluster, storage
+from drone.adapters.relay import Relay
 from drone.errors import ConfigError, DroneError, Interrupted, TrainingError
 from drone.model import mobilenet
 from drone.model.weights import Weights
@@ -158,32 +157,6 @@ def waits_for(workers: Workers) -> str | None:
     return f"Waiting for machines: the workers need {needs}. New ones take some minutes."
 
 
-News = Progress | History | Decision | str
-
-
-class _Relay:
-    """Carries news from the workers to the driver, and the wish to stop back."""
-
-    def __init__(self) -> None:
-        self._news: list[News] = []
-        self._stop = False
-
-    def publish(self, news: News) -> None:
-        if isinstance(news, Progress) and self._news and isinstance(self._news[-1], Progress):
-            self._news.pop()  # Only the latest counts.
-        self._news.append(news)
-
-    def drain(self) -> list[News]:
-        news, self._news = self._news, []
-        return news
-
-    def ask_to_stop(self) -> None:
-        self._stop = True
-
-    def stop_asked(self) -> bool:
-        return self._stop
-
-
 def train(launch: Launch, listener: Listener) -> None:
     """Trains to the end; blocks, and hears Ctrl-C.
 
@@ -191,9 +164,7 @@ def train(launch: Launch, listener: Listener) -> None:
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
         TrainingError: training cannot go on.
     """
-    # Beside the driver: on another machine it would be lost with that.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    relay = ray.remote(num_cpus=0, scheduling_strategy=here)(_Relay).remote()
+    relay = Relay()
     outcome: dict[str, Any] = {}
     ended = threading.Event()
     arguments = (launch, relay, outcome, ended)
@@ -202,15 +173,13 @@ def train(launch: Launch, listener: Listener) -> None:
         _listen(ended, relay, listener)
     except KeyboardInterrupt:
         # From here a second one ends at once.
-        ray.get(relay.ask_to_stop.remote())
+        relay.ask_to_stop()
         listener.on_interrupt()
         _listen(ended, relay, listener)
     _raise_failure(outcome, launch.storage)
 
 
-def _fit(
-    launch: Launch, relay: ActorHandle, outcome: dict[str, Any], ended: threading.Event
-) -> None:
+def _fit(launch: Launch, relay: Relay, outcome: dict[str, Any], ended: threading.Event) -> None:
     """Runs Ray's trainer; in a thread, so that the main one hears signals.
 
     The event, and not the thread's end, says that it is over: a Ctrl-C during Thread.join makes
@@ -263,10 +232,10 @@ def _fit(
         ended.set()
 
 
-def _listen(ended: threading.Event, relay: ActorHandle, listener: Listener) -> None:
+def _listen(ended: threading.Event, relay: Relay, listener: Listener) -> None:
     while True:
         over = ended.is_set()
-        for news in ray.get(relay.drain.remote()):
+        for news in relay.drain():
             if isinstance(news, Progress):
                 listener.on_progress(news)
             elif isinstance(news, Decision):
@@ -321,9 +290,8 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
     weights: Weights = ray.get(loop_config["weights"])
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())
     with tempfile.TemporaryDirectory() as temporary:
-        context = RayContext(
-            loop_config["relay"], loop_config["resume"], loop_config["storage"], Path(temporary)
-        )
+        relay: Relay = loop_config["relay"]
+        context = RayContext(relay, loop_config["resume"], loop_config["storage"], Path(temporary))
         reuse: Reuse = loop_config["reuse"]
         splits = material.train, material.validation
         decision = plan_reuse(
@@ -336,10 +304,9 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
             loop_config["extent"],
         )
         if context.rank == 0:
-            ray.get(loop_config["relay"].publish.remote(decision))
+            relay.publish(decision)
             if workers.least < workers.count:
-                there = f"{context.world_size} of {workers.count} workers train."
-                ray.get(loop_config["relay"].publish.remote(there))
+                relay.publish(f"{context.world_size} of {workers.count} workers train.")
         try:
             fit(config, material, model, context, reuse if decision.reuse else None)
         except Interrupted as stop:
@@ -352,7 +319,7 @@ def _work(loop_config: dict[str, Any]) -> dict[str, str]:
 class RayContext(Context):
     """The loop's surroundings in a worker of Ray Train."""
 
-    def __init__(self, relay: ActorHandle, resume: str | None, place: str, scratch: Path) -> None:
+    def __init__(self, relay: Relay, resume: str | None, place: str, scratch: Path) -> None:
         """Takes rank and device from Ray.
 
         Args:
@@ -382,17 +349,17 @@ class RayContext(Context):
         metrics = history[-1]["metrics"] if history else {}
         ray.train.report(metrics, checkpoint=kept)
         if self.rank == 0 and history:
-            ray.get(self._relay.publish.remote(history))
+            self._relay.publish(history)
 
     def _tell(self, notice: str) -> None:
-        ray.get(self._relay.publish.remote(notice))
+        self._relay.publish(notice)
 
     def progress(self, progress: Progress) -> None:
         """Tells the driver, at most twice a second."""
         now = time.monotonic()
         if now - self._last_progress >= _POLL_S or progress.step == progress.steps:
             self._last_progress = now
-            self._relay.publish.remote(progress)
+            self._relay.publish_passing(progress)
 
     def resume_from(self) -> Path | None:
         """Ray's newest checkpoint of this attempt, else that of an earlier one."""
@@ -414,7 +381,7 @@ class RayContext(Context):
     def _driver_asks(self) -> bool:
         """Looks at the answer to the last question, if there is one, without waiting."""
         if self._asked is None:
-            self._asked = self._relay.stop_asked.remote()
+            self._asked = self._relay.stop_asked()
         ready, _ = ray.wait([self._asked], timeout=0)
         if not ready:
             return False
