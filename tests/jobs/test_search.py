@@ -211,6 +211,25 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(
     assert client.get_run(parent).info.status == "FINISHED"
 
 
+def test_trials_of_two_workers_learn_what_trials_of_one_learn(
+    place: Path, result: dict, client: MlflowClient, run_job: RunJob
+) -> None:
+    words = [*QUICK, "--name", "pairs", "--workers-per-trial", 2, "--num-trials", 2]
+    done = run_job("tune", *words, "--confirm", 0, 0, "--no-final", "--json", cwd=place)
+    assert done.code == 0, done.err
+    calm, pairs = (Study(place / "studies" / name).records("trials") for name in ("calm", "pairs"))
+    trials = children(client, done.result["run_id"], "trials")
+    assert sorted(trials) == [0, 1] and all(record.is_over for record in pairs)
+    for one, two in zip(calm, pairs, strict=False):
+        assert (one.params, one.state) == (two.params, two.state)
+        losses = [
+            [entry["metrics"]["train/loss"] for entry in record.history] for record in (one, two)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=0.01)
+        steps = [step for step, _ in points(client, trials[two.number].info.run_id)["train/loss"]]
+        assert steps == [1, 2, 3]
+
+
 def test_a_study_where_every_trial_fails(place: Path, run_job: RunJob) -> None:
     # It looks like MobileNet_V2 until a trial builds the model.
     torch.save({"features.0.0.weight": torch.zeros(32, 3, 3, 3)}, place / "other.pth")
