@@ -284,11 +284,10 @@ def test_a_model_that_answers_otherwise_is_not_exported(
         aside.rename(original)
 
 
-def test_replicas_on_ray_answer(place: Path, finished: str, made_up: MadeUp) -> None:
+def test_a_run_is_served(place: Path, finished: str, made_up: MadeUp) -> None:
     port = free_port()
     picture = next(made_up.folder.glob("Winged Drones/winged_00*.jpg")).read_bytes()
-    words = ["--run", finished, "--port", port, "--replicas", 1, "--engines", 1]
-    with started(place, "serve", *words) as server:
+    with started(place, "serve", "--run", finished, "--port", port) as server:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
         request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", picture)
         with urllib.request.urlopen(request, timeout=60) as response:
