@@ -165,6 +165,28 @@ def test_a_sender_that_is_too_slow(exported: Path, tmp_path: Path) -> None:
         assert server.ask("GET", "/health")[0] == 200
 
 
+def posted(app: HttpApp, body: bytes, *headers: tuple[bytes, bytes]) -> list[dict]:
+    """What the application itself sends to one who posts to /predict, without a server between."""
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": list(headers)}
+    asyncio.run(app(scope, receive, send))
+    return sent
+
+
+def test_a_length_that_is_no_number_is_not_believed(exported: Path) -> None:
+    app = HttpApp(Api(Predictor(exported), ApiSettings()), HttpSettings())
+    for length in ("\u00b2", "-1", "9e9", ""):
+        sent = posted(app, JPEG, (b"content-length", length.encode("latin-1")))
+        assert sent[0]["status"] == 200
+
+
 def test_a_defect_is_told_in_the_same_form_and_quotes_nothing(
     exported: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,17 +194,7 @@ def test_a_defect_is_told_in_the_same_form_and_quotes_nothing(
         def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
             raise ZeroDivisionError(f"about {data!r}")
 
-    app = HttpApp(Api(Broken(exported), ApiSettings()), HttpSettings())
-    sent: list[dict] = []
-
-    async def receive() -> dict:
-        return {"type": "http.request", "body": b"private"}
-
-    async def send(message: dict) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
-    asyncio.run(app(scope, receive, send))
+    sent = posted(HttpApp(Api(Broken(exported), ApiSettings()), HttpSettings()), b"private")
     assert sent[0]["status"] == 500
     assert (b"access-control-allow-origin", b"*") in sent[0]["headers"]
     said = json.loads(sent[1]["body"])
