@@ -13,7 +13,7 @@ from drone.data.hashing import perceptual_hash
 from drone.data.roots import Opener, Root, below, open_root
 from drone.errors import DataError, ImageError
 from drone.labels import CLASSES, match_class
-from drone.serving.preprocess import EXIF_DAMAGE, Preprocessing, load_roughly, open_header
+from drone.serving.preprocess import DAMAGE, Preprocessing, load_roughly, open_header
 
 UNREADABLE = "unreadable"
 """The problem of a file that the system does not let us read."""
@@ -238,7 +238,7 @@ def _sharpness(grey_HW: np.ndarray) -> float:
 def _exif(header: Image.Image) -> tuple[int, str]:
     """Orientation and camera; damaged EXIF counts as none."""
     orientation, camera = 0, ""
-    with contextlib.suppress(*EXIF_DAMAGE):
+    with contextlib.suppress(*DAMAGE):
         exif = header.getexif()
         said = exif.get(ExifTags.Base.Orientation, 0)
         orientation = said if said in range(1, 9) else 0

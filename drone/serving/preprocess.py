@@ -26,19 +26,22 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of damaged EXIF and the like; a picture that still opens is fine.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-_DAMAGE = (
+DAMAGE = (
     OSError,
     ValueError,
     SyntaxError,
     MemoryError,
     EOFError,
-    IndexError,
+    LookupError,
+    ArithmeticError,
     RuntimeError,  # of AVIF
+    # A tag of another type than Pillow expects, as a TIFF or EXIF may have.
+    TypeError,
+    AttributeError,
+    AssertionError,
     struct.error,
 )
-
-EXIF_DAMAGE = (*_DAMAGE, TypeError, KeyError, ZeroDivisionError)
-"""What Pillow raises on damaged EXIF."""
+"""What Pillow raises on damaged pictures and damaged EXIF."""
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -143,7 +146,7 @@ def load(image: Image.Image) -> Image.Image:
         # Always decode here: a truncated JPEG passes open() and even verify().
         image.load()
         return _as_rgb(_upright(image))
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _broken() from error
 
 
@@ -166,7 +169,7 @@ def load_roughly(image: Image.Image, about_px: int, mode: str = "RGB") -> Image.
         try:
             image.load()
             return _upright(image)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _broken() from error
     return load(image).convert(mode)
 
@@ -212,7 +215,7 @@ def _identify(data: bytes) -> Image.Image:
         raise ImageError(
             415, "non-media", f"Not a picture of a known kind ({', '.join(FORMATS)})."
         ) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _broken() from error
 
 
@@ -227,7 +230,7 @@ def looks_like_image(data: bytes) -> bool:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except EXIF_DAMAGE:
+    except DAMAGE:
         return image  # Damaged EXIF: the pixels themselves are fine.
 
 

@@ -60,6 +60,16 @@ def _bomb_of_a_header() -> bytes:
     return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
 
 
+def _tiff(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    """A grey TIFF of 16 x 16 pixels in which a tag is of a type, count and value of one's own."""
+    tags = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 273: 256, 277: 1, 278: 16, 279: 256}
+    entries = {name: struct.pack("<HHII", name, 4, 1, number) for name, number in tags.items()}
+    entries[tag] = struct.pack("<HHI4s", tag, kind, count, value)
+    listed = b"".join(entries[name] for name in sorted(entries))
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries)) + listed + bytes(4)
+    return header.ljust(256, b"\0") + bytes(range(256))
+
+
 def cases() -> dict[str, tuple[bytes, int]]:
     """By name the bytes, and the HTTP status to expect."""
     jpeg, png = _saved(_drawing(), "JPEG"), _saved(_drawing(), "PNG")
@@ -101,5 +111,11 @@ def cases() -> dict[str, tuple[bytes, int]]:
         "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415),
         "zip": (b"PK\x03\x04" + bytes(200), 415),
         "noise": (np.random.default_rng(0).bytes(5000), 415),
+        "TIFF by hand": (_tiff(305, 2, 4, b"abc"), 200),
+        "TIFF with XMP of a number": (_tiff(700, 4, 1, b"\5\0\0\0"), 422),
+        "TIFF with XMP of two numbers": (_tiff(700, 3, 2, b"\5\0\6\0"), 422),
+        "TIFF with strips at a text": (_tiff(273, 2, 4, b"abc"), 422),
+        "TIFF with strips at a float": (_tiff(273, 11, 1, struct.pack("<f", 256.5)), 422),
+        "TIFF with strips at a fraction": (_tiff(273, 5, 1, struct.pack("<I", 100)), 422),
         "float TIFF": (_saved(Image.new("F", (50, 50)), "TIFF"), 415),
     }
