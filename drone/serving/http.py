@@ -5,6 +5,7 @@ one is refused at once with 503, so that none is lost in a queue that grows.
 """
 
 import asyncio
+import contextlib
 import logging
 import mimetypes
 import time
@@ -154,15 +155,12 @@ class HttpApp:
     def _file(self, path: str) -> Response:
         """A file of the page, or of the model that the page can use itself; nothing else."""
         assert self._web is not None
-        wanted = (self._web / path.lstrip("/")).resolve()
-        if wanted.is_dir():
-            wanted = wanted / "index.html"
         if path == "/model/model.json":
             return self.api.answer(Request("GET", "/model"))
         if path == "/model/model.onnx":
             wanted = self.api.predictor.model
-        elif not wanted.is_relative_to(self._web) or not wanted.is_file():
-            raise Refusal(404, "not-found", f"There is no {path}.")
+        else:
+            wanted = self._page_file(path)
         kind = mimetypes.guess_type(wanted.name)[0] or "application/octet-stream"
         headers = {
             "Content-Type": kind,
@@ -170,6 +168,16 @@ class HttpApp:
             "X-Content-Type-Options": "nosniff",
         }
         return Response(200, headers, wanted.read_bytes())
+
+    def _page_file(self, path: str) -> Path:
+        assert self._web is not None
+        with contextlib.suppress(OSError, ValueError):  # Too long a name; a zero byte in it.
+            wanted = (self._web / path.lstrip("/")).resolve()
+            if wanted.is_dir():
+                wanted = wanted / "index.html"
+            if wanted.is_relative_to(self._web) and wanted.is_file():
+                return wanted
+        raise Refusal(404, "not-found", f"There is no {path}.")
 
 
 async def _read(receive: Receive, most: int) -> bytes:

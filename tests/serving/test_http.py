@@ -67,6 +67,8 @@ def test_the_page_is_beside_it_and_nothing_else(server: Server) -> None:
     for path in ("/../secret.txt", "/%2e%2e/secret.txt", "//etc/passwd", "/model/../../secret.txt"):
         status, _, body = server.ask("GET", path)
         assert status == 404 and b"secret" not in body.replace(b"secret.txt", b"")
+    for path in ("/%00", "/" + 300 * "a", "/" + 3000 * "a/"):
+        assert server.ask("GET", path)[0] == 404
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_read(server: Server) -> None:
