@@ -1,7 +1,9 @@
 """The HTTP app: the interface of `api` as an ASGI application, and the page beside it.
 
 Answers are computed by a few threads; when all are busy and as many requests wait as may, a further
-one is refused at once with 503, so that none is lost in a queue that grows.
+one is refused at once with 503, so that none is lost in a queue that grows. A request counts there
+only when it has come whole, so that slow senders keep nobody from an answer. What needs no picture,
+such as GET /health, goes past that queue.
 """
 
 import asyncio
@@ -22,6 +24,9 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+_COMING_PER_TAKEN = 4
+"""Bodies that may be on their way, for each request that may be worked on or wait."""
 
 _log = logging.getLogger("drone.http")
 
@@ -82,7 +87,9 @@ class HttpApp:
         self.settings = settings
         self._web = web.resolve() if web else None
         self._threads = ThreadPoolExecutor(settings.threads, "answer")
+        self._most = settings.threads + settings.waiting
         self._taken = 0
+        self._coming = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection, as the server hands it over."""
@@ -126,20 +133,25 @@ class HttpApp:
         path, method = scope["path"], scope["method"]
         if not self.api.knows(path) and self._web is not None and method in ("GET", "HEAD"):
             return await asyncio.to_thread(self._file, path)
-        if method != "POST" or not self.api.knows(path):
-            return await self._in_a_thread(Request(method, path, headers))
-        if self._taken >= self.settings.threads + self.settings.waiting:
+        if method != "POST" or path != "/predict":
+            # Quick, but a model's facts may have to start its engine first.
+            return await asyncio.to_thread(self.api.answer, Request(method, path, headers))
+        if self._taken >= self._most or self._coming >= _COMING_PER_TAKEN * self._most:
+            raise busy(self.settings.retry_after_s)
+        self._coming += 1
+        try:
+            body = await self._body(headers, receive)
+        finally:
+            self._coming -= 1
+        if self._taken >= self._most:
             raise busy(self.settings.retry_after_s)
         self._taken += 1
         try:
-            body = await self._body(headers, receive)
-            return await self._in_a_thread(Request(method, path, headers, body))
+            loop = asyncio.get_running_loop()
+            request = Request(method, path, headers, body)
+            return await loop.run_in_executor(self._threads, self.api.answer, request)
         finally:
             self._taken -= 1
-
-    async def _in_a_thread(self, request: Request) -> Response:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.api.answer, request)
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         # A form or base64 is longer than its picture by up to a third and some headers.
@@ -157,10 +169,8 @@ class HttpApp:
         assert self._web is not None
         if path == "/model/model.json":
             return self.api.answer(Request("GET", "/model"))
-        if path == "/model/model.onnx":
-            wanted = self.api.predictor.model
-        else:
-            wanted = self._page_file(path)
+        is_model = path == "/model/model.onnx"
+        wanted = self.api.predictor.model if is_model else self._page_file(path)
         kind = mimetypes.guess_type(wanted.name)[0] or "application/octet-stream"
         headers = {
             "Content-Type": kind,

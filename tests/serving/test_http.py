@@ -5,6 +5,7 @@ import contextlib
 import json
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -167,19 +168,86 @@ def test_a_sender_that_is_too_slow(exported: Path, tmp_path: Path) -> None:
         assert server.ask("GET", "/health")[0] == 200
 
 
-def posted(app: HttpApp, body: bytes, *headers: tuple[bytes, bytes]) -> list[dict]:
-    """What the application itself sends to one who posts to /predict, without a server between."""
+async def asked(
+    app: HttpApp,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    *headers: tuple[bytes, bytes],
+    after: asyncio.Event | None = None,
+) -> list[dict]:
+    """What the application itself sends, without a server between; a body may come late."""
     sent: list[dict] = []
 
     async def receive() -> dict:
+        if after is not None:
+            await after.wait()
         return {"type": "http.request", "body": body}
 
     async def send(message: dict) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": list(headers)}
-    asyncio.run(app(scope, receive, send))
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+    await app(scope, receive, send)
     return sent
+
+
+def posted(app: HttpApp, body: bytes, *headers: tuple[bytes, bytes]) -> list[dict]:
+    """What the application itself sends to one who posts to /predict."""
+    return asyncio.run(asked(app, "POST", "/predict", body, *headers))
+
+
+def test_slow_senders_keep_nobody_out(exported: Path) -> None:
+    app = HttpApp(Api(Predictor(exported), ApiSettings()), HttpSettings(threads=1, waiting=0))
+
+    async def all_of_it() -> None:
+        whole = asyncio.Event()
+        slow = [
+            asyncio.create_task(asked(app, "POST", "/predict", JPEG, after=whole)) for _ in range(3)
+        ]
+        await asyncio.sleep(0.05)
+        assert (await asked(app, "POST", "/predict", JPEG))[0]["status"] == 200
+        slow.append(asyncio.create_task(asked(app, "POST", "/predict", JPEG, after=whole)))
+        await asyncio.sleep(0.05)
+        # As many bodies are on their way as the memory is meant for.
+        sent = await asked(app, "POST", "/predict", JPEG)
+        assert sent[0]["status"] == 503 and (b"retry-after", b"1") in sent[0]["headers"]
+        whole.set()
+        states = [sent[0]["status"] for sent in await asyncio.gather(*slow)]
+        assert states[0] == 200 and set(states) <= {200, 503}
+        assert (await asked(app, "POST", "/predict", JPEG))[0]["status"] == 200
+
+    asyncio.run(all_of_it())
+
+
+def test_a_busy_server_says_that_it_lives(exported: Path) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    class Slow(Predictor):
+        def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
+            started.set()
+            go_on.wait(60)
+            return super().predict(data, max_pixels)
+
+    app = HttpApp(Api(Slow(exported), ApiSettings()), HttpSettings(threads=1, waiting=0))
+
+    async def all_of_it() -> None:
+        first = asyncio.create_task(asked(app, "POST", "/predict", JPEG))
+        assert await asyncio.to_thread(started.wait, 60)
+        for method, path, status in (
+            ("GET", "/health", 200),
+            ("GET", "/model", 200),
+            ("OPTIONS", "/predict", 204),
+            ("GET", "/predict", 405),
+            ("POST", "/model", 405),
+            ("GET", "/nothing", 404),
+            ("POST", "/predict", 503),
+        ):
+            assert (await asked(app, method, path, JPEG))[0]["status"] == status
+        go_on.set()
+        assert (await first)[0]["status"] == 200
+
+    asyncio.run(all_of_it())
 
 
 def test_a_length_that_is_no_number_is_not_believed(exported: Path) -> None:
