@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 
 from drone.errors import RunError
 from drone.labels import BIRD
-from drone.serving.preprocess import Preprocessing, to_pixels
+from drone.serving.budget import Budget
+from drone.serving.preprocess import Preprocessing, open_header, to_square
+
+PIXELS_AT_A_TIME = 100_000_000
+"""Of pictures that one predictor decodes at the same time; each takes up to 25 bytes meanwhile."""
 
 
 def calibrated(probs_NK: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -62,6 +66,7 @@ class Predictor:
         self.model = model
         self._threads = threads
         self._lock = threading.Lock()
+        self._decoding = Budget(PIXELS_AT_A_TIME)
         self._session: onnxruntime.InferenceSession | None = None
         self._metadata: dict[str, str] = {}
 
@@ -129,7 +134,11 @@ class Predictor:
         settings = self.preprocessing
         if max_pixels is not None and max_pixels < settings.max_pixels:
             settings = replace(settings, max_pixels=max_pixels)
-        pixels = to_pixels(data, settings, self.sides_px)
+        header = open_header(data, settings)
+        with self._decoding.share(header.width * header.height):
+            pixels = to_square(header, settings, self.sides_px)
+            # What the picture itself still holds must not outlive its share.
+            header.close()
         return self.describe(self.predict_pixels(pixels[None])[0])
 
     def predict_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -102,7 +102,14 @@ def to_pixels(
     Raises:
         ImageError: the bytes give no picture; it says why.
     """
-    image = decode(data, settings)
+    return to_square(open_header(data, settings), settings, sides_px)
+
+
+def to_square(
+    header: Image.Image, settings: Preprocessing, sides_px: Sequence[int] = ()
+) -> NDArray[np.uint8]:
+    """What `to_pixels` gives, of a picture that `open_header` has opened."""
+    image = load(header)
     if not sides_px:
         return resize(image, settings)
     side_px = sides_px[int(nearest_side(max(image.size), sides_px))]

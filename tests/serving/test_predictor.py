@@ -1,6 +1,8 @@
 import io
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +15,10 @@ from drone.data.bins import BIN_SIDES_PX
 from drone.errors import ImageError, RunError
 from drone.labels import CLASSES
 from drone.model import export, mobilenet
+from drone.serving import predictor as predicting
+from drone.serving import preprocess
 from drone.serving.batching import BatchingPredictor
+from drone.serving.budget import Budget
 from drone.serving.predictor import Predictor
 from drone.serving.preprocess import to_pixels
 from tests.conftest import ROOT
@@ -21,8 +26,12 @@ from tests.conftest import ROOT
 
 def png(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (80, 90, 3), np.uint8)
+    return saved(Image.fromarray(pixels))
+
+
+def saved(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -70,6 +79,62 @@ def test_threads_share_a_predictor(exported: Path) -> None:
         together = [found.probabilities for found in pool.map(shared.predict, pictures)]
     for one, other in zip(alone, together, strict=True):
         assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_only_so_many_pixels_are_decoded_at_a_time(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predicting, "PIXELS_AT_A_TIME", 1_000_000)
+    predictor, decode = Predictor(exported), preprocess.load
+    lock, held, seen = threading.Lock(), [], []
+
+    def counted(header: Image.Image) -> Image.Image:
+        pixels = header.width * header.height
+        with lock:
+            held.append(pixels)
+            seen.append((len(held), sum(held)))
+        time.sleep(0.01)
+        try:
+            return decode(header)
+        finally:
+            with lock:
+                held.remove(pixels)
+
+    monkeypatch.setattr(preprocess, "load", counted)
+    blank = {side: saved(Image.new("1", (side, side))) for side in (300, 700, 900, 1500)}
+    # One that cannot be decoded gives its share back too.
+    pictures = [*blank.values(), blank[900][:-30]] * 6
+
+    def answered(picture: bytes) -> bool:
+        try:
+            return bool(predictor.predict(picture).label)
+        except ImageError:
+            return False
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(answered, pictures))
+    assert answers == [True, True, True, True, False] * 6
+    assert max(count for count, _ in seen) > 1
+    assert all(count == 1 or pixels <= 1_000_000 for count, pixels in seen)
+
+
+def test_who_asks_first_for_a_share_gets_it_first() -> None:
+    budget, order = Budget(10), []
+
+    def take(size: int) -> None:
+        with budget.share(size):
+            order.append(size)
+
+    with budget.share(8):
+        threads = []
+        for size in (99, 1, 2):  # The small ones would fit beside the one that is there.
+            threads.append(threading.Thread(target=take, args=(size,)))
+            threads[-1].start()
+            time.sleep(0.05)
+        assert order == []
+    for thread in threads:
+        thread.join(30)
+    assert order[0] == 99 and sorted(order) == [1, 2, 99]
 
 
 def test_files_that_are_no_model(tmp_path: Path, exported: Path) -> None:
