@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import logging
 import mimetypes
+import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from drone.errors import ConfigError
 from drone.serving.api import Api, Refusal, Request, Response, request_id, too_large
@@ -27,6 +28,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 _COMING_PER_TAKEN = 4
 """Bodies that may be on their way, for each request that may be worked on or wait."""
+
+_PIECE = 256 * 2**10
+"""Bytes of a file that are in memory at a time."""
 
 _log = logging.getLogger("drone.http")
 
@@ -76,6 +80,14 @@ def busy(retry_after_s: int) -> Refusal:
     """The refusal of a picture that finds too many before it."""
     message = "Too many pictures at once; try again in a moment."
     return Refusal(503, "busy", message, {"Retry-After": str(retry_after_s)})
+
+
+@dataclass(frozen=True)
+class _FileResponse(Response):
+    """A response whose body is read while it is sent."""
+
+    file: BinaryIO
+    size: int
 
 
 class HttpApp:
@@ -132,7 +144,7 @@ class HttpApp:
     async def _response(self, scope: Scope, headers: dict[str, str], receive: Receive) -> Response:
         path, method = scope["path"], scope["method"]
         if not self.api.knows(path) and self._web is not None and method in ("GET", "HEAD"):
-            return await asyncio.to_thread(self._file, path)
+            return await asyncio.to_thread(self._file, path, headers)
         if method != "POST" or path != "/predict":
             # Quick, but a model's facts may have to start its engine first.
             return await asyncio.to_thread(self.api.answer, Request(method, path, headers))
@@ -164,20 +176,30 @@ class HttpApp:
         except TimeoutError as error:
             raise Refusal(408, "timeout", "The request did not come whole in time.") from error
 
-    def _file(self, path: str) -> Response:
+    def _file(self, path: str, asked: dict[str, str]) -> Response:
         """A file of the page, or of the model that the page can use itself; nothing else."""
         assert self._web is not None
         if path == "/model/model.json":
             return self.api.answer(Request("GET", "/model"))
         is_model = path == "/model/model.onnx"
         wanted = self.api.predictor.model if is_model else self._page_file(path)
-        kind = mimetypes.guess_type(wanted.name)[0] or "application/octet-stream"
+        file = wanted.open("rb")
+        # Of the open file: what is put in its place meanwhile has a tag of its own.
+        facts = os.fstat(file.fileno())
+        tag = f'"{facts.st_mtime_ns:x}-{facts.st_size:x}"'
         headers = {
-            "Content-Type": kind,
+            "Content-Type": mimetypes.guess_type(wanted.name)[0] or "application/octet-stream",
             "Cache-Control": "no-cache",
+            "ETag": tag,
             "X-Content-Type-Options": "nosniff",
         }
-        return Response(200, headers, wanted.read_bytes())
+        known = {
+            one.strip().removeprefix("W/") for one in asked.get("if-none-match", "").split(",")
+        }
+        if known & {tag, "*"}:
+            file.close()
+            return Response(304, headers, b"")
+        return _FileResponse(200, headers, b"", file, facts.st_size)
 
     def _page_file(self, path: str) -> Path:
         assert self._web is not None
@@ -206,9 +228,21 @@ async def _read(receive: Receive, most: int) -> bytes:
 
 
 async def _send(send: Send, response: Response, *, head: bool) -> None:
-    headers = {**response.headers, "Content-Length": str(len(response.body))}
-    if response.status == 204:
-        del headers["Content-Length"]
-    encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": response.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": b"" if head else response.body})
+    with contextlib.ExitStack() as stack:
+        file, size = None, len(response.body)
+        if isinstance(response, _FileResponse):
+            file, size = stack.enter_context(response.file), response.size
+        headers = {**response.headers, "Content-Length": str(size)}
+        if response.status in (204, 304):
+            del headers["Content-Length"]
+        encoded = [
+            (name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()
+        ]
+        await send({"type": "http.response.start", "status": response.status, "headers": encoded})
+        while file is not None and size > 0 and not head:
+            part = await asyncio.to_thread(file.read, min(_PIECE, size))
+            if not part:
+                break  # It was cut meanwhile; the server ends the connection.
+            size -= len(part)
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"" if head else response.body})

@@ -72,6 +72,34 @@ def test_the_page_is_beside_it_and_nothing_else(server: Server) -> None:
         assert server.ask("GET", path)[0] == 404
 
 
+def test_a_file_is_sent_once_and_in_pieces(
+    exported: Path, page: Path, server: Server, tmp_path: Path
+) -> None:
+    status, headers, body = server.ask("GET", "/model/model.onnx")
+    tag = headers["etag"]
+    assert status == 200 and body == exported.read_bytes()
+    for method in ("GET", "HEAD"):
+        for tags in (tag, f'"other", W/{tag}', "*"):
+            status, again, body = server.ask(method, "/model/model.onnx", **{"If-None-Match": tags})
+            assert (status, body, again["etag"]) == (304, b"", tag)
+        status, again, _ = server.ask(method, "/model/model.onnx", **{"If-None-Match": '"other"'})
+        assert status == 200 and int(again["content-length"]) == exported.stat().st_size
+
+    (tmp_path / "large.bin").write_bytes(bytes(range(250)) * 4000)
+    (tmp_path / "empty.bin").touch()
+    app = HttpApp(Api(Predictor(exported), ApiSettings()), HttpSettings(), tmp_path)
+    sent = asyncio.run(asked(app, "GET", "/large.bin"))
+    assert (b"content-length", b"1000000") in sent[0]["headers"]
+    assert b"".join(part["body"] for part in sent[1:]) == (tmp_path / "large.bin").read_bytes()
+    assert max(len(part["body"]) for part in sent[1:]) <= 2**18
+    first = dict(sent[0]["headers"])[b"etag"]
+    (tmp_path / "large.bin").write_bytes(b"new")
+    sent = asyncio.run(asked(app, "GET", "/large.bin", b"", (b"if-none-match", first)))
+    assert sent[0]["status"] == 200 and sent[1]["body"] == b"new"
+    assert len(asyncio.run(asked(app, "HEAD", "/large.bin"))) == 2
+    assert asyncio.run(asked(app, "GET", "/empty.bin"))[1]["body"] == b""
+
+
 def test_a_body_that_is_too_long_is_refused_before_it_is_read(server: Server) -> None:
     status, _, body = server.ask("POST", "/predict", bytes(2_000_001))
     assert status == 413 and json.loads(body)["error"]["problem"] == "too-large"
