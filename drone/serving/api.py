@@ -22,6 +22,9 @@ from drone.errors import ConfigError, ImageError
 from drone.serving.openapi import describe, page
 from drone.serving.predictor import Prediction, Predictor
 
+# It would log bytes of damaged forms; the refusal says enough.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

@@ -44,8 +44,6 @@ _MB_WITHOUT_PICTURE = 300
 
 _log = logging.getLogger("drone.lambda")
 _log.setLevel(logging.INFO)
-# It would log bytes of damaged forms; the refusal says enough.
-logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 def settings() -> ApiSettings:
