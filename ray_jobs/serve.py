@@ -35,6 +35,8 @@ from drone.serving.http import HttpApp, HttpSettings
 from drone.serving.predictor import Predictor
 from ray_jobs import cli
 
+PAGE = ROOT / "web"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
@@ -55,7 +57,7 @@ class Serve:
     port: int = 8000
     """Port to listen on."""
 
-    page: Path | None = ROOT / "web"
+    page: Path | None = PAGE
     """Folder of the page that is served beside the interface."""
 
     open: bool = False
@@ -78,6 +80,9 @@ class Serve:
             raise ConfigError("Name what answers: one of --model URI, --run RUN, --onnx FILE.")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; it must be 0 to 65535.")
+        # The project's own page may be absent, as where only the jobs were copied to.
+        if self.page is not None and self.page != PAGE and not self.page.is_dir():
+            raise ConfigError(f"There is no folder {self.page} for --page.")
 
 
 def main(job: Serve) -> cli.Result:
@@ -86,12 +91,13 @@ def main(job: Serve) -> cli.Result:
         onnx, api = _model(job, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         listener = _listener(job)
         stack.callback(listener.close)
-        url = f"http://{job.host}:{listener.getsockname()[1]}"
+        url = f"http://{_address(job.host, listener.getsockname()[1])}"
         predictor, http = _predictor(job, onnx, listener.getsockname()[1], stack)
         page = job.page if job.page and job.page.is_dir() else None
         app = HttpApp(Api(predictor, api), http, page)
         listener.listen()  # Who reads the next line may ask at once.
-        _say(f"{onnx.name} answers on {url} - the page: {url}/, the interface: {url}/docs")
+        beside = f"the page: {url}/, " if page else ""
+        _say(f"{onnx.name} answers on {url} - {beside}the interface: {url}/docs")
         if job.open:
             # The socket listens already: the browser waits until the server takes its request.
             webbrowser.open(url)
@@ -127,10 +133,15 @@ def _listener(job: Serve) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"{job.host}:{job.port} cannot be listened on. Is a server running there already? "
-            f"Else choose another --host or --port."
+            f"{_address(job.host, job.port)} cannot be listened on. Is a server running there "
+            f"already? Else choose another --host or --port."
         ) from error
     return listener
+
+
+def _address(host: str, port: int) -> str:
+    """Both as a URL has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _predictor(
@@ -163,7 +174,7 @@ def _run(app: HttpApp, listener: socket.socket) -> None:
 
 
 def _say(text: str) -> None:
-    cli.console.print(text, soft_wrap=True)
+    cli.console.print(text, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,12 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_read(server: Server) ->
 def test_the_log_says_what_happened_and_not_what_was_shown(server: Server) -> None:
     server.ask("POST", "/predict", JPEG, **{"X-Request-Id": "find-me"})
     wait_for(lambda: "find-me" in server.log.read_text())
+    form = b"--x\r\nContent-Disposition: form-data; nam\xffe\r\n\r\nprivate bytes"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert server.ask("POST", "/predict", form, **kind)[0] == 400
+    assert server.ask("POST", "/predict", b"private bytes", **kind)[0] == 400
+    wait_for(lambda: server.log.read_text().count("POST /predict 400") >= 2)
+    assert "multipart" not in server.log.read_text()
     line = next(line for line in server.log.read_text().splitlines() if "find-me" in line)
     assert "POST /predict 200" in line and " ms " in line
     assert "JFIF" not in server.log.read_text()
@@ -307,6 +313,7 @@ def test_a_defect_is_told_in_the_same_form_and_quotes_nothing(
         (["--onnx", "gone.onnx"], "There is no file gone.onnx"),
         (["--model", "models:/nothing@champion"], "There is no model models:/nothing@champion"),
         (["--onnx", "a", "--port", "70000"], "--port is 70000"),
+        (["--onnx", "a", "--page", "gone"], "There is no folder gone for --page"),
         (["--onnx", "a", "--threads", "0"], "threads, engines and batch must be at least 1"),
     ],
 )
@@ -324,3 +331,16 @@ def test_a_broken_model_and_a_taken_port(call_job: RunJob, exported: Path, tmp_p
         taken.listen()
         done = call_job("serve", "--onnx", exported, "--port", taken.getsockname()[1])
     assert done.code == 2 and "cannot be listened on" in done.err
+
+
+def test_the_address_is_printed_as_a_browser_takes_it(exported: Path, tmp_path: Path) -> None:
+    words = ["--onnx", exported, "--page", "None", "--host", "::1"]
+    try:
+        with socket.socket(socket.AF_INET6) as there:
+            there.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with served(tmp_path, *words) as server:
+        said = server.log.read_text()
+        assert f"answers on http://[::1]:{server.port} - the interface: http://[::1]:" in said
+        assert "the page" not in said
