@@ -75,7 +75,8 @@ class Tune:
     """What ends hopeless trials early: successive halving, the median of the others, nothing."""
 
     time_budget_min: float | None = None
-    """No trial begins after these minutes; those that run end as usual."""
+    """No trial begins after these minutes; those that run end as usual, and the winner is confirmed
+    and trained after them."""
 
     confirm: tuple[int, int] = (3, 3)
     """Train the best K configurations, and the preset, anew S times; 0 0 takes the best trial's."""
@@ -259,9 +260,10 @@ def _finish(job: Tune, asked: Settings, config: TrainConfig) -> cli.Result:
     from drone.adapters import mlflow_registry as registry
     from drone.adapters import mlflow_tracking as tracking
 
-    # Only what is not the default: a setting that a later version adds changes no name.
+    # Only what is not the default: a setting that a later version adds changes no name. The study
+    # too: another one of the same name may have had other data.
     own = differing(to_dict(config), to_dict(TrainConfig()))
-    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([own, asked.run_id], sort_keys=True).encode()).hexdigest()
     name = f"{asked.name}-final-{digest[:6]}"
     cli.console.print(f"\n[bold]The winner, trained once more ({name})[/]")
     known = tracking.find_named(name)

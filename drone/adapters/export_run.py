@@ -17,9 +17,8 @@ from drone.adapters.mlflow_model import MOST_DIFFERENCE, Named
 from drone.data.dataset import Dataset, Split
 from drone.errors import RunError
 from drone.evaluation.asking import ask
-from drone.evaluation.calibration import choose_threshold, fit_temperature
 from drone.model import export, mobilenet, quantize
-from drone.serving.predictor import Predictor, calibrated
+from drone.serving.predictor import Predictor
 from drone.serving.timing import milliseconds
 from drone.training import checkpoint
 
@@ -112,21 +111,9 @@ def write(
             )
         say("Comparing with the trained model on the test split ...")
         parity = _parity(plan, plain, dataset, building, unchecked=unchecked)
-        validation = dataset.split("validation")
-        probs_NK = _answers(plain, validation)
-        temperature = fit_temperature(probs_NK, validation.labels_N)
-        if unsure_below is None:
-            calmer_NK = calibrated(probs_NK, temperature)
-            unsure_below = choose_threshold(calmer_NK, validation.labels_N)
-        export.add_facts(
-            target,
-            {
-                "name": named.name,
-                "version": named.version,
-                "temperature": repr(temperature),
-                "unsure_below": repr(unsure_below),
-            },
-        )
+        # Models of earlier versions have not been calibrated.
+        calm = mlflow_model.calibration_of(plain, dataset.split("validation"), unsure_below)
+        export.add_facts(target, {"name": named.name, "version": named.version, **calm})
         integers = None
         if not plan.config.model.mixed:  # The quantiser knows no graph that chooses its way.
             say("Trying 8-bit integers ...")

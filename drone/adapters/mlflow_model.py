@@ -22,10 +22,12 @@ from drone.adapters.mlflow_tracking import FAILURES, download, find_run
 from drone.adapters.ray_cluster import ROOT
 from drone.data.batches import Batches
 from drone.data.bins import PIXEL_BUDGET
-from drone.data.dataset import Dataset
+from drone.data.dataset import Dataset, Split
 from drone.errors import RunError
+from drone.evaluation.asking import ask
+from drone.evaluation.calibration import choose_threshold, fit_temperature
 from drone.model import export, mobilenet
-from drone.serving.predictor import Predictor
+from drone.serving.predictor import Predictor, calibrated
 from drone.training import checkpoint
 from drone.training.config import TrainConfig
 
@@ -182,7 +184,9 @@ def deliver(folder: Path, config: TrainConfig, dataset: Dataset, metadata: dict[
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary) / ONNX_FILE
         export.to_onnx(model, target, dataset.preprocessing.side_px, facts)
-        difference = _difference(model, target, dataset)
+        validation = (dataset.at_bins() if config.model.mixed else dataset).split("validation")
+        predictor = Predictor(target)
+        difference = _difference(model, predictor, validation)
         mlflow.log_metric("model/onnx_max_difference", difference)
         mlflow.log_metric("model/onnx_mb", target.stat().st_size / 1e6)
         if difference > MOST_DIFFERENCE:
@@ -190,21 +194,38 @@ def deliver(folder: Path, config: TrainConfig, dataset: Dataset, metadata: dict[
                 f"The exported model's probabilities differ from the trained one's by up to "
                 f"{difference:.1e} (at most {MOST_DIFFERENCE:.0e}). It was not logged."
             )
-        return log_model(target, dataset.classes, facts)
+        calm = calibration_of(predictor, validation)
+        export.add_facts(target, calm)
+        return log_model(target, dataset.classes, {**facts, **calm})
 
 
-def _difference(model: mobilenet.Classifier, onnx_file: Path, dataset: Dataset) -> float:
+def calibration_of(
+    predictor: Predictor, validation: Split, unsure_below: float | None = None
+) -> dict[str, str]:
+    """What a model's file says of how sure its answers may be: "temperature", "unsure_below".
+
+    Args:
+        predictor: the exported model.
+        validation: pictures that it did not learn from, of its data set.
+        unsure_below: see `Predictor.unsure_below`; None chooses it on these pictures.
+    """
+    probs_NK = ask(predictor.uncalibrated, validation.sides_N, validation.gather)
+    temperature = fit_temperature(probs_NK, validation.labels_N)
+    if unsure_below is None:
+        calmer_NK = calibrated(probs_NK, temperature)
+        unsure_below = choose_threshold(calmer_NK, validation.labels_N)
+    return {"temperature": repr(temperature), "unsure_below": repr(unsure_below)}
+
+
+def _difference(model: mobilenet.Classifier, predictor: Predictor, validation: Split) -> float:
     """Largest difference of a probability between torch and ONNX on validation pictures."""
-    if model.config.mixed:
-        dataset = dataset.at_bins()
-    validation = dataset.split("validation")
     batches = Batches(validation.sides_N, _COMPARED, PIXEL_BUDGET).once(0, 1, _COMPARED)
     first = {int(validation.sides_N[batch[0]]): batch for batch in reversed(batches)}
-    served, predictor = export.Served(model).eval(), Predictor(onnx_file)
+    served = export.Served(model).eval()
     differences = []
     for positions in first.values():  # Some of each size.
         pixels = validation.gather(positions)
         with torch.no_grad():
             expected = served(torch.from_numpy(pixels)).numpy()
-        differences.append(np.abs(expected - predictor.predict_pixels(pixels)).max())
+        differences.append(np.abs(expected - predictor.uncalibrated(pixels)).max())
     return float(max(differences))

@@ -11,18 +11,20 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from drone.adapters.mlflow_model import fetch_onnx, logged_model, read_json
 from drone.adapters.mlflow_tracking import FAILURES, download, pictures_of, reopened
-from drone.errors import RunError
+from drone.errors import RunError, TrackingError
 from drone.evaluation.gate import Contender, markdown
 from drone.serving.predictor import Predictor
 from drone.serving.timing import milliseconds
 
 DEFAULT_NAME = "drone-classifier"
 CHAMPION, PREVIOUS = "champion", "previous"
+
+_NOBODY = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow answers where there is no such model, and where the model has no such alias."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,19 @@ class Holder:
 
 
 def holder(name: str, alias: str) -> Holder | None:
-    """Who holds an alias of a registered model; None if nobody does."""
+    """Who holds an alias of a registered model; None if nobody does.
+
+    Raises:
+        TrackingError: the registry does not say.
+    """
     try:
         found = MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
+    except FAILURES as error:
+        if getattr(error, "error_code", None) in _NOBODY:
+            return None
+        raise TrackingError(
+            f"The registry does not say who is {alias} of {name}, so nothing was changed: {error}"
+        ) from error
     return Holder(version=str(found.version), run_id=str(found.run_id))
 
 

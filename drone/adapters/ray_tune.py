@@ -291,7 +291,9 @@ class StudySearch(_Recording, OptunaSearch):  # type: ignore[misc]
         self._space = lambda trial: suggest(space, base, trial)
         self.base, self.num_trials, self.scheduler = base, num_trials, scheduler
         self.known = {record.number: record for record in records}
-        self.waiting = unfinished(study)
+        # One that is over may have been killed before Optuna heard of it; that is made up for.
+        over = {record.number for record in records if record.is_over}
+        self.waiting = [trial for trial in unfinished(study) if trial.number not in over]
         for record in records:
             if record.is_over:
                 recall(scheduler, f"earlier-{record.number}", record)
@@ -313,7 +315,8 @@ class StudySearch(_Recording, OptunaSearch):  # type: ignore[misc]
             record = self.known.get(number) or TrialRecord(number, flat, self.base.seed)
             if not record.history or not recall(self.scheduler, trial_id, record):
                 return record
-            record.state = "pruned"  # Decided just before the earlier attempt was killed.
+            # Decided just before the earlier attempt was killed.
+            record.state = "finished" if len(record.history) >= self.base.epochs else "pruned"
             self.recorder.began(self.part, record)
             self.recorder.changed(self.part, record)
             self._ot_trials.pop(trial_id)

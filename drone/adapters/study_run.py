@@ -196,7 +196,9 @@ class Search:
             if record.is_over:  # An earlier attempt may have been killed before it was published.
                 self._show(part, record)
                 self._publish(part, record)
-        source.prepare(part, self, slots.at_once, self.settings.base.epochs, self._may_begin)
+        # The time is that of the search; its winner is confirmed in any case.
+        may_begin = self._may_begin if part == TRIALS else lambda: True
+        source.prepare(part, self, slots.at_once, self.settings.base.epochs, may_begin)
         attempt = f"{part}_{datetime.datetime.now():%Y%m%d_%H%M%S_%f}"
         try:
             ray_tune.run(source, scheduler, self._spec(part, slots), slots, attempt)

@@ -33,13 +33,16 @@ def worth_repeating(records: Sequence[TrialRecord], count: int) -> list[TrialRec
     """The best trials that differ in more than rates, then the study's first one.
 
     Trials of the same depth, width and strength are near copies of each other: repeating them would
-    tell luck from luck. The first trial is what one would use without a search.
+    tell luck from luck, so they come only where the space has nothing else. The first trial is what
+    one would use without a search.
     """
     found: dict[tuple[Any, ...], TrialRecord] = {}
     usable = best_of(records, len(records))
     for record in usable:
         found.setdefault(tuple(record.params.get(name) for name in _SHAPE), record)
     best = list(found.values())[:count]
+    copies = [record for record in usable if record not in best]
+    best += copies[: count - len(best)]
     first = [record for record in usable if record.number == 0]
     return best + [record for record in first if record not in best]
 
@@ -50,10 +53,11 @@ class Repeated:
 
     trial: TrialRecord
     scores: tuple[float, ...]
-    """Validation macro F1 of each repetition that ended well."""
+    """Validation macro F1 of each repetition that did not fail."""
 
     mean: float
-    """Of the scores; the trial's own is left out, since it was chosen for being high."""
+    """Of the scores, less what those that are missing would have made easier or harder; the trial's
+    own is left out, since it was chosen for being high."""
 
     lower: float
     """Lower end of the one-sided 95 % interval of the mean; of a single score, the score."""
@@ -67,16 +71,15 @@ def rank_repeated(
     The scores of a configuration vary because some repetitions are easy or hard for all, which is
     taken out (blocks: Fisher 1935), and by chance. That variance, known from two or three scores,
     is averaged with that of all configurations (moderated t: Smyth 2004), so that none wins by
-    three scores that happen to lie close together.
+    three scores that happen to lie close together. A repetition that diverged or collapsed counts
+    with the score that it had; a configuration that lacks one comes after all that are whole.
 
     Args:
         trials: that were repeated.
         repetitions: by the trial's number; at each position the same pictures and seed.
     """
     scores = {
-        trial.number: [
-            one.objective if one.state == "finished" else None for one in repetitions[trial.number]
-        ]
+        trial.number: [one.objective if _counts(one) else None for one in repetitions[trial.number]]
         for trial in trials
     }
     ease = _ease(list(scores.values()))
@@ -94,9 +97,15 @@ def rank_repeated(
     for trial in trials:
         known = tuple(score for score in scores[trial.number] if score is not None)
         if known:
-            mean = statistics.fmean(known)
+            mean = statistics.fmean(left[trial.number])
             found.append(Repeated(trial, known, mean, _lower(mean, left[trial.number], usual)))
-    return sorted(found, key=lambda repeated: repeated.lower, reverse=True)
+    return sorted(found, key=lambda one: (None in scores[one.trial.number], -one.lower))
+
+
+def _counts(repetition: TrialRecord) -> bool:
+    """Whether its score says something of its configuration."""
+    over = repetition.state in ("finished", "ended")
+    return over and bool(repetition.history) and math.isfinite(repetition.objective)
 
 
 def _ease(rows: Sequence[Sequence[float | None]]) -> list[float]:

@@ -66,3 +66,28 @@ def test_no_trial_begins_when_the_time_is_over(tmp_path: Path) -> None:
     assert (first["number"], second["number"]) == (0, 1)
     assert source.suggest("c") == Searcher.FINISHED
     assert heard.trials == [0, 1]
+
+
+def resumed(folder: Path, known: TrialRecord) -> ray_tune.StudySearch:
+    """A study whose trial 0 is known, and of which Optuna has not heard the end."""
+    study = optuna_study.open_study(folder, "killed", optuna_study.RepeatableTPE(0))
+    study.ask()
+    scheduler = make_scheduler("asha", BASE, DEFAULT)
+    return ray_tune.StudySearch(study, DEFAULT, BASE, 2, [known], scheduler)
+
+
+def test_a_trial_that_is_over_is_not_begun_again_where_optuna_does_not_know(tmp_path: Path) -> None:
+    known = record(0, [0.8] * BASE.epochs)
+    known.state = "finished"
+    heard, source = Heard(), resumed(tmp_path, known)
+    source.prepare("trials", heard, 1, BASE.epochs, lambda: True)
+    assert source.suggest("a")["number"] == 1
+    assert heard.trials == [1] and known.state == "finished"
+
+
+def test_a_trial_that_was_killed_after_its_last_epoch_is_finished(tmp_path: Path) -> None:
+    known = record(0, [0.8] * BASE.epochs)
+    heard, source = Heard(), resumed(tmp_path, known)
+    source.prepare("trials", heard, 1, BASE.epochs, lambda: True)
+    assert source.suggest("a")["number"] == 1
+    assert heard.trials == [0, 1] and known.state == "finished"

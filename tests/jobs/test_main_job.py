@@ -293,10 +293,16 @@ def test_a_run_is_served(place: Path, finished: str, made_up: MadeUp) -> None:
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.loads(response.read())
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/model", timeout=60) as response:
+            served = json.loads(response.read())
         with pytest.raises(urllib.error.HTTPError, match="415"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/predict", b"text", timeout=60)
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=90) == 130, (place / "job.log").read_text()
+    # As sure, and as unsure, as the exported file.
+    exported = json.loads((place / "export" / "model.json").read_text())
+    assert served["temperature"] == exported["temperature"] != 1
+    assert served["unsure_below"] == exported["unsure_below"] > 0
 
 
 def ask(port: int, image: str) -> tuple[int, dict]:

@@ -131,6 +131,25 @@ def test_what_made_a_repetition_hard_for_all_is_not_held_against_anyone() -> Non
     assert ranked[0].mean - ranked[0].lower < 0.01 < np.std(ranked[0].scores)
 
 
+def test_repetitions_that_went_wrong_make_nobody_the_winner() -> None:
+    good, brittle, unlucky = trial(0, 0.8), trial(1, 0.9), trial(2, 0.9)
+    ranked = summary.rank_repeated(
+        [brittle, good, unlucky],
+        {
+            0: [trial(10, 0.900), trial(11, 0.905), trial(12, 0.895)],
+            1: [trial(20, 0.910), trial(21, 0.25, "ended"), trial(22, 0.25, "ended")],
+            2: [trial(30, 0.910), trial(31, 0.9, "failed"), trial(32, 0.9, "failed")],
+        },
+    )
+    assert [found.trial.number for found in ranked] == [0, 1, 2]
+    assert ranked[1].mean == pytest.approx((0.910 + 0.25 + 0.25) / 3)
+
+
+def test_as_many_are_repeated_as_asked_for_where_only_rates_are_searched() -> None:
+    records = [trial(number, 0.7 + number / 100) for number in range(10)]
+    assert [found.number for found in summary.worth_repeating(records, 3)] == [9, 8, 7, 0]
+
+
 def test_near_copies_are_not_repeated_and_the_first_trial_always_is() -> None:
     depth, rate = "model.unfreeze_depth", "optim.lr_head"
     records = [
