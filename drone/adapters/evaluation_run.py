@@ -68,8 +68,8 @@ def ask_split(
         against: a model of one size to compare a model of mixed resolutions with.
 
     Raises:
-        RunError: the data set was prepared in another way than the model wants, or the other model
-            was trained or chosen on its test pictures.
+        RunError: the data set was prepared in another way than the model wants, or one of the
+            models was trained or chosen on its test pictures.
         ConfigError: the model is of one size and there is another to hold it against.
     """
     _check_against(predictor, against)
@@ -80,17 +80,14 @@ def ask_split(
             f"{dataset.folder} was prepared with other classes or another preprocessing than "
             f"the model of run {run.info.run_name} was trained with."
         )
+    own = dataset.fingerprint == run.data.tags.get("fingerprint")
+    if not own:
+        advice = "--images FOLDER leaves such pictures out"
+        _check_unseen(dataset, run.info.run_id, str(run.info.run_name), advice)
     if against:
-        seen = tracking.pictures_of(against.run_id)
-        known = dataset.rows("test")["md5"].isin(seen.loc[seen["split"] != "test", "md5"]).sum()
-        if known:
-            raise RunError(
-                f"{against.name} was trained or chosen on {known} of these test pictures, so it "
-                f"would look better than it is. Train it on {place}."
-            )
+        _check_unseen(dataset, against.run_id, against.name, f"train it on {place}")
     squashed = replace(dataset, at_own_sizes=False).split("test")
     test = dataset.split("test")
-    own = dataset.fingerprint == run.data.tags.get("fingerprint")
     answers = Answers(
         paths=test.paths,
         labels_N=test.labels_N,
@@ -106,6 +103,17 @@ def ask_split(
         by_labels=_by_labels(predictor, test, answers, dataset, track),
     )
     return _compared(asked, test.sides_N, predictor, track, against)
+
+
+def _check_unseen(dataset: Dataset, run_id: str, name: str, advice: str) -> None:
+    """Fails if a run was trained or chosen on pictures that it is to be asked about."""
+    seen = tracking.pictures_of(run_id)
+    known = dataset.rows("test")["md5"].isin(seen.loc[seen["split"] != "test", "md5"]).sum()
+    if known:
+        raise RunError(
+            f"{name} was trained or chosen on {known} of the test pictures of {dataset.folder}, so "
+            f"it would look better than it is; {advice}."
+        )
 
 
 def _check_against(predictor: Predictor, against: Other | None) -> None:

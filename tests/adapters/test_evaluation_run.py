@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from drone.adapters.evaluation_run import _by_labels
+from drone.adapters import mlflow_tracking as tracking
+from drone.adapters.evaluation_run import _by_labels, _check_unseen
 from drone.data.dataset import MANIFEST_FILE, Dataset, open_dataset
+from drone.errors import RunError
 from drone.evaluation.asking import quietly
 from drone.evaluation.metrics import Answers, share
 
@@ -58,3 +60,15 @@ def test_only_what_was_dropped_is_asked_about_again(
     assert found["raw"] == share(right_N)
     assert found["cleaned"] == share(right_N[~touched_N])
     assert found["relabelled"] == share(answers.predicted_N == answers.labels_N)
+
+
+def test_a_model_is_not_asked_about_what_it_learnt(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = dataset.manifest[["md5", "split"]].copy()
+    monkeypatch.setattr(tracking, "pictures_of", lambda _: seen)
+    _check_unseen(dataset, "1", "mine", "do so")
+    rows = dataset.rows("test").index
+    seen.loc[rows[:3], "split"] = ["train", "train", "validation"]
+    with pytest.raises(RunError, match="mine was trained or chosen on 3 of the test .*; do so"):
+        _check_unseen(dataset, "1", "mine", "do so")
