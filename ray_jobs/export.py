@@ -22,6 +22,10 @@ from drone.errors import ConfigError, DataError
 from ray_jobs import cli
 
 
+_SET_UP = ("config.json",)
+"""Files of the page that people change."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """Arguments of the job."""
@@ -58,6 +62,9 @@ class Export:
             raise ConfigError("Name what to export: either --model URI or --run RUN.")
         if self.unsure_below is not None and not 0 <= self.unsure_below <= 1:
             raise ConfigError(f"--unsure-below is {self.unsure_below}; it must be 0 to 1.")
+        for option, folder in (("--out", self.out), ("--page", self.page)):
+            if folder is not None and folder.exists() and not folder.is_dir():
+                raise ConfigError(f"{option} is {folder}, which is a file; name a folder.")
 
 
 def main(job: Export) -> cli.Result:
@@ -108,7 +115,11 @@ def _write_page(page: Path, exported: Path) -> None:
         raise DataError(f"There is no page in {web}; run from a whole checkout of the project.")
     if page.exists() and any(page.iterdir()) and not (page / "config.json").is_file():
         raise DataError(f"{page} holds something else; give --page a new folder.")
+    # What whoever set up the page has written into it stays.
+    own = {name: (page / name).read_bytes() for name in _SET_UP if (page / name).is_file()}
     shutil.copytree(web, page, dirs_exist_ok=True)
+    for name, content in own.items():
+        (page / name).write_bytes(content)
     (page / "model").mkdir(exist_ok=True)
     for name in ("model.onnx", "model.json"):
         shutil.copy(exported / name, page / "model" / name)

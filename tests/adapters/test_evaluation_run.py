@@ -65,7 +65,7 @@ def test_only_what_was_dropped_is_asked_about_again(
 def test_a_model_is_not_asked_about_what_it_learnt(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = dataset.manifest[["md5", "split"]].copy()
+    seen = dataset.manifest.loc[dataset.manifest["kept"], ["md5", "split"]].copy()
     monkeypatch.setattr(tracking, "pictures_of", lambda _: seen)
     _check_unseen(dataset, "1", "mine", "do so")
     rows = dataset.rows("test").index
