@@ -21,7 +21,6 @@ sys.path.insert(0, str(ROOT))
 from drone.errors import ConfigError, DataError
 from ray_jobs import cli
 
-
 _SET_UP = ("config.json",)
 """Files of the page that people change."""
 
