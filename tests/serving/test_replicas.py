@@ -18,7 +18,7 @@ from tests.jobs.processes import wait_for, workers_of
 from tests.serving import hostile
 from tests.serving.server import Server, served
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 JPEG = hostile.cases()["JPEG"][0]
 SLOW = hostile.cases()["20000 px wide"][0]
@@ -74,18 +74,18 @@ def test_replicas_grow_are_lost_shrink_and_end_and_no_request_is_lost(
     with served(tmp_path, "--onnx", exported, *WORDS) as server:
         [first] = replicas(server)
         with asked(server, clients=8) as heard:
-            wait_for(lambda: len(replicas(server)) == 2, 90)
+            wait_for(lambda: len(replicas(server)) == 2)
             first.kill()
             first.wait(60)
             already = answered(heard)
-            wait_for(lambda: answered(heard) > already + 20, 90)
-            wait_for(lambda: len(replicas(server)) == 2, 90)
+            wait_for(lambda: answered(heard) > already + 20)
+            wait_for(lambda: len(replicas(server)) == 2)
         check(heard)
         assert 503 in {status for status, _, _ in heard}
         status, headers, body = server.ask("POST", "/predict", b"no picture")
         assert status == 415 and json.loads(body)["error"]["problem"] == "non-media"
         assert headers["access-control-allow-origin"] == "*"
-        wait_for(lambda: len(replicas(server)) == 1, 60)
+        wait_for(lambda: len(replicas(server)) == 1)
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
         with contextlib.closing(connection):
             head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(JPEG)}\r\n\r\n"
