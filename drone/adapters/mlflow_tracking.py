@@ -161,15 +161,18 @@ class TrackedRun:
         self._retry_at = 0.0
 
     def log_values(self, metrics: Mapping[str, float]) -> None:
-        """Figures of the whole run, of this run whichever is active."""
-        entries = [
-            Metric(name, value, int(time.time() * 1000), 0) for name, value in metrics.items()
-        ]
+        """Figures of the whole run, of this run whichever is active; see `log_summary`."""
+        now = int(time.time() * 1000)
+        entries = [Metric(name, value, now, 0) for name, value in self._news(metrics).items()]
         MlflowClient().log_batch(self.run_id, metrics=entries)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
-        """Figures of the whole run."""
-        mlflow.log_metrics(dict(metrics))
+        """Figures of the whole run; one that the store has already gets no second point."""
+        mlflow.log_metrics(self._news(metrics))
+
+    def _news(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        known = MlflowClient().get_run(self.run_id).data.metrics
+        return {name: value for name, value in metrics.items() if known.get(name) != value}
 
     def log_text(self, text: str, target: str) -> None:
         """A text file as artifact."""

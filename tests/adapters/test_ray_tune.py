@@ -1,11 +1,17 @@
-"""What ends trials, and what lets them begin; without a Ray that runs."""
+"""What ends trials, what lets them begin, what MLflow hears of them; without a Ray that runs."""
 
 from pathlib import Path
 
+import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from ray.tune.search import Searcher
 
+from drone.adapters import mlflow_tracking as tracking
 from drone.adapters import optuna_study, ray_tune
+from drone.adapters.mlflow_study import Children
+from drone.adapters.mlflow_tracking import TrackedRun
 from drone.adapters.ray_tune import make_scheduler, recall
 from drone.config import override
 from drone.presets import get
@@ -66,3 +72,49 @@ def test_no_trial_begins_when_the_time_is_over(tmp_path: Path) -> None:
     assert (first["number"], second["number"]) == (0, 1)
     assert source.suggest("c") == Searcher.FINISHED
     assert heard.trials == [0, 1]
+
+
+@pytest.fixture
+def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A study's run in a store of its own."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    tracking.connect()
+    experiment = MlflowClient().get_experiment_by_name("drone").experiment_id
+    return MlflowClient().create_run(experiment).info.run_id
+
+
+def only_child(parent: str) -> mlflow.entities.Run:
+    experiment = MlflowClient().get_run(parent).info.experiment_id
+    (run,) = MlflowClient().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return run
+
+
+def test_a_trial_whose_settings_could_not_be_logged_has_one_run_with_them(
+    parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise MlflowException("away")
+
+    trial = record(0, [0.5])
+    trial.history[0] |= {"time_ms": 1, "metrics": {"train/loss": 1.0, "objective": 0.5}}
+    trial.state, trial.usage = "finished", {"resource/wall_s": 2.0}
+    log_params = TrackedRun.log_params
+    monkeypatch.setattr(TrackedRun, "log_params", away)
+    killed = Children(parent, lambda _: None)
+    killed.begin("trials", trial, "d0", {"seed": 0}, {})
+    killed.update("trials", trial)
+    assert only_child(parent).info.status == "RUNNING"
+    monkeypatch.setattr(TrackedRun, "log_params", log_params)
+    # Killed after the last values were logged, and before the run was ended.
+    TrackedRun(only_child(parent).info.run_id, "d0", away, set()).log_values(
+        {"objective": 0.5, **trial.usage}
+    )
+    again = Children(parent, lambda _: None)
+    for children in (killed, again):
+        children.begin("trials", trial, "d0", {"seed": 0}, {})
+    again.update("trials", trial)
+    run = only_child(parent)
+    assert run.info.status == "FINISHED" and run.data.params == {"seed": "0"}
+    for name in ("objective", "resource/wall_s"):
+        assert len(MlflowClient().get_metric_history(run.info.run_id, name)) == 1
