@@ -220,13 +220,25 @@ def tracked(
         warn: tells a person that the store does not answer.
         run_id: of the run that goes on.
         tags: of a new run.
+
+    Raises:
+        RunError: the store has no run of that id, or not in the chosen experiment.
     """
-    run = mlflow.start_run(
-        run_id=run_id,
-        run_name=None if run_id else name,
-        tags=None if run_id else dict(tags or {}),
-        log_system_metrics=True,
-    )
+    try:
+        run = mlflow.start_run(
+            run_id=run_id,
+            run_name=None if run_id else name,
+            tags=None if run_id else dict(tags or {}),
+            log_system_metrics=True,
+        )
+    except MlflowException as error:
+        if run_id is None:
+            raise
+        raise RunError(
+            f"{mlflow.get_tracking_uri()} cannot go on with run {run_id}: {reason_of(error)}. "
+            f"Resume in the folder that it was begun in, or name its store with "
+            f"MLFLOW_TRACKING_URI and its experiment with --experiment."
+        ) from error
     status = "FAILED"
     try:
         yield TrackedRun(run.info.run_id, run.info.run_name, warn, logged_epochs(run.info.run_id))

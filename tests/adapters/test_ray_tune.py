@@ -14,8 +14,9 @@ from drone.adapters.mlflow_study import Children
 from drone.adapters.mlflow_tracking import TrackedRun
 from drone.adapters.ray_tune import make_scheduler, recall
 from drone.config import override
+from drone.errors import RunError
 from drone.presets import get
-from drone.search.space import DEFAULT
+from drone.search.space import DEFAULT, Choice, Range, suggest
 from drone.search.study import TrialRecord
 
 BASE = override(get("finetune"), {"epochs": 8}, "test")
@@ -118,3 +119,46 @@ def test_a_trial_whose_settings_could_not_be_logged_has_one_run_with_them(
     assert run.info.status == "FINISHED" and run.data.params == {"seed": "0"}
     for name in ("objective", "resource/wall_s"):
         assert len(MlflowClient().get_metric_history(run.info.run_id, name)) == 1
+
+
+def test_a_run_that_the_store_does_not_have_names_the_store(parent: str) -> None:
+    MlflowClient().delete_run(parent)
+    for run_id in (parent, "0" * 32):
+        with (
+            pytest.raises(RunError, match=rf"mlflow\.db cannot go on with run {run_id}"),
+            tracking.tracked("study", lambda _: None, run_id),
+        ):
+            pass
+
+
+def test_optunas_database_is_made_anew_from_the_trials(tmp_path: Path) -> None:
+    space = {"batch_size": Range(8, 64), "optim.lr_head": Range(1e-4, 1e-2, log=True)}
+    space["model.head_width"] = Choice((0, 64))
+    studies = {}
+    for name in ("whole", "lost"):
+        (tmp_path / name).mkdir()
+        sampler = optuna_study.RepeatableTPE(0)
+        studies[name] = optuna_study.open_study(tmp_path / name, "s", sampler)
+    whole, lost = studies["whole"], studies["lost"]
+    optuna_study.begin_with(whole, [{"batch_size": 9}, {"batch_size": 10}])
+    records = []
+    for number in range(14):
+        chosen = suggest(space, BASE, whole.ask())
+        score = chosen["batch_size"] / 100
+        records.append(TrialRecord(number, chosen, 0, history=record(0, [score]).history))
+        if number < 13:
+            records[-1].state, records[-1].objective = "finished", score
+        optuna_study.tell(whole, number, records[-1])
+    optuna_study.restore(lost, records, space, [])
+    (left, right) = (
+        [(trial.number, trial.state, trial.params, trial.values) for trial in study.trials]
+        for study in (whole, lost)
+    )
+    assert left == right and len(optuna_study.unfinished(lost)) == 1
+    assert suggest(space, BASE, whole.ask()) == suggest(space, BASE, lost.ask())
+
+
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / optuna_study.FILE).write_bytes(b"no database" * 1000)
+    with pytest.raises(RunError, match=r"optuna\.db cannot be read: .*delete it"):
+        optuna_study.open_study(tmp_path, "s", optuna_study.RepeatableTPE(0))
