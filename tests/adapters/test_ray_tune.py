@@ -1,6 +1,8 @@
 """What ends trials, what lets them begin, what MLflow hears of them; without a Ray that runs."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -9,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from ray.tune.search import Searcher
 
 from drone.adapters import mlflow_tracking as tracking
-from drone.adapters import optuna_study, ray_tune
+from drone.adapters import optuna_study, ray_tune, tune_trial
 from drone.adapters.mlflow_study import Children
 from drone.adapters.mlflow_tracking import TrackedRun
 from drone.adapters.ray_tune import make_scheduler, recall
@@ -162,3 +164,15 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / optuna_study.FILE).write_bytes(b"no database" * 1000)
     with pytest.raises(RunError, match=r"optuna\.db cannot be read: .*delete it"):
         optuna_study.open_study(tmp_path, "s", optuna_study.RepeatableTPE(0))
+
+
+def test_a_trial_without_its_data_set_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict] = []
+    monkeypatch.setattr(tune_trial.tune, "report", told.append)
+    spec = SimpleNamespace(base=BASE, data=str(tmp_path / "gone"), fingerprint="", storage="runs")
+    trial = {"part": "trials", "number": 0, "params": {}, "seed": 0, "resplit": None, "known": 0}
+    tune_trial.run(trial, spec)
+    (news,) = (json.loads(report[tune_trial.NEWS]) for report in told)
+    assert news["state"] == "failed" and "gone" in news["reason"]
