@@ -234,9 +234,7 @@ def _first_trials(job: Tune, base: TrainConfig, searched: space.Space) -> list[d
     if job.first is None:
         return [space.settings_of(base, searched)]
     trials: list[dict[str, Any]] = train.read_yaml(job.first, list)
-    for params in trials:
-        space.check_trial(params, searched, str(job.first))
-    return trials
+    return [space.check_trial(params, searched, str(job.first)) for params in trials]
 
 
 def _resumed(job: Tune) -> tuple[Study, Settings]:
