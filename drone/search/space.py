@@ -75,7 +75,13 @@ _NOT_SEARCHED = {
     "select": "it decides what a trial's score is",
 }
 
-_CONTROLS = ("model.unfreeze_depth", "model.head", "augment.strength", "optim.schedule")
+_CONTROLS = (
+    "model.unfreeze_depth",
+    "model.head",
+    "model.resizer",
+    "augment.strength",
+    "optim.schedule",
+)
 """Settings that decide whether others have an effect."""
 
 _WITH_PROBABILITY = {
@@ -110,6 +116,10 @@ def is_read(name: str, settings: Mapping[str, Any]) -> bool:
         return bool(settings["optim.schedule"] == "cosine")
     if name == "model.head_width":
         return bool(settings["model.head"] == "mlp")
+    if name in ("optim.resizer_share", "pixel_budget"):
+        return bool(settings["model.resizer"] != "none")
+    if name == "model.resizer_start":
+        return bool(settings["model.resizer"] == "stack")
     if name.startswith("augment.") and name != "augment.strength":
         probability = _WITH_PROBABILITY.get(name)
         never = probability is not None and settings[probability] == 0
@@ -137,8 +147,11 @@ def suggest(space: Space, base: TrainConfig, trial: Suggester) -> dict[str, Any]
 
 
 def _in_order(space: Space) -> list[str]:
-    """What others depend on first."""
-    return sorted(space, key=lambda name: (name not in _CONTROLS, list(space).index(name)))
+    """What others depend on first; probabilities depend on a control, and others on them."""
+    probabilities, names = _WITH_PROBABILITY.values(), list(space)
+    return sorted(
+        space, key=lambda name: (name not in _CONTROLS, name not in probabilities, names.index(name))
+    )
 
 
 def configure(base: TrainConfig, params: Mapping[str, Any], source: str) -> TrainConfig:

@@ -67,10 +67,24 @@ def test_settings_without_effect_are_not_suggested() -> None:
         ("augment.rotation_deg", {}, True),
         ("optim.head_epochs", {"optim.schedule": "seed-cyclic"}, False),
         ("optim.weight_decay", {"model.unfreeze_depth": 0}, True),
+        ("optim.resizer_share", {}, False),
+        ("pixel_budget", {}, False),
+        ("pixel_budget", {"model.resizer": "residual"}, True),
+        ("model.resizer_start", {"model.resizer": "residual"}, False),
+        ("model.resizer_start", {"model.resizer": "stack"}, True),
     ],
 )
 def test_what_has_an_effect(name: str, settings: dict, read: bool) -> None:
     assert is_read(name, {**flatten(to_dict(BASE)), **settings}) == read
+
+
+def test_what_others_depend_on_is_suggested_before_them() -> None:
+    words = ["augment.rotation_deg=5..30", "augment.rotation_p=0,0.5"]
+    words += ["optim.resizer_share=0.01..0.05", "model.resizer=none,stack"]
+    base, searched = resolve(BASE, space.parse(words), "--vary")
+    chosen = suggest(searched, base, Suggests({"augment.strength": 0.5}))
+    assert chosen["augment.rotation_p"] == 0 and "augment.rotation_deg" not in chosen
+    assert chosen["model.resizer"] == "none" and "optim.resizer_share" not in chosen
 
 
 def test_fixing_narrowing_and_adding() -> None:
