@@ -105,8 +105,8 @@ def open_study(folder: Path, name: str, sampler: BaseSampler) -> Study:
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise RunError(
-            f"{folder / FILE} cannot be read: {reason}. If it is damaged, delete it, then --resume: "
-            f"it is made anew from the trials' files."
+            f"{folder / FILE} cannot be read: {reason}. If it is damaged, delete it, then "
+            f"--resume: it is made anew from the trials' files."
         ) from error
     return study
 

@@ -150,7 +150,8 @@ def _in_order(space: Space) -> list[str]:
     """What others depend on first; probabilities depend on a control, and others on them."""
     probabilities, names = _WITH_PROBABILITY.values(), list(space)
     return sorted(
-        space, key=lambda name: (name not in _CONTROLS, name not in probabilities, names.index(name))
+        space,
+        key=lambda name: (name not in _CONTROLS, name not in probabilities, names.index(name)),
     )
 
 

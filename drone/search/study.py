@@ -141,8 +141,8 @@ def _record(file: Path) -> TrialRecord:
         return TrialRecord(**json.loads(file.read_text("utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise RunError(
-            f"{file} is damaged: {error}. Delete it, then --resume: the trial is run again, or left "
-            f"out if it had ended."
+            f"{file} is damaged: {error}. Delete it, then --resume: the trial is run again, or "
+            f"left out if it had ended."
         ) from error
 
 

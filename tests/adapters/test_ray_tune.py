@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from ray.tune.search import Searcher
 
+from drone.adapters import mlflow_registry as registry
 from drone.adapters import mlflow_tracking as tracking
 from drone.adapters import optuna_study, ray_tune, tune_trial
 from drone.adapters.mlflow_study import Children
@@ -176,3 +177,16 @@ def test_a_trial_without_its_data_set_says_so(
     tune_trial.run(trial, spec)
     (news,) = (json.loads(report[tune_trial.NEWS]) for report in told)
     assert news["state"] == "failed" and "gone" in news["reason"]
+
+
+def test_a_model_may_have_a_quote_in_its_name_and_go_back(parent: str) -> None:
+    client, name = MlflowClient(), "o'hara"
+    client.create_registered_model(name)
+    for alias in (registry.PREVIOUS, registry.CHAMPION):
+        made = client.create_model_version(name, "somewhere", run_id=parent)
+        client.set_registered_model_alias(name, alias, made.version)
+    assert registry.version_of(name, parent) == "2"
+    champion, previous = registry.rollback(name)
+    assert (champion.version, previous.version) == ("1", "2")
+    assert registry.holder(name, registry.CHAMPION) == champion
+    assert registry.holder(name, registry.PREVIOUS) == previous
