@@ -36,8 +36,8 @@ from drone.search.study import STUDY_FILE, Settings, Study
 from drone.training.config import TrainConfig
 from ray_jobs import cli, doctor, evaluate, promote, train
 
-_OF_A_NEW_STUDY = ("data", "num_trials", "preset", "config", "epochs", "views", "seed", "vary")
-_OF_A_NEW_STUDY += ("space", "first", "scheduler", "name", "weights", "storage")
+_OF_A_NEW_STUDY = {"data", "num_trials", "preset", "config", "epochs", "views", "seed", "vary"}
+_OF_A_NEW_STUDY |= {"space", "first", "scheduler", "name", "weights", "storage"}
 """Arguments that a study keeps from its beginning."""
 
 

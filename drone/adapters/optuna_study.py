@@ -141,8 +141,8 @@ def restore(
             )
         )
         tell(study, number, known[number])
-    for params in wanted[max(known) + 1 :]:
-        study.enqueue_trial(dict(params))
+    for settings in wanted[max(known) + 1 :]:
+        study.enqueue_trial(dict(settings))
 
 
 def _distribution(domain: Domain, value: Any) -> BaseDistribution:
