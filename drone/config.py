@@ -3,7 +3,9 @@
 The settings themselves live beside what they configure; this module only carries them.
 """
 
+import contextlib
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -71,6 +73,24 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
         raise ConfigError(f"{source}: {error}") from error
 
 
+def coerce(config: type, name: str, value: Any, source: str) -> Any:
+    """A value as the type of a setting wants it; whether the dataclass allows it is not asked.
+
+    Args:
+        config: a dataclass, possibly of dataclasses.
+        name: of a setting that it has, flat.
+        value: for it.
+        source: where the value comes from, for messages.
+
+    Raises:
+        ConfigError: a value of a wrong type.
+    """
+    hint: Any = config
+    for part in name.split("."):
+        hint = typing.get_type_hints(hint)[part]
+    return _checked(value, hint, f"{source}: {name}")
+
+
 def differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that differ from others of the same shape, group by group."""
     found: dict[str, Any] = {}
@@ -109,12 +129,12 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         )
     if hint is float and isinstance(value, str):
         # YAML reads 1e-3, without a point, as text.
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} is {value}; a finite number is wanted.")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{where} is {value!r}; a value of type {hint.__name__} is wanted.")
     return value

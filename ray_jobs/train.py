@@ -119,7 +119,7 @@ def read_yaml(file: Path, kind: type = dict) -> Any:
     """
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
     entries = content if isinstance(content, list) else [content]
     if not isinstance(content, kind) or not all(isinstance(entry, dict) for entry in entries):

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
 # `ray submit` copies a job alone to the cluster: find the project beside it, here or in ~/app.
@@ -35,6 +35,10 @@ from drone.search import space
 from drone.search.study import STUDY_FILE, Settings, Study
 from drone.training.config import TrainConfig
 from ray_jobs import cli, doctor, evaluate, promote, train
+
+_OF_A_NEW_STUDY = {"data", "num_trials", "preset", "config", "epochs", "views", "seed", "vary"}
+_OF_A_NEW_STUDY |= {"space", "first", "scheduler", "name", "weights", "storage"}
+"""Arguments that a study keeps from its beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,8 @@ class Tune:
     """Print the result as one JSON object, last."""
 
     def __post_init__(self) -> None:
+        if self.resume is not None:
+            self._check_resumed()
         if self.resume is None and self.data is None:
             raise ConfigError("Name a data set: --data DATASET (or --resume STUDY). See --help.")
         if self.add_trials and self.resume is None:
@@ -138,6 +144,18 @@ class Tune:
             raise ConfigError("--num-trials must be at least 1, --add-trials 0 or more.")
         if min(self.confirm) < 0:
             raise ConfigError("--confirm takes two numbers that are 0 or more.")
+
+    def _check_resumed(self) -> None:
+        if not str(self.resume).strip():
+            raise ConfigError("--resume is empty; give it the name or folder of a study.")
+        for argument in fields(self):
+            made = argument.default_factory
+            default = argument.default if made is MISSING else made()
+            if argument.name in _OF_A_NEW_STUDY and getattr(self, argument.name) != default:
+                raise ConfigError(
+                    f"--{argument.name.replace('_', '-')} is of a new study; with --resume a study "
+                    f"goes on as it was begun. --add-trials gives it more trials."
+                )
 
 
 def main(job: Tune) -> cli.Result:
@@ -189,7 +207,7 @@ def main(job: Tune) -> cli.Result:
     cli.console.print(f"Configuration: {found.file}\nReport: {found.report}", soft_wrap=True)
     result: cli.Result = {"study": asked.name, "run_id": run.run_id, "best": found.as_dict()}
     if job.final:
-        result |= _finish(job, asked, found.config)
+        result |= _finish(job, asked, found.config, study.folder)
     return result
 
 
@@ -235,9 +253,7 @@ def _first_trials(job: Tune, base: TrainConfig, searched: space.Space) -> list[d
     if job.first is None:
         return [space.settings_of(base, searched)]
     trials: list[dict[str, Any]] = train.read_yaml(job.first, list)
-    for params in trials:
-        space.check_trial(params, searched, str(job.first))
-    return trials
+    return [space.check_trial(params, searched, str(job.first)) for params in trials]
 
 
 def _resumed(job: Tune) -> tuple[Study, Settings]:
@@ -255,7 +271,7 @@ def _resumed(job: Tune) -> tuple[Study, Settings]:
     return study, replace(asked, num_trials=asked.num_trials + job.add_trials)
 
 
-def _finish(job: Tune, asked: Settings, config: TrainConfig) -> cli.Result:
+def _finish(job: Tune, asked: Settings, config: TrainConfig, folder: Path) -> cli.Result:
     """Trains the winner, evaluates it on test, registers and promotes it; each once."""
     from drone.adapters import mlflow_registry as registry
     from drone.adapters import mlflow_tracking as tracking
@@ -288,7 +304,7 @@ def _finish(job: Tune, asked: Settings, config: TrainConfig) -> cli.Result:
     result: cli.Result = {"final_run_id": run_id}
     scores = registry.test_result(run_id, asked.fingerprint, own=True)
     if scores is None:
-        out = job.studies / asked.name / "reports"
+        out = folder / "reports"
         scores = evaluate.main(evaluate.Evaluate(run=run_id, out=out, experiment=job.experiment))
     result |= {"test": {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}}
     try:

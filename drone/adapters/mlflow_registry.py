@@ -54,9 +54,16 @@ def holder(name: str, alias: str) -> Holder | None:
 
 def version_of(name: str, run_id: str) -> str | None:
     """The version that a run's model is registered as, if it is."""
-    found = MlflowClient().search_model_versions(f"name = '{name}'")
+    found = MlflowClient().search_model_versions(_named(name))
     versions = [int(item.version) for item in found if item.run_id == run_id]
     return str(max(versions)) if versions else None
+
+
+def _named(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    if quote in name:
+        raise RunError(f"{name} is no name for a model: it has quotes of both kinds.")
+    return f"name = {quote}{name}{quote}"
 
 
 def register(name: str, run_id: str, facts: Mapping[str, str]) -> str:
@@ -110,8 +117,9 @@ def rollback(name: str) -> tuple[Holder, Holder]:
             f"runs first."
         )
     client = MlflowClient()
-    client.set_registered_model_alias(name, CHAMPION, previous.version)
+    # In this order: a kill between the two leaves the champion as it was.
     client.set_registered_model_alias(name, PREVIOUS, champion.version)
+    client.set_registered_model_alias(name, CHAMPION, previous.version)
     return previous, champion
 
 
@@ -146,7 +154,7 @@ def decision_on(name: str, version: str) -> dict[str, Any]:
     try:
         run_id = str(client.get_model_version(name, version).run_id)
     except FAILURES as error:
-        found = client.search_model_versions(f"name = '{name}'")
+        found = client.search_model_versions(_named(name))
         known = ", ".join(sorted((str(item.version) for item in found), key=int)) or "none yet"
         raise RunError(f"{name} has no version {version}. Its versions are: {known}.") from error
     with tempfile.TemporaryDirectory() as temporary:
@@ -198,7 +206,7 @@ def contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender 
         onnx_file = fetch_onnx(run_id, place / "model")
         return Contender(
             name=name,
-            answers=pd.read_csv(table),
+            answers=pd.read_csv(table, keep_default_na=False),
             metrics=metrics,
             onnx_difference=float(logged.get("model/onnx_max_difference", math.inf)),
             mb=onnx_file.stat().st_size / 1e6,

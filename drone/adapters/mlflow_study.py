@@ -28,6 +28,7 @@ class Children:
         self._client, self._parent, self._warn = MlflowClient(), parent_run_id, warn
         self._experiment = self._client.get_run(parent_run_id).info.experiment_id
         self._runs: dict[tuple[str, int], TrackedRun] = {}
+        self._described: set[tuple[str, int]] = set()
         self._over: set[tuple[str, int]] = set()
         self._behind: dict[tuple[str, int], TrialRecord] = {}
         self._flushed: dict[tuple[str, int], float] = {}
@@ -65,29 +66,31 @@ class Children:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
     ) -> None:
-        """Makes a trial's run, unless it is there."""
+        """Makes a trial's run, unless it is there, and logs its settings, unless this one did."""
         key = part, record.number
-        if key in self._runs or key in self._over:
+        if key in self._described or key in self._over:
             return
         try:
-            made = self._client.create_run(
-                self._experiment,
-                run_name=name,
-                tags={
-                    **tags,
-                    _PARENT: self._parent,
-                    _PART: part,
-                    _NUMBER: str(record.number),
-                    "state": "running",
-                },
-            )
-            run = self._handle(made.info.run_id, name, set())
-            run.log_params(params)
-            self._runs[key] = run
+            if key not in self._runs:
+                made = self._client.create_run(
+                    self._experiment,
+                    run_name=name,
+                    tags={
+                        **tags,
+                        _PARENT: self._parent,
+                        _PART: part,
+                        _NUMBER: str(record.number),
+                        "state": "running",
+                    },
+                )
+                self._runs[key] = self._handle(made.info.run_id, name, set())
+            # Also of a run that is there: an earlier attempt may have been killed before it did.
+            self._runs[key].log_params(params)
+            self._described.add(key)
         except FAILURES as error:
             self._behind[key] = record
             self._warn(
-                f"Trial {record.number} has no run in MLflow yet ({reason_of(error)}). The search "
+                f"Trial {record.number} is not in MLflow yet ({reason_of(error)}). The search "
                 f"goes on; the log catches up."
             )
 
@@ -105,7 +108,7 @@ class Children:
             self._end(key, run, record)
 
     def _end(self, key: tuple[str, int], run: TrackedRun, record: TrialRecord) -> None:
-        if run.is_behind:
+        if run.is_behind or key not in self._described:
             self._behind[key] = record
             return
         try:

@@ -161,15 +161,18 @@ class TrackedRun:
         self._retry_at = 0.0
 
     def log_values(self, metrics: Mapping[str, float]) -> None:
-        """Figures of the whole run, of this run whichever is active."""
-        entries = [
-            Metric(name, value, int(time.time() * 1000), 0) for name, value in metrics.items()
-        ]
+        """Figures of the whole run, of this run whichever is active; see `log_summary`."""
+        now = int(time.time() * 1000)
+        entries = [Metric(name, value, now, 0) for name, value in self._news(metrics).items()]
         MlflowClient().log_batch(self.run_id, metrics=entries)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
-        """Figures of the whole run."""
-        mlflow.log_metrics(dict(metrics))
+        """Figures of the whole run; one that the store has already gets no second point."""
+        mlflow.log_metrics(self._news(metrics))
+
+    def _news(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        known = MlflowClient().get_run(self.run_id).data.metrics
+        return {name: value for name, value in metrics.items() if known.get(name) != value}
 
     def log_text(self, text: str, target: str) -> None:
         """A text file as artifact."""
@@ -217,13 +220,25 @@ def tracked(
         warn: tells a person that the store does not answer.
         run_id: of the run that goes on.
         tags: of a new run.
+
+    Raises:
+        RunError: the store has no run of that id, or not in the chosen experiment.
     """
-    run = mlflow.start_run(
-        run_id=run_id,
-        run_name=None if run_id else name,
-        tags=None if run_id else dict(tags or {}),
-        log_system_metrics=True,
-    )
+    try:
+        run = mlflow.start_run(
+            run_id=run_id,
+            run_name=None if run_id else name,
+            tags=None if run_id else dict(tags or {}),
+            log_system_metrics=True,
+        )
+    except MlflowException as error:
+        if run_id is None:
+            raise
+        raise RunError(
+            f"{mlflow.get_tracking_uri()} cannot go on with run {run_id}: {reason_of(error)}. "
+            f"Resume in the folder that it was begun in, or name its store with "
+            f"MLFLOW_TRACKING_URI and its experiment with --experiment."
+        ) from error
     status = "FAILED"
     try:
         yield TrackedRun(run.info.run_id, run.info.run_name, warn, logged_epochs(run.info.run_id))

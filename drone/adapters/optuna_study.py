@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 import optuna
 import optuna.visualization.matplotlib as visualization
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DatabaseError
 
+from drone.errors import RunError
+from drone.search.space import Choice, Domain, Space
 from drone.search.study import TrialRecord
 
 FILE = "optuna.db"
@@ -80,14 +88,69 @@ def storage(folder: Path) -> optuna.storages.BaseStorage:
 
 
 def open_study(folder: Path, name: str, sampler: BaseSampler) -> Study:
-    """The study in a folder, made if it is not there."""
-    return optuna.create_study(
-        storage=storage(folder),
-        study_name=name,
-        sampler=sampler,
-        direction="maximize",
-        load_if_exists=True,
-    )
+    """The study in a folder, made if it is not there.
+
+    Raises:
+        RunError: its database cannot be read.
+    """
+    try:
+        study = optuna.create_study(
+            storage=storage(folder),
+            study_name=name,
+            sampler=sampler,
+            direction="maximize",
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)
+    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise RunError(
+            f"{folder / FILE} cannot be read: {reason}. If it is damaged, delete it, then "
+            f"--resume: it is made anew from the trials' files."
+        ) from error
+    return study
+
+
+def restore(
+    study: Study,
+    records: Sequence[TrialRecord],
+    space: Space,
+    wanted: Sequence[Mapping[str, Any]],
+) -> None:
+    """Tells a database that was lost of the trials in the study's files.
+
+    Args:
+        study: changed only if it knows no trials.
+        records: of all trials so far.
+        space: what is searched.
+        wanted: settings of the first trials; those that have not begun are put in line.
+    """
+    if not records or study.get_trials(deepcopy=False):
+        return
+    known = {record.number: record for record in records}
+    for number in range(max(known) + 1):
+        if number not in known:  # Its file was lost as well.
+            study.add_trial(optuna.create_trial(state=TrialState.FAIL))
+            continue
+        params = known[number].params
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.RUNNING,
+                params=params,
+                distributions={n: _distribution(space[n], value) for n, value in params.items()},
+            )
+        )
+        tell(study, number, known[number])
+    for settings in wanted[max(known) + 1 :]:
+        study.enqueue_trial(dict(settings))
+
+
+def _distribution(domain: Domain, value: Any) -> BaseDistribution:
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(domain.values)
+    if isinstance(value, int):
+        return IntDistribution(int(domain.low), int(domain.high), log=domain.log)
+    return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
 def unfinished(study: Study) -> list[FrozenTrial]:

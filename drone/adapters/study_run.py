@@ -79,6 +79,8 @@ class Search:
         self.children = Children(run.run_id, run.warn)
         sampler = optuna_study.RepeatableTPE(self.settings.base.seed)
         self.optuna = optuna_study.open_study(study.folder, self.settings.name, sampler)
+        first, space = self.settings.first_trials, self.settings.space
+        optuna_study.restore(self.optuna, study.records(TRIALS), space, first)
         optuna_study.begin_with(self.optuna, self.settings.first_trials)
         self._began, self._commit = time.monotonic(), commit()
 

@@ -73,12 +73,13 @@ def run(trial: Mapping[str, Any], spec: Spec) -> None:
         spec: what trials have in common.
     """
     began = time.monotonic()
-    config = configure(spec.base, trial["params"], f"trial {trial['number']}")
-    config = replace(config, seed=trial["seed"], checkpoint_every_s=CHECKPOINT_EVERY_S)
     place = place_of(spec.storage, trial["part"], trial["number"])
-    dataset = _dataset(spec.data, spec.fingerprint, config.model.mixed)
-    reporter = _Reporter(config, len(dataset.classes), trial["known"], began)
+    reporter = _Reporter(spec.base, trial["known"], began)
     try:
+        config = configure(spec.base, trial["params"], f"trial {trial['number']}")
+        config = replace(config, seed=trial["seed"], checkpoint_every_s=CHECKPOINT_EVERY_S)
+        dataset = _dataset(spec.data, spec.fingerprint, config.model.mixed)
+        reporter.config, reporter.num_classes = config, len(dataset.classes)
         if spec.workers.count > 1:
             _train_on_many(config, spec, trial["resplit"], place, reporter)
         else:
@@ -109,8 +110,9 @@ def _dataset(place: str, fingerprint: str, at_bins: bool) -> Dataset:
 class _Reporter:
     """Tells Ray Tune of each epoch once."""
 
-    def __init__(self, config: TrainConfig, num_classes: int, known: int, began: float) -> None:
-        self.config, self.num_classes, self.began = config, num_classes, began
+    def __init__(self, config: TrainConfig, known: int, began: float) -> None:
+        self.config, self.began = config, began
+        self.num_classes = 0  # Until the data set is open, which may fail and is then told.
         self.told = known
         self.spoke = False
         self.decision = Decision(False, "")

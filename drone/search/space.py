@@ -4,12 +4,13 @@ Names are those of TrainConfig, such as `optim.lr_head`. A setting that has no e
 others of a trial (a learning rate of the backbone when no block learns) is not suggested for it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
 
-from drone.config import flatten, override, to_dict
+from drone.config import coerce, flatten, override, to_dict
 from drone.errors import ConfigError
 from drone.labels import nearest
 from drone.training.config import TrainConfig
@@ -74,7 +75,13 @@ _NOT_SEARCHED = {
     "select": "it decides what a trial's score is",
 }
 
-_CONTROLS = ("model.unfreeze_depth", "model.head", "augment.strength", "optim.schedule")
+_CONTROLS = (
+    "model.unfreeze_depth",
+    "model.head",
+    "model.resizer",
+    "augment.strength",
+    "optim.schedule",
+)
 """Settings that decide whether others have an effect."""
 
 _WITH_PROBABILITY = {
@@ -109,6 +116,10 @@ def is_read(name: str, settings: Mapping[str, Any]) -> bool:
         return bool(settings["optim.schedule"] == "cosine")
     if name == "model.head_width":
         return bool(settings["model.head"] == "mlp")
+    if name in ("optim.resizer_share", "pixel_budget"):
+        return bool(settings["model.resizer"] != "none")
+    if name == "model.resizer_start":
+        return bool(settings["model.resizer"] == "stack")
     if name.startswith("augment.") and name != "augment.strength":
         probability = _WITH_PROBABILITY.get(name)
         never = probability is not None and settings[probability] == 0
@@ -136,8 +147,12 @@ def suggest(space: Space, base: TrainConfig, trial: Suggester) -> dict[str, Any]
 
 
 def _in_order(space: Space) -> list[str]:
-    """What others depend on first."""
-    return sorted(space, key=lambda name: (name not in _CONTROLS, list(space).index(name)))
+    """What others depend on first; probabilities depend on a control, and others on them."""
+    probabilities, names = _WITH_PROBABILITY.values(), list(space)
+    return sorted(
+        space,
+        key=lambda name: (name not in _CONTROLS, name not in probabilities, names.index(name)),
+    )
 
 
 def configure(base: TrainConfig, params: Mapping[str, Any], source: str) -> TrainConfig:
@@ -172,16 +187,21 @@ def _nearest(value: Any, options: Sequence[Any]) -> Any:
     return min(options, key=lambda option: abs(option - value))
 
 
-def check_trial(params: Mapping[str, Any], space: Space, source: str) -> None:
+def check_trial(params: Mapping[str, Any], space: Space, source: str) -> dict[str, Any]:
     """Makes sure that a trial of given settings lies in the space.
+
+    Returns:
+        The settings, each of its own type.
 
     Raises:
         ConfigError: a setting that is not searched, or a value outside of its domain.
     """
+    checked: dict[str, Any] = {}
     for name, value in params.items():
         domain = space.get(name)
         if domain is None:
             raise ConfigError(f"{source}: {name} is not searched; put it into --vary or --space.")
+        value = coerce(TrainConfig, name, value, source)
         inside = (
             value in domain.values
             if isinstance(domain, Choice)
@@ -189,6 +209,8 @@ def check_trial(params: Mapping[str, Any], space: Space, source: str) -> None:
         )
         if not inside:
             raise ConfigError(f"{source}: {name} is {value}; it is searched in {domain}.")
+        checked[name] = value
+    return checked
 
 
 def resolve(
@@ -219,9 +241,6 @@ def resolve(
             hint = f" Did you mean {like!r}?" if like else " See train.py --help for the names."
             raise ConfigError(f"{source}: there is no setting {name!r}.{hint}")
         domain = _domain(name, change, source)
-        if isinstance(domain, Choice) and isinstance(known[name], float):
-            numbers = (float(value) if isinstance(value, int) else value for value in domain.values)
-            domain = Choice(tuple(numbers))
         if isinstance(domain, Choice) and len(domain.values) == 1:
             fixed[name] = domain.values[0]
             space.pop(name, None)
@@ -247,12 +266,15 @@ def _domain(name: str, change: Any, source: str) -> Domain:
             raise ConfigError(
                 f"{source}: {name} is {dict(change)}; a range has low, high and perhaps log."
             ) from error
+        if not math.isfinite(domain.low) or not math.isfinite(domain.high):
+            raise ConfigError(f"{source}: {name} is {domain}; a range goes between finite numbers.")
         if not domain.low < domain.high or (domain.log and domain.low <= 0):
             raise ConfigError(
                 f"{source}: {name} is {domain}; low must be below high, and above 0 with log."
             )
         return domain
-    values = tuple(change) if isinstance(change, (list, tuple)) else (change,)
+    given = change if isinstance(change, (list, tuple)) else (change,)
+    values = tuple(coerce(TrainConfig, name, value, source) for value in given)
     if not values or len(set(values)) < len(values):
         raise ConfigError(f"{source}: {name} needs one value or several different ones.")
     return Choice(values)

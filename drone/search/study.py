@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drone.config import override, to_dict
-from drone.errors import RunError
+from drone.errors import ConfigError, RunError
 from drone.search.space import Choice, Domain, Range
 from drone.training.config import TrainConfig
 from drone.training.context import History
@@ -93,7 +93,7 @@ class Study:
         """What it was asked.
 
         Raises:
-            RunError: the folder holds no study.
+            RunError: the folder holds no study, or one that cannot be read.
         """
         file = self.folder / STUDY_FILE
         try:
@@ -102,14 +102,20 @@ class Study:
             raise RunError(f"{self.folder} holds no study (no {STUDY_FILE}).") from error
         except ValueError as error:
             raise RunError(f"{file} is damaged: {error}.") from error
-        if content.pop("schema") != SCHEMA:
-            raise RunError(f"{file} was written by another version of this program.")
-        content["base"] = override(TrainConfig(), content["base"], str(file))
-        content["space"] = {
-            name: Choice(tuple(domain["values"])) if "values" in domain else Range(**domain)
-            for name, domain in content["space"].items()
-        }
-        return Settings(**content)
+        try:
+            if content.pop("schema") != SCHEMA:
+                raise RunError(f"{file} was written by another version of this program.")
+            content["base"] = override(TrainConfig(), content["base"], str(file))
+            content["space"] = {
+                name: Choice(tuple(domain["values"])) if "values" in domain else Range(**domain)
+                for name, domain in content["space"].items()
+            }
+            return Settings(**content)
+        except (AttributeError, KeyError, TypeError, ConfigError) as error:
+            raise RunError(
+                f"{file} is damaged: it does not hold a study's settings ({error}). Bring it back "
+                f"from a copy, or start a new study."
+            ) from error
 
     def save_settings(self, settings: Settings) -> None:
         """Writes what it is asked."""
@@ -122,9 +128,22 @@ class Study:
         _write_json(self.folder / part / f"{record.number:04d}.json", asdict(record))
 
     def records(self, part: str) -> list[TrialRecord]:
-        """All trials of a part by number."""
-        files = sorted((self.folder / part).glob("[0-9]*.json"))
-        return [TrialRecord(**json.loads(file.read_text("utf-8"))) for file in files]
+        """All trials of a part by number.
+
+        Raises:
+            RunError: a file cannot be read.
+        """
+        return [_record(file) for file in sorted((self.folder / part).glob("[0-9]*.json"))]
+
+
+def _record(file: Path) -> TrialRecord:
+    try:
+        return TrialRecord(**json.loads(file.read_text("utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{file} is damaged: {error}. Delete it, then --resume: the trial is run again, or "
+            f"left out if it had ended."
+        ) from error
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

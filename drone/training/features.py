@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ SCHEMA = 1
 
 PART_ROWS = 128
 """Pictures in a part: small enough for two trials to share the work of a view."""
+
+_STALE_S = 3600.0
+"""A part is written in seconds: one that is not whole after this never will be."""
 
 _MAGIC = b"drone-features-1"
 _TRAILER = len(_MAGIC) + 4
@@ -112,11 +116,13 @@ class FeatureStore:
             trailer = content[size:].tobytes()
             if trailer != _MAGIC + zlib.crc32(content[:size].data).to_bytes(4, "little"):
                 raise ValueError
-            os.utime(file)  # What is read stays longest.
+            with contextlib.suppress(OSError):  # It may be another user's, or not to be changed.
+                os.utime(file)  # What is read stays longest.
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
             return None
         return _typed(torch.from_numpy(content[:size]), shape)
 
@@ -179,7 +185,7 @@ class FeatureStore:
         for file in self.folder.glob("*/cut-*/*.bin"):
             try:
                 status = file.stat()
-            except FileNotFoundError:
+            except OSError:
                 continue  # Another process made room.
             found.append((status.st_mtime, status.st_size, file))
         return sorted(found)
@@ -194,14 +200,23 @@ class FeatureStore:
             return False
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            self._remove_stale()
             parts = self._parts()
             total = sum(size for _, size, _ in parts)
             for _, size, file in parts:
                 if total + wanted <= self.budget_bytes:
                     break
-                file.unlink(missing_ok=True)  # Whoever has it mapped keeps reading it.
-                total -= size
-        return True
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)  # Whoever has it mapped keeps reading it.
+                    total -= size
+        return total + wanted <= self.budget_bytes
+
+    def _remove_stale(self) -> None:
+        """Removes what writers that were killed have left."""
+        for file in self.folder.glob("*/cut-*/.*.bin.*"):
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > _STALE_S:
+                    file.unlink()
 
 
 def _write_whole(file: Path, contents: list[Any]) -> None:

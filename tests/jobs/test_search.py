@@ -248,6 +248,10 @@ def test_a_study_where_every_trial_fails(place: Path, run_job: RunJob) -> None:
         (["--data", "d", "--num-trials", "0"], "--num-trials must be at least 1"),
         (["--data", "nowhere"], "nowhere is not a prepared data set"),
         (["--resume", "nothing"], "There is no study nothing in studies"),
+        (["--resume", ""], "--resume is empty"),
+        (["--resume", "s", "--num-trials", "9"], "--num-trials is of a new study"),
+        (["--resume", "s", "--vary", "batch_size=8"], "--vary is of a new study"),
+        (["--resume", "s", "--storage", "elsewhere"], "--storage is of a new study"),
     ],
 )
 def test_wrong_usage(call_job: RunJob, words: list[str], message: str) -> None:

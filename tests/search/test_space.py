@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from drone.presets import get
 from drone.search import space
 from drone.search.space import DEFAULT, Choice, Range, is_read, resolve, suggest
 from drone.training.config import TrainConfig
+from ray_jobs.train import read_yaml
 
 BASE = get("finetune")
 
@@ -65,10 +67,24 @@ def test_settings_without_effect_are_not_suggested() -> None:
         ("augment.rotation_deg", {}, True),
         ("optim.head_epochs", {"optim.schedule": "seed-cyclic"}, False),
         ("optim.weight_decay", {"model.unfreeze_depth": 0}, True),
+        ("optim.resizer_share", {}, False),
+        ("pixel_budget", {}, False),
+        ("pixel_budget", {"model.resizer": "residual"}, True),
+        ("model.resizer_start", {"model.resizer": "residual"}, False),
+        ("model.resizer_start", {"model.resizer": "stack"}, True),
     ],
 )
 def test_what_has_an_effect(name: str, settings: dict, read: bool) -> None:
     assert is_read(name, {**flatten(to_dict(BASE)), **settings}) == read
+
+
+def test_what_others_depend_on_is_suggested_before_them() -> None:
+    words = ["augment.rotation_deg=5..30", "augment.rotation_p=0,0.5"]
+    words += ["optim.resizer_share=0.01..0.05", "model.resizer=none,stack"]
+    base, searched = resolve(BASE, space.parse(words), "--vary")
+    chosen = suggest(searched, base, Suggests({"augment.strength": 0.5}))
+    assert chosen["augment.rotation_p"] == 0 and "augment.rotation_deg" not in chosen
+    assert chosen["model.resizer"] == "none" and "optim.resizer_share" not in chosen
 
 
 def test_fixing_narrowing_and_adding() -> None:
@@ -136,6 +152,34 @@ def test_a_preset_is_the_first_trial_as_far_as_the_space_allows() -> None:
         space.check_trial({"model.unfreeze_depth": 5}, searched, "f.yaml")
     with pytest.raises(ConfigError, match=r"batch_size is not searched"):
         space.check_trial({"batch_size": 5}, searched, "f.yaml")
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text("optim.lr_head: [1e-4, 1e-3, 1e-2]")
+    _, searched = resolve(BASE, read_yaml(file), "test")
+    assert searched["optim.lr_head"] == Choice((1e-4, 1e-3, 1e-2))
+    first = space.check_trial({"optim.lr_head": "1e-3"}, searched, "f.yaml")
+    assert first == {"optim.lr_head": 1e-3}
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"space\.yaml cannot be read"):
+        read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.head_width", [[0], [1]], "model.head_width is [0]; a value of type int"),
+        ("optim.lr_head", ["a", 1e-3], "optim.lr_head is 'a'; a value of type float"),
+        ("optim.head_epochs", [1, float("inf")], "is inf; a finite number"),
+        ("optim.head_epochs", "nan", "is nan; a finite number"),
+        ("optim.head_epochs", {"low": 1, "high": "inf"}, "between finite numbers"),
+    ],
+)
+def test_what_is_no_value_of_a_setting_is_refused(name: str, change: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as failed:
+        resolve(BASE, {name: change}, "space.yaml")
+    assert message in str(failed.value)
 
 
 def test_a_trial_has_a_name_that_can_be_read() -> None:

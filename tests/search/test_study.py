@@ -84,6 +84,17 @@ def test_a_study_comes_back_as_it_was(tmp_path: Path) -> None:
         assert Study(tmp_path).settings
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"schema": 1}', '{"schema": 1, "name'])
+def test_a_damaged_study_names_its_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(RunError, match=r"study\.json is damaged"):
+        assert Study(tmp_path).settings
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "0007.json").write_text(content)
+    with pytest.raises(RunError, match=r"0007\.json is damaged.*Delete it"):
+        Study(tmp_path).records("trials")
+
+
 def test_the_best_are_whole_trials() -> None:
     records = [trial(0, 0.7), trial(1, 0.9, "pruned"), trial(2, 0.8), trial(3, 0.95, "failed")]
     assert [found.number for found in summary.best_of(records, 3)] == [2, 0, 1]

@@ -1,6 +1,8 @@
 """Kept activations: the numbers of a run that computes, whatever happens to the files."""
 
 import multiprocessing
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,3 +198,34 @@ def test_a_full_disk_costs_time_and_nothing_else(
     model = mobilenet.build(config.model, 4, 0, None)
     history = fit(config, material(dataset), model, LocalContext(tmp_path / "a"), reuse(tmp_path))
     same_metrics(train(config, dataset, LocalContext(tmp_path / "b")), history, 0)
+
+
+def test_a_store_that_cannot_be_changed_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    store = FeatureStore(tmp_path, 1.0)
+    assert store.write(VIEW, 14, 0, rows(0))
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    found = store.read(VIEW, 14, 0, (4, 4, 8, 4))
+    assert found is not None and torch.equal(found, rows(0))
+    file = next(tmp_path.glob("*/cut-*/*.bin"))
+    file.write_bytes(b"damaged")
+    assert store.read(VIEW, 14, 0, (4, 4, 8, 4)) is None
+    full = FeatureStore(tmp_path, (file.stat().st_size + rows(0).nbytes - 1) / 1e9)
+    assert not full.write(VIEW, 14, 1, rows(1))  # There is no room to be had.
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, 1.0)
+    assert store.write(VIEW, 14, 0, rows(0))
+    folder = next(tmp_path.glob("*/cut-*"))
+    old, young = folder / ".00001.bin.7", folder / ".00002.bin.8"
+    for file in (old, young):
+        file.write_bytes(b"part of a part")
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert store.write(VIEW, 14, 1, rows(1))
+    assert young.exists() and not old.exists()
