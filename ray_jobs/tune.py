@@ -222,8 +222,13 @@ def _new(job: Tune) -> tuple[Study, Settings]:
     flags = {name: value for name, value in asked.items() if value is not None}
     base = override(base, flags, "command line")
     changes = train.read_yaml(job.space) if job.space is not None else {}
-    base, searched = space.resolve(base, space.flat_changes(changes), str(job.space or ""))
-    base, searched = space.resolve(base, space.parse(job.vary), "--vary", searched)
+    varied = space.parse(job.vary)
+    # What --vary says instead must not leave its mark on the space before.
+    wanted = {
+        name: change for name, change in space.flat_changes(changes).items() if name not in varied
+    }
+    base, searched = space.resolve(base, wanted, str(job.space or ""))
+    base, searched = space.resolve(base, varied, "--vary", searched)
     name = job.name or f"study-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     study = Study((job.studies / name).resolve())
     if (study.folder / STUDY_FILE).exists():

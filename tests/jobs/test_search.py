@@ -24,6 +24,7 @@ from drone.config import flatten, override, to_dict
 from drone.data.dataset import Dataset
 from drone.search.study import Study, TrialRecord
 from drone.training.config import TrainConfig
+from ray_jobs import tune
 from tests.browser import chromium
 from tests.conftest import RunJob, job_command, job_environment
 from tests.jobs.processes import free_port, points, started, tracking_server, wait_for
@@ -257,6 +258,18 @@ def test_a_study_where_every_trial_fails(place: Path, run_job: RunJob) -> None:
 def test_wrong_usage(call_job: RunJob, words: list[str], message: str) -> None:
     done = call_job("tune", *words)
     assert done.code in (1, 2) and message in done.err and "Traceback" not in done.err
+
+
+def test_what_vary_overrules_leaves_no_mark_on_the_space(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("model.unfreeze_depth: 0\n")
+    job = tune.Tune(
+        data="d",
+        space=tmp_path / "space.yaml",
+        vary=("model.unfreeze_depth=0,5",),
+        studies=tmp_path,
+    )
+    _, asked = tune._new(job)
+    assert "optim.lr_backbone" in asked.space
 
 
 def test_eight_writers_on_one_sqlite_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
