@@ -21,9 +21,6 @@ sys.path.insert(0, str(ROOT))
 from drone.errors import ConfigError, DataError
 from ray_jobs import cli
 
-_SET_UP = ("config.json",)
-"""Files of the page that people change."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -115,10 +112,8 @@ def _write_page(page: Path, exported: Path) -> None:
     if page.exists() and any(page.iterdir()) and not (page / "config.json").is_file():
         raise DataError(f"{page} holds something else; give --page a new folder.")
     # What whoever set up the page has written into it stays.
-    own = {name: (page / name).read_bytes() for name in _SET_UP if (page / name).is_file()}
-    shutil.copytree(web, page, dirs_exist_ok=True)
-    for name, content in own.items():
-        (page / name).write_bytes(content)
+    own = ["config.json"] if (page / "config.json").is_file() else []
+    shutil.copytree(web, page, ignore=shutil.ignore_patterns(*own), dirs_exist_ok=True)
     (page / "model").mkdir(exist_ok=True)
     for name in ("model.onnx", "model.json"):
         shutil.copy(exported / name, page / "model" / name)

@@ -107,8 +107,7 @@ def ask_split(
 
 def _check_unseen(dataset: Dataset, run_id: str, name: str, advice: str) -> None:
     """Fails if a run was trained or chosen on pictures that it is to be asked about."""
-    seen = tracking.pictures_of(run_id)
-    known = dataset.rows("test")["md5"].isin(seen.loc[seen["split"] != "test", "md5"]).sum()
+    known = dataset.rows("test")["md5"].isin(tracking.learnt_from(run_id)).sum()
     if known:
         raise RunError(
             f"{name} was trained or chosen on {known} of the test pictures of {dataset.folder}, so "

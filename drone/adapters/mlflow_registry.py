@@ -14,7 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from drone.adapters.mlflow_model import fetch_onnx, logged_model, read_json
-from drone.adapters.mlflow_tracking import FAILURES, download, pictures_of, reopened
+from drone.adapters.mlflow_tracking import FAILURES, download, learnt_from, pictures_of, reopened
 from drone.errors import RunError, TrackingError
 from drone.evaluation.gate import Contender, markdown
 from drone.serving.predictor import Predictor
@@ -230,6 +230,5 @@ def seen_test_pictures(run_id: str, tested: str) -> int:
         run_id: of the run that may have seen them.
         tested: the run whose test split it is.
     """
-    mine, other = (pictures_of(run) for run in (run_id, tested))
-    seen = mine.loc[mine["split"].isin(["train", "validation"]), "md5"]
-    return int(other.loc[other["split"] == "test", "md5"].isin(set(seen)).sum())
+    other = pictures_of(tested)
+    return int(other.loc[other["split"] == "test", "md5"].isin(learnt_from(run_id)).sum())

@@ -322,6 +322,16 @@ def pictures_of(run_id: str) -> pd.DataFrame:
         return pd.read_parquet(download(run_id, PICTURES_FILE, Path(temporary)))
 
 
+def learnt_from(run_id: str) -> "pd.Series[str]":
+    """The md5 of each picture that a run was trained or chosen on.
+
+    Raises:
+        RunError: the run has no list of its pictures.
+    """
+    pictures = pictures_of(run_id)
+    return pictures.loc[pictures["split"] != "test", "md5"]
+
+
 def history(run_id: str) -> pd.DataFrame:
     """A run's metrics by epoch: a row an epoch, a column a metric; empty if there are none."""
     client = MlflowClient()
