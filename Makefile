@@ -1,5 +1,7 @@
 # Each target does what it needs first. `make demo` and `make test` work on a fresh machine.
 
+SHELL := bash
+
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,12 +27,13 @@ STORAGE ?=
 # Ray's newer autoscaler never starts the workers of a local cluster.
 RAY_LOCAL := RAY_UP_enable_autoscaler_v2=0 $(BIN)/ray
 
-.PHONY: help setup demo test check bench ui page lambda cluster-local cluster-local-down clean
+.PHONY: help setup demo test test-all check bench ui page lambda cluster-local cluster-local-down clean
 
 help:
 	@echo "make setup   the virtual environment in $(VENV) with all dependencies"
 	@echo "make demo    the whole way on a made-up data set; DATA=folder WEIGHTS=file for your own"
-	@echo "make test    all tests"
+	@echo "make test    quick tests, one real run of each stage among them (6 minutes on two cores)"
+	@echo "make test-all   all tests: faults, clusters and every browser test too (14 minutes)"
 	@echo "make check   lint, types, layers"
 	@echo "make bench   measurements, as ratios against the alternative"
 	@echo "make ui      the MLflow UI on the default store"
@@ -43,15 +46,22 @@ setup: $(READY)
 
 $(READY): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Installing into $(VENV): about 240 packages, several GB with PyTorch for CUDA"
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+		--log $(VENV)/pip.log -r requirements-dev.txt 2>&1 | awk -f .ci/pip_progress.awk
 	@touch $@
 
 demo: setup
 	@$(BIN)/python ray_jobs/demo.py $(if $(DATA),--raw "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-# Two files at a time; threads that wait for their turn do not take the processors from the others.
+# Two files at a time; threads that wait for work do not take the processors from the others.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-all: setup
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff check .

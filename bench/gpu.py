@@ -6,7 +6,7 @@
 For each variant images/s of training steps that augment (views drawn, pixels warped and coloured
 from the data set in the device's memory), against steps on one batch that was made before. The
 difference is the input pipeline's share; more than a tenth is marked. The two take turns.
-`compile` is torch.compile, `graphs` the same with CUDA graphs. Pictures are made up and weights
+`compile` is torch.compile, `graphs` the same with CUDA graphs. Images are made up and weights
 random: the speed does not depend on them.
 """
 
@@ -27,12 +27,13 @@ import torch.nn.functional as functional
 import tyro
 
 from drone.config import override
-from drone.data import augment
+from drone.data import augmentation as augment
 from drone.model import mobilenet
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
 from drone.presets import get
-from drone.training.device import autocast, computes_in, set_tf32
-from drone.training.optim import build_optimizer, rates, set_rates
+from drone.training.device import activation_dtype, autocast, set_tf32
+from drone.training.optim import build_optimizer, set_learning_rates
+from drone.training.schedule import learning_rates
 
 Mode = Literal["eager", "compile", "graphs"]
 VARIANTS = {"frozen": 0, "finetune": 5, "seed-attempt-2": 3, "all blocks": 19}
@@ -43,7 +44,7 @@ class Bench:
     """Arguments."""
 
     batch: int = 64
-    """Pictures in a step."""
+    """Images in a step."""
 
     steps: int = 50
     """Steps of each measurement; on a processor 3 will do."""
@@ -55,7 +56,7 @@ class Bench:
     """Ways to run the network."""
 
     images: int = 4096
-    """Pictures in the device's memory."""
+    """Images in the device's memory."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As train.py takes it."""
@@ -70,7 +71,7 @@ def step_of(
     model = mobilenet.build(config.model, 4, 0, None).to(device)
     model.train()
     optimizer = build_optimizer(model, config.optim)
-    set_rates(optimizer, rates(config, 1000, 10))
+    set_learning_rates(optimizer, learning_rates(config, 1000, 10))
     network: Any = model
     if mode != "eager":
         network = torch.compile(model, mode="reduce-overhead" if mode == "graphs" else "default")
@@ -90,11 +91,11 @@ def main(job: Bench) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_tf32(False)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "processor"
-    kind = str(computes_in(job.precision, device)).removeprefix("torch.")
-    print(f"{name}, {kind}, torch {torch.__version__}, {job.batch} pictures a step")
+    kind = str(activation_dtype(job.precision, device)).removeprefix("torch.")
+    print(f"{name}, {kind}, torch {torch.__version__}, {job.batch} images a step")
     generator = np.random.default_rng(0)
-    pictures = generator.integers(0, 256, (job.images, 224, 224, 3), dtype=np.uint8)
-    pixels_NHWC = torch.from_numpy(pictures).to(device)
+    images = generator.integers(0, 256, (job.images, 224, 224, 3), dtype=np.uint8)
+    pixels_NHWC = torch.from_numpy(images).to(device)
     labels_N = torch.arange(job.images, device=device) % 4
     keys_N = torch.arange(job.images)
     mean, std = (

@@ -6,7 +6,7 @@
 Each start is a process of its own, timed until it has answered one JPEG of 1600 x 1200 and ended;
 the sides take turns, so that what else the machine does falls on both. The files are in the page
 cache, which the first start in a cloud does not have. `torch` is the tutorials' handler: torch and
-torchvision imported, MobileNet_V2 loaded from its weights, the picture through torchvision's
+torchvision imported, MobileNet_V2 loaded from its weights, the image through torchvision's
 transforms.
 """
 
@@ -29,7 +29,7 @@ from PIL import Image
 OURS = """
 import base64, resource
 from drone.serving.lambda_handler import handler
-body = base64.b64encode(open({picture!r}, "rb").read()).decode()
+body = base64.b64encode(open({image!r}, "rb").read()).decode()
 event = {{"httpMethod": "POST", "path": "/predict", "headers": {{"Content-Type": "image/jpeg"}},
          "requestContext": {{"stage": "prod"}}, "isBase64Encoded": True, "body": body}}
 assert handler(event, None)["statusCode"] == 200
@@ -45,7 +45,7 @@ model.eval()
 steps = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(),
     transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 with torch.no_grad():
-    model(steps(Image.open({picture!r}).convert("RGB"))[None]).softmax(1)
+    model(steps(Image.open({image!r}).convert("RGB"))[None]).softmax(1)
 """
 
 PEAK = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
@@ -99,12 +99,12 @@ def main(bench: Bench) -> None:
 
 def make(bench: Bench, folder: Path) -> list[Side]:
     """Both sides, with what they need in the folder."""
-    picture, weights = folder / "picture.jpg", folder / "weights.pth"
-    Image.effect_noise((1600, 1200), 50).convert("RGB").save(picture)
+    image, weights = folder / "image.jpg", folder / "weights.pth"
+    Image.effect_noise((1600, 1200), 50).convert("RGB").save(image)
     _write_weights(weights)
     task = bench.package or _package(bench.onnx or _export(folder), folder)
-    ours = OURS.format(picture=str(picture)) + PEAK
-    theirs = TORCH.format(picture=str(picture), weights=str(weights)) + PEAK
+    ours = OURS.format(image=str(image)) + PEAK
+    theirs = TORCH.format(image=str(image), weights=str(weights)) + PEAK
     return [
         Side(name="ours", command=[bench.python, "-S", "-B", "-c", ours], cwd=task),
         Side(name="torch", command=[sys.executable, "-c", theirs], cwd=folder),

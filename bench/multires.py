@@ -1,11 +1,11 @@
-"""Training on pictures of mixed resolutions: ours by bin against the original's way, in one run.
+"""Training on images of mixed resolutions: ours by bin against the original's way, in one run.
 
-    python bench/multires.py                                     (drawn pictures, random weights)
+    python bench/multires.py                                     (drawn images, random weights)
     python bench/multires.py --data DATASET --weights FILE       (your own, prepared with --bins)
 
-The original's way: each picture decoded, resized to its bin and augmented by PIL in DataLoader
-workers, one picture a step, fp32, its stacks of convolutions, features 17 to 18 unfrozen. Ours: the
-preset multires, packed pixels, as many pictures at a time as the pixel budget allows. Each side of
+The original's way: each image decoded, resized to its bin and augmented by PIL in DataLoader
+workers, one image a step, fp32, its stacks of convolutions, features 17 to 18 unfrozen. Ours: the
+preset multires, packed pixels, as many images at a time as the pixel budget allows. Each side of
 each bin runs in a process of its own, and the two take turns, so that a busy machine slows both.
 Images/s are of whole steps after a warm-up; memory is the most that the process had.
 """
@@ -33,24 +33,25 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.models import mobilenet_v2
 
-from drone.data import augment
-from drone.data.batches import Feed
-from drone.data.bins import BIN_SIDES_PX, batch_of
+from drone.data import augmentation as augment
+from drone.data.batches import DeviceSplit
+from drone.data.bins import BIN_SIDES_PX, batch_size_for
 from drone.data.dataset import Dataset, open_dataset
-from drone.data.drawing import draw
-from drone.data.prepare import PrepareSettings, map_here, plan
-from drone.data.writing import apply
+from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
+from drone.data.prepare.write import write_dataset
 from drone.labels import CLASSES
 from drone.model import mobilenet, weights
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
 from drone.model.resizer import STACKS
 from drone.presets import get
+from drone.synth.drawing import draw
 from drone.training.device import autocast
 from drone.training.memory import ENVIRONMENT, keep_freed_memory
-from drone.training.optim import build_optimizer, rates, set_rates
+from drone.training.optim import build_optimizer, set_learning_rates
+from drone.training.schedule import learning_rates
 
 _MOST_DRAWN = 24
-"""Pictures of a class and bin that are drawn; of large ones fewer."""
+"""Images of a class and bin that are drawn; of large ones fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +59,13 @@ class Bench:
     """Arguments."""
 
     data: Path | None = None
-    """Data set prepared with --bins, its raw folder still there; by default drawn pictures."""
+    """Data set prepared with --bins, its raw folder still there; by default drawn images."""
 
     weights: str = "none"
     """none or a file."""
 
     sides: tuple[int, ...] = BIN_SIDES_PX
-    """Bins to measure; those without pictures are left out."""
+    """Bins to measure; those without images are left out."""
 
     seconds: float = 10.0
     """That each side of each bin is measured for, at least three steps."""
@@ -77,26 +78,26 @@ class Bench:
 
 
 def positions_of(dataset: Dataset, side: int) -> np.ndarray:
-    """Training pictures of a bin."""
+    """Training images of a bin."""
     return np.flatnonzero(dataset.at_bins().split("train").sides_N == side)
 
 
 def ours(job: Bench, dataset: Dataset, side: int) -> Iterator[int]:
-    """Steps on one bin as `train.py multires` makes them; yields their pictures."""
+    """Steps on one bin as `train.py multires` makes them; yields their images."""
     keep_freed_memory()
     config = get("multires")
-    feed = Feed(dataset.at_bins().split("train"), torch.device("cpu"))
+    feed = DeviceSplit(dataset.at_bins().split("train"), torch.device("cpu"))
     model = mobilenet.build(config.model, 4, 0, weights.load(job.weights).state()).train()
     optimizer = build_optimizer(model, config.optim)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     own = positions_of(dataset, side)
-    size = batch_of(side, config.batch_size, job.budget)
+    size = batch_size_for(side, config.batch_size, job.budget)
     for step in range(10**6):
         positions = np.resize(np.roll(own, -step * size), size)
         views = augment.draw(config.augment, 0, step, feed.keys_N[positions])
         images = augment.apply(feed.pixels(positions), views, mean, std)
         labels = feed.labels_N[torch.from_numpy(positions)]
-        set_rates(optimizer, rates(config, step + 1000, 100))
+        set_learning_rates(optimizer, learning_rates(config, step + 1000, 100))
         with autocast(config.precision, torch.device("cpu")):
             logits = model(images).float()
         optimizer.zero_grad(set_to_none=True)
@@ -106,7 +107,7 @@ def ours(job: Bench, dataset: Dataset, side: int) -> Iterator[int]:
 
 
 class _Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Pictures from their files, as the original read them."""
+    """Images from their files, as the original read them."""
 
     def __init__(self, dataset: Dataset, side: int) -> None:
         rows = dataset.rows("train").iloc[positions_of(dataset, side)]
@@ -130,12 +131,12 @@ class _Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = Image.open(self.files[index]).convert("RGB")
-        return self.steps(picture), self.labels[index]
+        image = Image.open(self.files[index]).convert("RGB")
+        return self.steps(image), self.labels[index]
 
 
 def theirs(job: Bench, dataset: Dataset, side: int) -> Iterator[int]:
-    """Steps of one picture, as the original made them; yields their pictures."""
+    """Steps of one image, as the original made them; yields their images."""
     backbone = mobilenet_v2()
     state = weights.load(job.weights).state()
     if state is not None:
@@ -176,16 +177,21 @@ def measured(job: Bench, side_name: str, dataset: Dataset, side: int) -> tuple[f
 
 
 def drawn(place: Path, sides: tuple[int, ...]) -> Dataset:
-    """A data set of drawn pictures of the wanted bins."""
+    """A data set of drawn images of the wanted bins."""
     for number, name in enumerate(CLASSES):
         (place / "raw" / name).mkdir(parents=True)
         for side in sides:
-            count = max(4, min(_MOST_DRAWN, batch_of(side, 64)))
+            count = max(4, min(_MOST_DRAWN, batch_size_for(side, 64)))
             for image in range(count):
-                picture = draw(name, side, side * 3 // 4, np.random.default_rng([number, image]))
-                picture.save(place / "raw" / name / f"{side}_{image}.jpg", quality=90)
-    settings = PrepareSettings(near_distance=0)
-    return apply(plan([place / "raw"], settings, map_here), place / "set", map_here, bins=True)[0]
+                image = draw(name, side, side * 3 // 4, np.random.default_rng([number, image]))
+                image.save(place / "raw" / name / f"{side}_{image}.jpg", quality=90)
+    settings = PrepareSettings(near_duplicate_threshold=0)
+    return write_dataset(
+        plan_dataset([place / "raw"], settings, map_sequentially),
+        place / "set",
+        map_sequentially,
+        bins=True,
+    )[0]
 
 
 def measure(name: str, job: Bench, folder: Path, side: int) -> tuple[float, float]:
@@ -215,7 +221,7 @@ def main(job: Bench) -> None:
                 continue
             their_speed, their_peak = measure("theirs", job, dataset.folder, side)
             our_speed, our_peak = measure("ours", job, dataset.folder, side)
-            batch = batch_of(side, get("multires").batch_size, job.budget)
+            batch = batch_size_for(side, get("multires").batch_size, job.budget)
             print(
                 f"{side:4}   {batch:5}   {their_speed:15.1f}   {their_peak:4.0f}   "
                 f"{our_speed:13.1f}   {our_peak:4.0f}   {our_speed / their_speed:5.1f}",

@@ -1,7 +1,7 @@
 """Finding copies and near duplicates: ours against imagededup and cleanvision, in one run.
 
     pip install imagededup cleanvision
-    python bench/prepare.py --images 4000                        (made-up pictures of 400 px)
+    python bench/prepare.py --images 4000                        (made-up images of 400 px)
     python bench/prepare.py --data RAW                           (your own folder of class folders)
 
 Each side starts in a process of its own and looks at the same files for exact and near duplicates:
@@ -34,7 +34,7 @@ class Bench:
     """Arguments."""
 
     data: Path | None = None
-    """Raw folder of class folders; by default pictures are made up."""
+    """Raw folder of class folders; by default images are made up."""
 
     images: int = 4000
     """How many of the 21,805 files of the original collection's structure to make up."""
@@ -48,13 +48,13 @@ class Bench:
 
 def ours(folder: Path) -> int:
     """Files in sets of copies or groups of near duplicates."""
-    from drone.adapters import ray_cluster
-    from drone.data.prepare import PrepareSettings, plan
+    from drone.cluster import connection as ray_cluster
+    from drone.data.prepare.plan import PrepareSettings, plan_dataset
 
     with ray_cluster.connected():
-        from drone.adapters.ray_data import map_rows
+        from drone.cluster.data import map_rows
 
-        frame = plan([folder], PrepareSettings(), map_rows).frame
+        frame = plan_dataset([folder], PrepareSettings(), map_rows).manifest
     copies = frame.duplicated("md5", keep=False) & (frame["md5"] != "")
     near = (frame["group"] != "") & frame.duplicated("group", keep=False)
     return int((copies | near).sum())
@@ -144,7 +144,7 @@ def made_up(folder: Path, images: int) -> Path:
     """The first files of each class of a collection of the original's structure."""
     from tests.data import seed_set
 
-    seed_set.write(folder, most=images // 4)
+    seed_set.write(folder, max_per_class=images // 4)
     return folder
 
 

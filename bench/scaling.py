@@ -1,9 +1,9 @@
-"""What grows with pictures and workers: seconds and bytes of each stage, measured here.
+"""What grows with images and workers: seconds and bytes of each stage, measured here.
 
     python bench/scaling.py                                   (a made-up set; workers 1, 2 and 4)
     python bench/scaling.py --data RAW --weights FILE --workers 1 2
 
-Preparing: pictures a second with so many processes of Ray. Training: images a second with so many
+Preparing: images a second with so many processes of Ray. Training: images a second with so many
 gloo processes that share one global batch, the time that they spend on each other's gradients, and
 the bytes. More workers than processor cores show the cost of sharing, not a gain. docs/scaling.md
 says what follows for more machines than one has.
@@ -29,18 +29,19 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from drone.config import override
-from drone.data import augment
-from drone.data.batches import Feed, epoch_order
+from drone.data import augmentation as augment
+from drone.data.batches import DeviceSplit, epoch_order
 from drone.data.dataset import open_dataset
-from drone.data.prepare import PrepareSettings, map_here, plan
-from drone.data.synth import SynthSettings, make
-from drone.data.writing import apply
+from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
+from drone.data.prepare.write import write_dataset
 from drone.model import mobilenet, weights
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
 from drone.presets import get
+from drone.synth.raw_folder import SynthSettings, write_raw_folder
 from drone.training.device import autocast
 from drone.training.memory import ENVIRONMENT
-from drone.training.optim import build_optimizer, rates, set_rates
+from drone.training.optim import build_optimizer, set_learning_rates
+from drone.training.schedule import learning_rates
 
 BATCH, STEPS, WARM_UP = 64, 12, 2
 
@@ -78,14 +79,15 @@ def prepared(raw: Path, out: Path, workers: int) -> dict[str, float]:
 
 def prepare_here(raw: Path, out: Path, workers: int) -> dict[str, float]:
     """The same, in a process that Ray belongs to."""
-    from drone.adapters import ray_cluster, ray_data
+    from drone.cluster import connection as ray_cluster
+    from drone.cluster import data as ray_data
 
     with ray_cluster.connected(num_cpus=workers):
         ray_data.map_rows(lambda row: row, [{"file": 0}] * (2 * workers), "warm-up")
         began = time.perf_counter()
-        planned = plan([raw], PrepareSettings(policy="first"), ray_data.map_rows)
+        planned = plan_dataset([raw], PrepareSettings(policy="first"), ray_data.map_rows)
         scanned = time.perf_counter()
-        apply(planned, out, ray_data.map_rows)
+        write_dataset(planned, out, ray_data.map_rows)
         return {"scan": scanned - began, "pack": time.perf_counter() - scanned}
 
 
@@ -95,11 +97,11 @@ def steps(rank: int, world: int, job: Bench, dataset: Path, folder: Path) -> Non
     place = f"file://{folder}/rendezvous"
     distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
     config = override(get("finetune"), {"model": {"unfreeze_depth": job.depth}}, "bench")
-    feed = Feed(open_dataset(dataset).split("train"), torch.device("cpu"))
+    feed = DeviceSplit(open_dataset(dataset).split("train"), torch.device("cpu"))
     model = mobilenet.build(config.model, 4, 0, weights.load(job.weights).state())
     model.train()
     optimizer = build_optimizer(model, config.optim)
-    set_rates(optimizer, rates(config, 1000, 10))
+    set_learning_rates(optimizer, learning_rates(config, 1000, 10))
     network = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     order = epoch_order(len(feed), BATCH, 0, 0)
@@ -144,15 +146,17 @@ def main(job: Bench) -> None:
         place = Path(temporary)
         raw = job.data or place / "raw"
         if job.data is None:
-            make(raw, SynthSettings(images_per_class=150, swapped=0))
+            write_raw_folder(raw, SynthSettings(images_per_class=150, mislabelled=0))
         settings = PrepareSettings(policy="first")
-        dataset = apply(plan([raw], settings, map_here), place / "dataset", map_here)[0]
+        dataset = write_dataset(
+            plan_dataset([raw], settings, map_sequentially), place / "dataset", map_sequentially
+        )[0]
         files, kept = len(dataset.manifest), int(dataset.manifest["kept"].sum())
         raw_bytes = sum(file.stat().st_size for file in raw.rglob("*") if file.is_file())
         packed = sum(file.stat().st_size for file in (place / "dataset").rglob("*.*"))
         print(f"{files} files, {kept} kept; {os.cpu_count()} processor cores")
-        print(f"bytes: {raw_bytes / files:,.0f} a file read, {packed / kept:,.0f} a picture packed")
-        print("\nworkers   scan files/s   pack pictures/s")
+        print(f"bytes: {raw_bytes / files:,.0f} a file read, {packed / kept:,.0f} an image packed")
+        print("\nworkers   scan files/s   pack images/s")
         for count in job.workers:
             took = prepared(raw, place / f"out-{count}", count)
             print(

@@ -6,7 +6,7 @@
 Seed s stands for a split and a training of its own (`prepare.py --split.seed s`,
 `train.py --seed s`). What was measured lies in scores.csv of the folder --work: stopped and typed
 again, it goes on where it was. At the end the table as Markdown: mean and standard deviation over
-the seeds, and what pictures of other origins bring.
+the seeds, and what images of other origins bring.
 """
 
 import json
@@ -32,7 +32,7 @@ class Bench:
     """As of train.py: imagenet, none or a file."""
 
     others: Path | None = None
-    """Class folders of pictures from elsewhere, which nothing is trained on."""
+    """Class folders of images from elsewhere, which nothing is trained on."""
 
     presets: tuple[str, ...] = ("seed-attempt-1", "seed-attempt-2", "frozen", "finetune")
     """What is compared."""

@@ -5,7 +5,7 @@
 
 Sixteen configurations (depths 0 to 5, all head widths, two strengths), the same epochs, seeds,
 starting weights, learning rates and schedule on both sides. The tutorials' way is a Ray Tune
-function trainable: ImageFolder, PIL for each picture, a DataLoader, fp32, contiguous tensors, every
+function trainable: ImageFolder, PIL for each image, a DataLoader, fp32, contiguous tensors, every
 trial computing everything. Ours is `ray_jobs/tune.py` as a user types it, MLflow and all. Each side
 runs alone; what counts is the time until 4, 8 and 16 trials were
 done, and the validation accuracies at the end.
@@ -34,19 +34,20 @@ from torchvision import datasets, transforms
 from bench.training import IMAGENET_MEAN, IMAGENET_STD
 from drone.config import override
 from drone.data.dataset import open_dataset
-from drone.data.prepare import PrepareSettings, map_here, plan
-from drone.data.synth import SynthSettings, make
-from drone.data.writing import apply
+from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
+from drone.data.prepare.write import write_dataset
 from drone.model import mobilenet, weights
 from drone.model.folding import set_folding
 from drone.presets import get
-from drone.search.space import configure
+from drone.search.space import apply_params
+from drone.synth.raw_folder import SynthSettings, write_raw_folder
 from drone.training.config import TrainConfig
-from drone.training.optim import build_optimizer, rates, set_rates
+from drone.training.optim import build_optimizer, set_learning_rates
+from drone.training.schedule import learning_rates
 
 BATCH = 64
 SIDE = 224
-FIXED = {"flip_test": False}
+FIXED = {"test_time_flip": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def base(job: Bench) -> TrainConfig:
 def spatial_and_colour(strength: float) -> list[Any]:
     """The tutorials' transforms for the ranges and odds that our views have at this strength.
 
-    The picture is reflected beyond its edges before it is moved, since black corners would be
+    The image is reflected beyond its edges before it is moved, since black corners would be
     another task than ours.
     """
     amount, border = 0.4 * strength, SIDE // 4
@@ -120,7 +121,7 @@ def tutorial_trial(config: dict[str, Any]) -> None:
     from ray import tune
 
     job: Bench = config["job"]
-    settings = configure(base(job), config["params"], "bench")
+    settings = apply_params(base(job), config["params"], "bench")
     augmented = transforms.Compose(
         [
             transforms.Resize((SIDE, SIDE)),
@@ -157,11 +158,13 @@ def tutorial_trial(config: dict[str, Any]) -> None:
     for epoch in range(job.epochs):
         model.train()
         for step, (images, labels) in enumerate(loader):
-            set_rates(optimizer, rates(settings, epoch * len(loader) + step, len(loader)))
+            set_learning_rates(
+                optimizer, learning_rates(settings, epoch * len(loader) + step, len(loader))
+            )
             optimizer.zero_grad()
             smoothing = settings.optim.label_smoothing
             functional.cross_entropy(model(images), labels, label_smoothing=smoothing).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip_norm)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.max_grad_norm)
             optimizer.step()
         model.eval()
         with torch.no_grad():
@@ -214,7 +217,7 @@ def ours(job: Bench, dataset: Path, place: Path) -> list[dict[str, float]]:
     words += [f"optim.lr_head={optim.lr_head}", f"optim.lr_backbone={optim.lr_backbone}"]
     words += [f"optim.weight_decay={optim.weight_decay}", "optim.ema_decay=0.0"]
     words += [f"optim.label_smoothing={optim.label_smoothing}", "model.dropout=0.2"]
-    environment = {**os.environ, "DRONE_FEATURES": str(place / "features")}
+    environment = {**os.environ, "DRONE_ACTIVATION_CACHE": str(place / "features")}
     environment.pop("MLFLOW_TRACKING_URI", None)
     began = time.time()
     log = (place / "ours.log").open("w")
@@ -254,10 +257,12 @@ def main(job: Bench) -> None:
         place.mkdir(parents=True, exist_ok=True)
         raw = job.data or place / "raw"
         if job.data is None:
-            make(raw, SynthSettings(images_per_class=100, swapped=0))
+            write_raw_folder(raw, SynthSettings(images_per_class=100, mislabelled=0))
         settings = replace(PrepareSettings(), policy="first")
         if not (place / "dataset").exists():
-            apply(plan([raw], settings, map_here), place / "dataset", map_here)
+            write_dataset(
+                plan_dataset([raw], settings, map_sequentially), place / "dataset", map_sequentially
+            )
         split = folders(raw, place / "dataset", place / "plain")
         fast = ours(job, place / "dataset", place)
         words = [sys.executable, __file__, "--only", str(split), "--weights", job.weights]

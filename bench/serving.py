@@ -1,9 +1,9 @@
 """Answering over HTTP: ours against the original's way, in one run.
 
-    python bench/serving.py                                (random weights, a drawn picture)
-    python bench/serving.py --onnx export/model.onnx --picture picture.jpg
+    python bench/serving.py                                (random weights, a drawn image)
+    python bench/serving.py --onnx export/model.onnx --image image.jpg
 
-The original's way: torch and torchvision in the handler, one picture at a time, behind Python's
+The original's way: torch and torchvision in the handler, one image at a time, behind Python's
 threading server. Ours: `serve.py` as typed. Each starts in a process of its own; the first answer
 is timed from the start of the process, disks warm. Then so many clients ask, each again as soon as
 it has its answer. Requests that are refused (503) are asked again and count as refused.
@@ -29,7 +29,7 @@ import psutil
 import tyro
 
 NEEDED = {
-    "ours": ("onnxruntime", "numpy", "pillow", "python-multipart", "uvicorn"),
+    "ours": ("onnxruntime", "numpy", "pillow", "python-multipart", "starlette", "anyio", "uvicorn"),
     "theirs": ("torch", "torchvision", "numpy", "pillow"),
 }
 
@@ -41,8 +41,8 @@ class Bench:
     onnx: Path | None = None
     """Exported model; by default one of random weights."""
 
-    picture: Path | None = None
-    """Picture to ask about; by default a drawn one of 800 x 600."""
+    image: Path | None = None
+    """Image to ask about; by default a drawn one of 800 x 600."""
 
     clients: tuple[int, ...] = (1, 8, 32)
     """How many ask at the same time."""
@@ -92,8 +92,8 @@ def theirs(port: int) -> None:
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
             with torch.no_grad():
-                picture = view(Image.open(io.BytesIO(data)).convert("RGB"))
-                answer = int(model(picture[None]).argmax())
+                image = view(Image.open(io.BytesIO(data)).convert("RGB"))
+                answer = int(model(image[None]).argmax())
             body = json.dumps({"index": answer}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -121,7 +121,7 @@ class Load:
         return f"{rate:8.1f}  {p50:7.0f}  {p99:7.0f}  {self.refused:7}  {self.lost:4}"
 
 
-def load(port: int, picture: bytes, clients: int, seconds: float) -> Load:
+def load(port: int, image: bytes, clients: int, seconds: float) -> Load:
     """So many clients ask, each as soon as it has its answer."""
     seen = Load([], 0, 0, seconds)
     end = time.monotonic() + seconds
@@ -131,7 +131,7 @@ def load(port: int, picture: bytes, clients: int, seconds: float) -> Load:
         while time.monotonic() < end:
             start = time.monotonic()
             try:
-                connection.request("POST", "/predict", picture)
+                connection.request("POST", "/predict", image)
                 response = connection.getresponse()
                 response.read()
             except (OSError, http.client.HTTPException):
@@ -154,12 +154,12 @@ def load(port: int, picture: bytes, clients: int, seconds: float) -> Load:
     return seen
 
 
-def first_answer(port: int, picture: bytes) -> None:
+def first_answer(port: int, image: bytes) -> None:
     """Returns when the server has answered."""
     while True:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            connection.request("POST", "/predict", picture)
+            connection.request("POST", "/predict", image)
             if connection.getresponse().status == 200:
                 return
         except OSError:
@@ -184,7 +184,7 @@ def main(job: Bench) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         onnx = job.onnx or random_model(Path(temporary) / "model.onnx")
-        picture = job.picture.read_bytes() if job.picture else drawn()
+        image = job.image.read_bytes() if job.image else drawn()
         rows = []
         print("side     first answer s   resident MB   packages MB")
         for side in ("theirs", "ours"):
@@ -201,14 +201,14 @@ def main(job: Bench) -> None:
                     words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
                 ) as server:
                     try:
-                        first_answer(port, picture)
+                        first_answer(port, image)
                         cold.append(time.monotonic() - start)
                         if len(cold) == 3:
                             memory = psutil.Process(server.pid).memory_info().rss / 1e6
                             size = size_mb(side)
                             print(f"{side:8} {min(cold):14.2f}   {memory:11.0f}   {size:11.0f}")
                             rows += [
-                                (side, clients, load(port, picture, clients, job.seconds))
+                                (side, clients, load(port, image, clients, job.seconds))
                                 for clients in job.clients
                             ]
                     finally:
@@ -225,18 +225,18 @@ def random_model(target: Path) -> Path:
     from drone.model.config import ModelConfig
     from drone.serving.preprocess import Preprocessing
 
-    model = mobilenet.build(ModelConfig(flip_test=False), 4, 0, None).eval()
+    model = mobilenet.build(ModelConfig(test_time_flip=False), 4, 0, None).eval()
     facts = {"classes": json.dumps(CLASSES), "preprocessing": Preprocessing().to_json()}
     export.to_onnx(model, target, 224, facts)
     return target
 
 
 def drawn() -> bytes:
-    """A picture of 800 x 600 as JPEG."""
+    """An image of 800 x 600 as JPEG."""
     import io
 
-    from drone.data.drawing import draw
     from drone.labels import CLASSES
+    from drone.synth.drawing import draw
 
     buffer = io.BytesIO()
     draw(CLASSES[3], 800, 600, np.random.default_rng(0)).save(buffer, "JPEG", quality=88)

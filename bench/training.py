@@ -3,9 +3,9 @@
     python bench/training.py                                     (a made-up set, random weights)
     python bench/training.py --data RAW --weights FILE           (your own)
 
-The original's way: ImageFolder, each picture decoded and augmented by PIL in DataLoader workers,
+The original's way: ImageFolder, each image decoded and augmented by PIL in DataLoader workers,
 fp32, contiguous tensors. Ours: packed pixels, batched augmentation, channels-last, bf16 where the
-processor has it, freed memory kept. Same model, same pictures, same optimiser, same machine; the
+processor has it, freed memory kept. Same model, same images, same optimiser, same machine; the
 two take turns, so that a busy machine slows both. Images/s are of whole epochs after a warm-up.
 """
 
@@ -27,18 +27,19 @@ import tyro
 from torchvision import transforms
 
 from drone.config import override
-from drone.data import augment
-from drone.data.batches import Feed, epoch_order
+from drone.data import augmentation as augment
+from drone.data.batches import DeviceSplit, epoch_order
 from drone.data.dataset import open_dataset
-from drone.data.prepare import PrepareSettings, map_here, plan
-from drone.data.synth import SynthSettings, make
-from drone.data.writing import apply
+from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
+from drone.data.prepare.write import write_dataset
 from drone.model import mobilenet, weights
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
 from drone.presets import get
+from drone.synth.raw_folder import SynthSettings, write_raw_folder
 from drone.training.device import autocast
 from drone.training.memory import ENVIRONMENT
-from drone.training.optim import build_optimizer, rates, set_rates
+from drone.training.optim import build_optimizer, set_learning_rates
+from drone.training.schedule import learning_rates
 
 BATCH = 64
 
@@ -57,7 +58,7 @@ class Bench:
     """Unfreeze depths to measure."""
 
     images: int = 256
-    """Pictures in an epoch."""
+    """Images in an epoch."""
 
     rounds: int = 3
     """Epochs of each, after a warm-up; the median counts."""
@@ -70,7 +71,7 @@ def ours(job: Bench, depth: int, dataset_folder: Path) -> tuple[float, float]:
     """Images/s of an epoch, and the share of its time that is not the model's."""
     config = override(get("finetune"), {"model": {"unfreeze_depth": depth}}, "bench")
     dataset = open_dataset(dataset_folder)
-    feed = Feed(dataset.split("train"), torch.device("cpu"))
+    feed = DeviceSplit(dataset.split("train"), torch.device("cpu"))
     model = mobilenet.build(config.model, 4, 0, weights.load(job.weights).state())
     optimizer = build_optimizer(model, config.optim)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
@@ -85,7 +86,7 @@ def ours(job: Bench, depth: int, dataset_folder: Path) -> tuple[float, float]:
             images = augment.apply(feed.pixels(positions), views, mean, std)
             labels = feed.labels_N[torch.from_numpy(positions)]
             outside += time.perf_counter() - start
-            set_rates(optimizer, rates(config, step + 1000, len(order)))
+            set_learning_rates(optimizer, learning_rates(config, step + 1000, len(order)))
             with autocast(config.precision, torch.device("cpu")):
                 logits = model(images).float()
             optimizer.zero_grad(set_to_none=True)
@@ -184,9 +185,11 @@ def main(job: Bench) -> None:
         place = Path(temporary)
         raw = job.data or place / "raw"
         if job.data is None:
-            make(raw, SynthSettings(images_per_class=100, swapped=0))
+            write_raw_folder(raw, SynthSettings(images_per_class=100, mislabelled=0))
         settings = replace(PrepareSettings(), policy="first")
-        apply(plan([raw], settings, map_here), place / "dataset", map_here)
+        write_dataset(
+            plan_dataset([raw], settings, map_sequentially), place / "dataset", map_sequentially
+        )
         plain = decodable(raw, place / "dataset", place / "plain")
         print("depth   theirs images/s   ours images/s   ratio   outside the model: theirs   ours")
         for depth in job.depths:

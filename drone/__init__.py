@@ -1,1 +1,1 @@
-"""Tells drones from birds, and one kind of drone from another, in pictures."""
+"""Tells drones from birds, and one kind of drone from another, in images."""

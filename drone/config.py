@@ -47,7 +47,7 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
     Args:
         config: a frozen dataclass, possibly of dataclasses.
         values: what to change, by field name.
-        source: where the values come from, for the messages (a file's path, say).
+        source: where the values come from, for the messages (a file's path, notify).
 
     Raises:
         ConfigError: an unknown name, a value of a wrong type, or one that the dataclass refuses.

@@ -18,7 +18,7 @@ class ConfigError(DroneError, ValueError):
 
 
 class DataError(DroneError):
-    """The pictures or the data set are not what the job needs."""
+    """The images or the data set are not what the job needs."""
 
 
 class WeightsError(DroneError):
@@ -44,19 +44,18 @@ class Interrupted(DroneError):
 
 
 class ImageError(DroneError):
-    """Bytes that give no picture.
+    """The bytes cannot be decoded to an image that the model accepts.
 
     Attributes:
-        status: the HTTP status that says the same (400, 413, 415 or 422).
-        problem: one of PROBLEMS, the verdict in a manifest.
+        reason: One of `REASONS`. A manifest stores it and HTTP responses name it.
     """
 
-    PROBLEMS = ("empty", "non-media", "undecodable", "unsupported", "too-small", "too-large")
+    REASONS = ("empty", "non-media", "undecodable", "unsupported", "too-small", "too-large")
 
-    def __init__(self, status: int, problem: str, message: str) -> None:
+    def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
-        self.status = status
-        self.problem = problem
+        self.reason = reason
 
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[int, str, str]]:
-        return type(self), (self.status, self.problem, str(self))
+    # The default would pickle the message alone, and Ray sends these errors between processes.
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        return type(self), (self.reason, str(self))

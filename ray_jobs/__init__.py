@@ -1,1 +1,1 @@
-"""One thin script for each stage of the way from a folder to a served model."""
+"""One thin script for each stage from a raw folder to a served model."""

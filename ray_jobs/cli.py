@@ -1,37 +1,34 @@
-"""What all jobs share on the command line: parsing, messages, `--json` and exit codes."""
+"""What all jobs share on the command line: parsing, exit codes, `--json`, defaults."""
 
 import errno
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
+import yaml
 from rich.console import Console
-from rich.progress import track as rich_track
-from rich.table import Table
 
-from drone.errors import DroneError
+from drone.errors import ConfigError, DroneError
+from ray_jobs.console import console
 
 
 class Job(Protocol):
-    """A job's arguments: a dataclass with a flag for each field."""
+    """A job's arguments: a dataclass with a flag per field."""
 
     @property
     def json(self) -> bool:
-        """Whether the result is wanted as one JSON object, last on standard output."""
+        """Whether the result is printed as one JSON object, last on standard output."""
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
 Result = dict[str, Any]
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""Failures of a disk that a person can mend."""
-
-console = Console()
-"""Where a job speaks to a person; with --json that is standard error."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Failures of a disk that the user can fix."""
 
 
 def start(
@@ -42,32 +39,31 @@ def start(
     """Parses the command line, runs the job and exits.
 
     Args:
-        job: the dataclass of arguments, or a function that makes them of the words.
-        main: does the work and returns what --json prints.
+        job: the dataclass of arguments, or a function that parses them.
+        main: runs the job and returns what --json prints.
         description: the text of --help; the dataclass's docstring if None.
 
     Exits with 0 done, 1 failed, 2 wrong usage or 130 interrupted.
     """
     try:
-        words = sys.argv[1:]
         arguments: AnyJob
         if isinstance(job, type):
-            arguments = tyro.cli(job, args=words, description=description)
+            arguments = tyro.cli(job, args=sys.argv[1:], description=description)
         else:
-            arguments = job(words)
+            arguments = job(sys.argv[1:])
         console.stderr = arguments.json
         signal.signal(signal.SIGTERM, _interrupt)
         result = main(arguments)
     except KeyboardInterrupt:
-        fail("interrupted", 130)
+        _fail("interrupted", 130)
     except DroneError as error:
-        fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _DISK_ERRORS:
             raise
-        fail(f"{error.filename or 'A file'} cannot be written: {error.strerror}.", 1)
+        _fail(f"Cannot write {error.filename or 'a file'}: {error.strerror}.", 1)
     if arguments.json:
         print(json.dumps(result, ensure_ascii=False))
     sys.exit(0)
@@ -77,39 +73,43 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def features_folder() -> Path:
-    """Where a machine keeps activations of frozen blocks, unless it is told."""
-    place = os.environ.get("DRONE_FEATURES")
-    return Path(place) if place else Path.home() / ".cache" / "drone" / "features"
-
-
-def storage() -> str:
-    """Where checkpoints go, unless a job is told."""
-    return os.environ.get("DRONE_STORAGE") or "runs"
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Ends the job with a message for a person and an exit code."""
+def _fail(message: str, code: int) -> NoReturn:
+    """Ends the job with a message and an exit code."""
     Console(stderr=True, soft_wrap=True).print(
         f"[bold red]{'stopped' if code == 130 else 'error'}:[/]", message, highlight=False
     )
     sys.exit(code)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a table: the first column left, the others right."""
-    drawn = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if number else "left")
-    for row in rows:
-        drawn.add_row(*[_cell(value) for value in row])
-    console.print(drawn)
+def default_weights() -> str:
+    """The starting weights, unless a job is told otherwise."""
+    return os.environ.get("DRONE_WEIGHTS", "imagenet")
 
 
-def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def default_storage() -> str:
+    """Where checkpoints go, unless a job is told otherwise."""
+    return os.environ.get("DRONE_STORAGE") or "runs"
 
 
-def track(numbers: Iterable[int], label: str, total: int) -> Iterable[int]:
-    """Passes the numbers on and shows how far they are."""
-    return rich_track(numbers, label, total, console=console, transient=True)
+def default_activation_cache() -> Path:
+    """Where a machine caches activations of frozen blocks, unless a job is told otherwise."""
+    folder = os.environ.get("DRONE_ACTIVATION_CACHE")
+    return Path(folder) if folder else Path.home() / ".cache" / "drone" / "activations"
+
+
+def read_yaml(file: Path, kind: type = dict) -> Any:
+    """Reads settings by name from a file, or a list of them if `kind` is list.
+
+    Raises:
+        ConfigError: the file cannot be read or holds something else.
+    """
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"Cannot read {file}: {error}") from error
+    entries = content if isinstance(content, list) else [content]
+    if not isinstance(content, kind) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(
+            f"{file} does not hold {'a list of ' if kind is list else ''}settings by name."
+        )
+    return content

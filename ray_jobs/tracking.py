@@ -1,11 +1,11 @@
-"""Serves MLflow for a cluster, its store kept where it outlives this machine.
+"""Serves MLflow for a cluster, with copies of its store where they outlive this machine.
 
     python ray_jobs/tracking.py                                  (for this machine, in ./mlflow)
-    python ray_jobs/tracking.py --host 10.0.0.5 --keep s3://bucket/mlflow  (the head of a cluster)
+    python ray_jobs/tracking.py --host 10.0.0.5 --backup s3://bucket/mlflow  (a cluster's head)
 
-The store is a sqlite file on this machine's disk. With --keep it is copied there every minute in
-which it changed, and at the end; a new machine begins with that copy. Artifacts go there at once,
-through this server, so that clients need no access to the place. Ctrl-C ends it.
+The store is a sqlite file on this machine's disk. With --backup it is copied there every minute in
+which it has changed, and at the end; a new machine starts from that copy. Artifacts are stored
+there directly, through this server, so that clients need no access to the location. Ctrl-C ends it.
 """
 
 import sys
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # `ray submit` copies a job alone to the cluster: find the project beside it, here or in ~/app.
-PLACES = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
-sys.path.insert(0, str(next(place for place in PLACES if (place / "drone").is_dir())))
+ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
+sys.path.insert(0, str(next(root for root in ROOTS if (root / "drone").is_dir())))
 
 from drone.errors import ConfigError
-from ray_jobs import cli
+from ray_jobs import cli, console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,10 @@ class Tracking:
     folder: Path = Path("mlflow")
     """Folder of this machine for the store."""
 
-    keep: str | None = None
-    """Folder or URI that outlives this machine: for artifacts and copies of the store."""
+    backup: str | None = None
+    """Folder or URI that outlives this machine, for artifacts and copies of the store."""
 
-    every_s: float = 60.0
+    copy_interval_s: float = 60.0
     """Seconds between two copies of the store."""
 
     until_closed: str | None = None
@@ -48,26 +48,26 @@ class Tracking:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ConfigError(f"--port is {self.port}; it must be 1 to 65535.")
-        if self.every_s <= 0:
-            raise ConfigError(f"--every-s is {self.every_s}; it must be above 0.")
+        if self.copy_interval_s <= 0:
+            raise ConfigError(f"--copy-interval-s is {self.copy_interval_s}; it must be above 0.")
         if self.until_closed and not self.until_closed.rpartition(":")[2].isdecimal():
-            raise ConfigError(f"--until-closed is {self.until_closed!r}; wanted is HOST:PORT.")
+            raise ConfigError(f"--until-closed is {self.until_closed!r}; it must be HOST:PORT.")
 
 
 def main(job: Tracking) -> cli.Result:
     """Runs the job."""
-    from drone.adapters import tracking_server
+    from drone.tracking import server
 
-    server = tracking_server.Server(
+    settings = server.ServerSettings(
         host=job.host,
         port=job.port,
         folder=job.folder.expanduser().resolve(),
-        keep=job.keep,
-        every_s=job.every_s,
+        backup=job.backup,
+        copy_interval_s=job.copy_interval_s,
         until_closed=job.until_closed,
     )
-    tracking_server.serve(server, lambda text: cli.console.print(text, soft_wrap=True))
-    return {"store": str(server.store)}
+    server.serve(settings, console.show)
+    return {"store": str(settings.store)}
 
 
 if __name__ == "__main__":

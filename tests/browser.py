@@ -25,7 +25,7 @@ def chromium() -> Iterator[Browser]:
     """
     program = shutil.which("chromium")
     if program is None:
-        pytest.skip("no chromium on this machine")
+        pytest.skip("needs chromium")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=program, args=_OPTIONS)
         yield launched

@@ -1,4 +1,4 @@
-"""Sets, folders and commands that several tests need."""
+"""Data sets, folders and commands that several tests need."""
 
 import json
 import os
@@ -15,23 +15,25 @@ import pytest
 import torch
 
 from drone.data.dataset import Dataset
-from drone.data.drawing import draw
-from drone.data.prepare import PrepareSettings, map_here, plan
-from drone.data.synth import SynthSettings, Truth, make
-from drone.data.writing import apply
+from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
+from drone.data.prepare.write import write_dataset
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
+from drone.synth.drawing import draw
+from drone.synth.raw_folder import GroundTruth, SynthSettings, write_raw_folder
 from tests.lively import export_mixed
+
+pytest_plugins = ["tests.skips"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SMALL_PX = 64
-"""Side of the pictures in tests that train: the same code in a tenth of the time."""
+"""Side of the images in tests that train: the same code in a tenth of the time."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What jobs remember of scans does not outlive the tests."""
+    """The scan cache of the tests is not the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRONE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -42,21 +44,22 @@ class MadeUp:
     """A drawn raw folder and what is in it."""
 
     folder: Path
-    truth: Truth
+    truth: GroundTruth
 
 
 @pytest.fixture(scope="session")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
     folder = tmp_path_factory.mktemp("made-up") / "raw"
-    return MadeUp(folder, make(folder, SynthSettings(images_per_class=26, seed=3)))
+    return MadeUp(folder, write_raw_folder(folder, SynthSettings(images_per_class=26, seed=3)))
 
 
 @pytest.fixture(scope="session")
 def dataset(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A small prepared data set of 64-pixel pictures."""
+    """A small prepared data set of 64-pixel images."""
     settings = PrepareSettings(preprocessing=Preprocessing(side_px=SMALL_PX))
     out = tmp_path_factory.mktemp("prepared") / "dataset"
-    return apply(plan([made_up.folder], settings, map_here), out, map_here)[0]
+    planned = plan_dataset([made_up.folder], settings, map_sequentially)
+    return write_dataset(planned, out, map_sequentially)[0]
 
 
 @pytest.fixture(scope="session")
@@ -66,34 +69,34 @@ def mixed_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = [(224, 200), (448, 300), (300, 460), (430, 430), (240, 180), (672, 500), (896, 700)]
     for number, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
-        for image in range(9 if name == CLASSES[0] else 8):
-            width, height = sizes[min(image, len(sizes) - 1)] if image < 7 else sizes[1]
-            picture = draw(name, width, height, np.random.default_rng([7, number, image]))
-            picture.save(folder / name / f"{image}.png")
+        for index in range(9 if name == CLASSES[0] else 8):
+            width, height = sizes[min(index, len(sizes) - 1)] if index < 7 else sizes[1]
+            image = draw(name, width, height, np.random.default_rng([7, number, index]))
+            image.save(folder / name / f"{index}.png")
     return folder
 
 
 @pytest.fixture(scope="session")
 def mixed(mixed_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A small data set whose pictures are packed at the bins of their sizes too."""
+    """A small data set whose images are packed at the bins of their sizes too."""
     out = tmp_path_factory.mktemp("mixed-prepared") / "dataset"
-    planned = plan([mixed_raw], PrepareSettings(), map_here)
-    return apply(planned, out, map_here, bins=True)[0]
+    planned = plan_dataset([mixed_raw], PrepareSettings(), map_sequentially)
+    return write_dataset(planned, out, map_sequentially, bins=True)[0]
 
 
 @pytest.fixture(scope="session")
 def mixed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported model that takes pictures at the bins of their sizes."""
+    """An exported model that takes images at the bins of their sizes."""
     target = tmp_path_factory.mktemp("mixed-model") / "model.onnx"
     export_mixed(target)
     return target
 
 
 @pytest.fixture(scope="session")
-def real_pictures() -> Path:
+def real_images() -> Path:
     folder = SHARED / "data" / "drones"
     if not folder.is_dir():
-        pytest.skip(f"no real pictures in {folder}")
+        pytest.skip(f"needs the real images in {folder}")
     return folder
 
 
@@ -101,7 +104,7 @@ def real_pictures() -> Path:
 def real_weights() -> Path:
     file = SHARED / "weights" / "mobilenet_v2_imagenet.pth"
     if not file.is_file():
-        pytest.skip(f"no ImageNet weights in {file}")
+        pytest.skip(f"needs the ImageNet weights {file}")
     return file
 
 
@@ -123,26 +126,26 @@ RunJob = Callable[..., Done]
 
 
 def job_environment(**more: str) -> dict[str, str]:
-    """The environment of a job: nothing of the person who runs the tests."""
+    """The environment of a job: nothing of the user who runs the tests."""
     dropped = ("DRONE_WEIGHTS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     # As in an activated environment: MLflow starts programs by name.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    own = {"COLUMNS": "200", "PATH": path, "DRONE_FEATURES": "features"}
+    own = {"COLUMNS": "200", "PATH": path, "DRONE_ACTIVATION_CACHE": "activations"}
     return {**inherited, **own, **more}
 
 
-def job_command(name: str, *words: object) -> list[str]:
-    return [sys.executable, str(ROOT / "ray_jobs" / f"{name}.py"), *map(str, words)]
+def job_command(name: str, *args: object) -> list[str]:
+    return [sys.executable, str(ROOT / "ray_jobs" / f"{name}.py"), *map(str, args)]
 
 
 @pytest.fixture
 def run_job(tmp_path: Path) -> RunJob:
-    """Runs a job as a person would, in a folder of its own."""
+    """Runs a job as a user would, in a folder of its own."""
 
-    def run(name: str, *words: object, cwd: Path = tmp_path, **environment: str) -> Done:
+    def run(name: str, *args: object, cwd: Path = tmp_path, **environment: str) -> Done:
         done = subprocess.run(
-            job_command(name, *words),
+            job_command(name, *args),
             cwd=cwd,
             env=job_environment(**environment),
             capture_output=True,
@@ -161,13 +164,13 @@ def call_job(
 ) -> RunJob:
     """Like `run_job`, in this process and so quicker: for jobs that do not start Ray."""
 
-    def call(name: str, *words: object, cwd: Path = tmp_path, **environment: str) -> Done:
+    def call(name: str, *args: object, cwd: Path = tmp_path, **environment: str) -> Done:
         for variable in ("DRONE_WEIGHTS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             monkeypatch.delenv(variable, raising=False)
         for variable, value in {"COLUMNS": "200", **environment}.items():
             monkeypatch.setenv(variable, value)
         monkeypatch.chdir(cwd)
-        _, script, *arguments = job_command(name, *words)
+        _, script, *arguments = job_command(name, *args)
         monkeypatch.setattr(sys, "argv", [f"ray_jobs/{name}.py", *arguments])
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:

@@ -33,8 +33,8 @@ def test_a_wrong_setting_is_named(values: dict, message: str) -> None:
 
 
 def test_numbers_as_yaml_gives_them() -> None:
-    found = override(TrainConfig(), {"optim": {"lr_head": "1e-3", "head_epochs": 2}}, "x")
-    assert found.optim.lr_head == 1e-3 and found.optim.head_epochs == 2.0
+    found = override(TrainConfig(), {"optim": {"lr_head": "1e-3", "head_only_epochs": 2}}, "x")
+    assert found.optim.lr_head == 1e-3 and found.optim.head_only_epochs == 2.0
 
 
 def test_class_names() -> None:

@@ -1,118 +1,120 @@
-/** The service: GET {base}model, POST {base}predict. */
-import { checkedFacts } from "./facts.js";
-import { Passing, Problem, unless } from "./problems.js";
-import { withTries } from "./retry.js";
+/** Client of the prediction service: GET {baseUrl}model and POST {baseUrl}predict. */
+import { TransientError, UserError } from "./errors.js";
+import { validateModelInfo } from "./model-info.js";
+import { abortable, retry } from "./retry.js";
 
-/** What a gateway says while a service starts or is overrun. */
-const PASSING_STATUS = [429, 502, 503, 504];
+/** Gateways send these while a service starts or is overloaded. */
+const TRANSIENT_STATUSES = [429, 502, 503, 504];
 
-/** What a host of files says where there is no service. */
-const ABSENT_STATUS = [403, 404, 405, 501];
+/** Hosts of static files send these where there is no service. */
+const NO_SERVICE_STATUSES = [403, 404, 405, 501];
 
 export class Api {
-  /**
-   * @param {URL} base ends with a slash.
-   * @param {{tries: number, firstWaitS: number, timeoutS: number}} patience
-   */
-  constructor(base, patience) {
-    this.base = base;
-    this.patience = patience;
-    this.known = null;
-    this.asked = null;
-  }
-
-  /** The model's facts; asking also wakes a service that sleeps. */
-  facts(signal) {
-    return withTries(() => this.#facts(), { ...this.patience, signal });
-  }
+  #infoRequest = null;
 
   /**
-   * The answer to a picture.
-   * @param {(facts: object) => Promise<Blob>} prepare makes the upload once the facts are known.
-   * @param {AbortSignal} signal ends it at any time.
-   * @param {{onAttempt: Function, onWait: Function}} tell hears of each try.
+   * @param {URL} baseUrl ends with a slash.
+   * @param {{maxAttempts: number, firstWaitS: number, timeoutS: number}} retrySettings see `retry`.
    */
-  predict(prepare, signal, tell) {
+  constructor(baseUrl, retrySettings) {
+    this.baseUrl = baseUrl;
+    this.retrySettings = retrySettings;
+    /** The model's info once it is loaded, else null. */
+    this.info = null;
+  }
+
+  /** Loads the model's info. The request also wakes a service that has scaled to zero. */
+  loadInfo(signal) {
+    return retry(() => this.#loadInfo(), { ...this.retrySettings, signal });
+  }
+
+  /**
+   * Returns the prediction for an image.
+   * @param {(info: object) => Promise<Blob>} encode makes the upload once the model's info is loaded.
+   * @param {AbortSignal} signal
+   * @param {{onAttempt: Function, onWait: Function}} callbacks see `retry`.
+   */
+  predict(encode, signal, callbacks) {
     let body = null;
-    const attempt = async (trySignal) => {
-      const facts = await unless(trySignal, this.#facts());
-      body ??= await prepare(facts);
-      trySignal.throwIfAborted();
-      const answer = await ask(new URL("predict", this.base), {
+    const attempt = async (attemptSignal) => {
+      const info = await abortable(attemptSignal, this.#loadInfo());
+      body ??= await encode(info);
+      attemptSignal.throwIfAborted();
+      const prediction = await fetchJson(new URL("predict", this.baseUrl), {
         method: "POST",
         headers: { "Content-Type": "application/octet-stream" },
         body,
-        signal: trySignal,
+        signal: attemptSignal,
       });
-      return checkedAnswer(answer);
+      return validatePrediction(prediction);
     };
-    return withTries(attempt, { ...this.patience, signal, ...tell });
+    return retry(attempt, { ...this.retrySettings, signal, ...callbacks });
   }
 
-  /** One question at a time: a second one would wake a second copy of the service. */
-  async #facts() {
-    if (this.known) return this.known;
-    const signal = AbortSignal.timeout(this.patience.timeoutS * 1000);
-    this.asked ??= ask(new URL("model", this.base), { signal })
+  /** One request at a time: a second one would start a second instance of a sleeping service. */
+  async #loadInfo() {
+    if (this.info) return this.info;
+    const signal = AbortSignal.timeout(this.retrySettings.timeoutS * 1000);
+    this.#infoRequest ??= fetchJson(new URL("model", this.baseUrl), { signal })
       .catch((error) => {
-        if (signal.aborted) throw new Passing("The service did not say which model it has.");
+        if (signal.aborted) throw new TransientError("The service did not respond in time.");
         throw error;
       })
-      .finally(() => (this.asked = null));
-    this.known = checkedFacts(await this.asked, "the service's address");
-    return this.known;
+      .finally(() => (this.#infoRequest = null));
+    this.info = validateModelInfo(await this.#infoRequest, "the service's address");
+    return this.info;
   }
 }
 
-async function ask(url, options) {
+async function fetchJson(url, options) {
   let response, text;
   try {
     response = await fetch(url, { ...options, credentials: "omit", cache: "no-store" });
     text = await response.text();
   } catch (error) {
     if (options.signal.aborted) throw error;
-    // fetch says no more than this, whether the network is down or the other side forbids reading.
-    throw new Passing("The service cannot be reached.");
+    // fetch does not tell a network that is down from a response that CORS or the policy blocks.
+    throw new TransientError("The service cannot be reached.");
   }
-  if (response.ok) return parsed(text);
-  if (PASSING_STATUS.includes(response.status)) {
-    throw new Passing(`The service is not ready (${response.status}).`, retryAfterS(response));
+  if (response.ok) return parseJson(text);
+  if (TRANSIENT_STATUSES.includes(response.status)) {
+    throw new TransientError(`The service is not ready (${response.status}).`, retryAfterS(response));
   }
-  throw refused(response.status, parsed(text));
+  throw responseError(response.status, parseJson(text));
 }
 
-function refused(status, body) {
-  const said = body?.error?.message;
-  const again = status >= 500 || status === 408;
-  if (typeof said === "string") {
+function responseError(status, body) {
+  const message = body?.error?.message;
+  const retryable = status >= 500 || status === 408;
+  if (typeof message === "string") {
     const request = body.request_id ? ` (request ${body.request_id})` : "";
-    return new Problem(said + request, { again });
+    return new UserError(message + request, { retryable });
   }
-  if (ABSENT_STATUS.includes(status)) {
-    return new Problem(`There is no service at its address (${status}).`, { absent: true });
+  if (NO_SERVICE_STATUSES.includes(status)) {
+    return new UserError(`There is no service at its address (${status}).`, { notFound: true });
   }
-  // A gateway that was not told our form says {"message": "..."}, if anything.
-  const words = typeof body?.message === "string" ? `: ${body.message}` : "";
-  return new Problem(`The service answered with an error (${status})${words}.`, { again });
+  // The form of a gateway's own errors: {"message": "..."}.
+  const detail = typeof body?.message === "string" ? `: ${body.message}` : "";
+  return new UserError(`The service responded with an error (${status})${detail}.`, { retryable });
 }
 
-function checkedAnswer(answer) {
-  const { label, probabilities } = answer ?? {};
+function validatePrediction(prediction) {
+  const { label, probabilities } = prediction ?? {};
   if (typeof label !== "string" || typeof probabilities !== "object" || !probabilities) {
-    throw new Problem("The service gave an answer that this page does not understand.", { again: true });
+    throw new UserError("The service sent a response that this page cannot read.", { retryable: true });
   }
-  return answer;
+  return prediction;
 }
 
-function parsed(text) {
+function parseJson(text) {
   try {
     return JSON.parse(text);
   } catch {
-    return null; // A gateway's page, a folder's listing: no words for a person in it.
+    return null; // The HTML of a gateway's error page or of a folder listing.
   }
 }
 
-/** Seconds or a date. Another origin shows this header only if it exposes it. */
+/** The Retry-After header in seconds, 0 without one. Other origins have to expose it to the page. */
 function retryAfterS(response) {
   const value = response.headers.get("Retry-After");
   if (!value) return 0;

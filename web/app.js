@@ -1,259 +1,227 @@
-/** Puts the parts together: what a person does, and what follows from it. */
+/** The page's state and event handlers. */
 import { Api } from "./api.js";
 import { Camera } from "./camera.js";
-import { limitsOf, nameOf, sideFor } from "./facts.js";
-import { watchGifts } from "./gifts.js";
+import { classifyInBrowser, classifyWithService } from "./classify.js";
+import { listenForFiles } from "./drop.js";
+import { UserError } from "./errors.js";
+import { formatBytes, openImage } from "./image.js";
 import { LocalModel } from "./local.js";
-import { check, openPicture, sizeText, toPixels, toPng } from "./picture.js";
-import { Problem, unless } from "./problems.js";
-import { readConfig, rememberWay, rememberedWay } from "./settings.js";
+import { limitsOf, modelName } from "./model-info.js";
+import { readConfig, saveBackend, savedBackend } from "./settings.js";
 import {
-  $, clearAnswer, clearTrouble, showAnswer, showBusy, showPicture, showStatus, showTrouble,
+  $, clearError, clearPrediction, showBusy, showError, showImage, showPrediction, showStatus,
 } from "./view.js";
 
-/** A picture that the model takes larger is sent as it is. */
-const MOST_PNG_PX = 448;
+/** The backends that run the model; null where this page lacks one. */
+const backends = { service: null, browser: null };
 
-/** Both or one of them; null is a way that this page does not have. */
-const ways = { api: null, browser: null };
-let way = null;
+/** Name of the selected backend, null without any. */
+let selected = null;
 
-let picture = null;
+/** The open image, from `openImage`. */
+let image = null;
 
-/** Aborted when another picture comes or this one goes: nothing of it may show after that. */
-let life = new AbortController();
+/** Aborted when the image is replaced or removed, so that nothing of it is shown afterwards. */
+let imageController = new AbortController();
 
-/** The open question, if any. */
-let question = null;
+/** Controller of the prediction that is under way, if any. */
+let pending = null;
 
 const camera = new Camera($("video"));
 
-// ---- the picture ----
+// ---- image ----
 
-function forget() {
-  life.abort();
-  life = new AbortController();
-  endQuestion();
-  if (picture) URL.revokeObjectURL(picture.url);
-  picture = null;
-  showPicture(null);
-  clearAnswer();
-  clearTrouble();
+function clearImage() {
+  imageController.abort();
+  imageController = new AbortController();
+  endPending();
+  if (image) URL.revokeObjectURL(image.url);
+  image = null;
+  showImage(null);
+  clearPrediction();
+  clearError();
   showStatus("");
 }
 
-async function take(file, name, note = "") {
+async function useFile(file, name, note = "") {
   closeCamera();
-  forget();
-  const { signal } = life;
+  clearImage();
+  const { signal } = imageController;
   try {
-    const opened = await openPicture(file, name, limits());
+    const opened = await openImage(file, name, limitsOf(backends[selected]?.info));
     if (signal.aborted) {
       URL.revokeObjectURL(opened.url);
       return;
     }
-    picture = opened;
-    showPicture(picture);
-    showStatus(note || "The picture is ready. Submit asks what it shows.");
+    image = opened;
+    showImage(image);
+    showStatus(note || "The image is ready. Press Submit to classify it.");
     $("submit").focus();
   } catch (error) {
-    if (!signal.aborted) tell(error);
+    if (!signal.aborted) reportError(error);
   }
 }
 
-function limits() {
-  return limitsOf(ways[way]?.known);
+function removeImage() {
+  clearImage();
+  showStatus("The image was removed.");
+  $("choose-file").focus();
 }
 
-// ---- the answer ----
+// ---- prediction ----
 
 async function submit() {
   await started;
-  if (!picture || question) return;
-  if (!way) {
-    tell(nobody());
+  if (!image || pending) return;
+  if (!selected) {
+    reportError(noBackend());
     return;
   }
-  clearAnswer();
-  clearTrouble();
-  const mine = new AbortController();
-  question = mine;
+  clearPrediction();
+  clearError();
+  const controller = new AbortController();
+  const { signal } = controller;
+  const onService = selected === "service";
+  pending = controller;
   showBusy(true);
-  const asked = way;
   try {
-    const answer = await (asked === "api" ? askService : askBrowser)(picture, mine.signal);
-    mine.signal.throwIfAborted();
-    showStatus(`${answer.label}.`);
-    showAnswer(answer, asked === "api" ? "the service" : "this browser");
-    if (document.activeElement === $("cancel")) $("answer").focus();
+    const classify = onService ? classifyWithService : classifyInBrowser;
+    const prediction = await classify(backends[selected], image, signal);
+    // A request can succeed although it was aborted meanwhile.
+    signal.throwIfAborted();
+    showStatus(`${prediction.label}.`);
+    showPrediction(prediction, onService ? "on the service" : "in this browser");
+    if (document.activeElement === $("cancel")) $("prediction").focus();
   } catch (error) {
-    if (mine.signal.aborted) return;
-    const instead = asked === "api" && Boolean(ways.browser);
-    tell(error, { again: !(error instanceof Problem) || error.again, instead });
+    if (signal.aborted) return;
+    const retry = !(error instanceof UserError) || error.retryable;
+    reportError(error, { retry, useBrowser: onService && Boolean(backends.browser) });
   } finally {
-    if (question === mine) endQuestion();
+    if (pending === controller) endPending();
   }
 }
 
-function askService(of, signal) {
-  showStatus("The service is asked ...");
-  check(of, limits());
-  const prepare = async (facts) => {
-    check(of, limitsOf(facts));
-    // What only the service can decode, and what only it can resize, goes there as it is.
-    if (!of.width || facts.preprocessing.resampling !== "bilinear") return of.file;
-    const side = sideFor(facts, of);
-    // The squashed picture of a large side is larger than its file.
-    if (side > MOST_PNG_PX) return of.file;
-    return toPng(await toPixels(of, side, signal), side);
-  };
-  return ways.api.predict(prepare, signal, {
-    onAttempt: (number, tries) => {
-      if (number > 1) showStatus(`Attempt ${number} of ${tries} ...`);
-    },
-    onWait: (number, tries, waitS) => {
-      showStatus(`No answer yet. Attempt ${number} of ${tries} in ${Math.ceil(waitS)} s ...`);
-    },
-  });
-}
-
-async function askBrowser(of, signal) {
-  const facts = ways.browser.known;
-  check(of, limitsOf(facts));
-  if (!of.width) throw new Problem(`This browser cannot read this ${of.kind} picture; save it as JPEG or PNG.`);
-  if ((facts.preprocessing.resampling ?? "bilinear") !== "bilinear") {
-    throw new Problem("This model wants its pictures resized in a way that this page does not know.");
-  }
-  if (!ways.browser.ready) showStatus("Loading the model ...");
-  await unless(signal, ways.browser.load((bytes) => {
-    if (!signal.aborted) showStatus(`Loading the model: ${sizeText(bytes)} ...`);
-  }));
-  showStatus("This browser looks at the picture ...");
-  const pixels = await toPixels(of, sideFor(facts, of), signal);
-  return unless(signal, ways.browser.predict(pixels));
-}
-
-function endQuestion() {
-  question?.abort();
-  question = null;
+function endPending() {
+  pending?.abort();
+  pending = null;
   showBusy(false);
 }
 
 function cancel() {
-  endQuestion();
-  showStatus("Cancelled. The picture is still here.");
+  endPending();
+  showStatus("Cancelled. The image is still here.");
 }
 
-function tell(error, offers) {
-  if (!(error instanceof Problem)) console.error(error);
-  const message = error instanceof Problem ? error.message : `Something went wrong on this page: ${error.message}`;
-  showTrouble(message, offers);
+function reportError(error, actions) {
+  const expected = error instanceof UserError;
+  if (!expected) console.error(error);
+  showError(expected ? error.message : `Something went wrong on this page: ${error.message}`, actions);
 }
 
-// ---- who answers ----
+// ---- backends ----
 
-/** Shows the ways that there are, and takes the one that a person chose last, or the first. */
-function offer() {
-  const there = ["api", "browser"].filter((name) => ways[name]);
-  $("ways").hidden = there.length < 2;
-  if (!there.length) {
-    way = null;
-    $("facts").textContent = "";
-    throw nobody();
+/** Shows the choice between backends and selects the saved one, or else the first. */
+function offerBackends() {
+  const available = ["service", "browser"].filter((name) => backends[name]);
+  $("backends").hidden = available.length < 2;
+  if (!available.length) {
+    selected = null;
+    $("model-info").textContent = "";
+    throw noBackend();
   }
-  const remembered = rememberedWay();
-  choose(there.includes(remembered) ? remembered : there[0]);
+  const saved = savedBackend();
+  selectBackend(available.includes(saved) ? saved : available[0]);
 }
 
-function nobody() {
-  return new Problem("There is neither a service nor a model at the addresses in config.json.");
+function noBackend() {
+  return new UserError("There is neither a service nor a model at the addresses in config.json.");
 }
 
-function choose(chosen) {
-  if (question) cancel();
-  way = chosen;
-  $(`way-${chosen}`).checked = true;
-  if (chosen === "api") wakeService();
-  else loadModel();
+function selectBackend(name) {
+  if (pending) cancel();
+  selected = name;
+  $(`backend-${name}`).checked = true;
+  if (name === "service") wakeService();
+  else preloadModel();
 }
 
-function chooseByHand(chosen) {
-  rememberWay(chosen);
-  clearTrouble();
-  choose(chosen);
+function switchBackend(name) {
+  saveBackend(name);
+  clearError();
+  selectBackend(name);
 }
 
-/** Ahead of the first question: a service that sleeps takes a while to answer. */
+/** Loads the model's info ahead of the first prediction: a sleeping service takes a while to start. */
 async function wakeService() {
-  showFacts("The service is asked which model it has ...");
+  showModelInfo("Waiting for the service ...");
   try {
-    await ways.api.facts(new AbortController().signal);
-    if (way === "api") showFacts();
+    await backends.service.loadInfo(new AbortController().signal);
+    if (selected === "service") showModelInfo();
   } catch (error) {
-    if (error.absent) withoutService();
-    else if (way === "api") showFacts("The service does not answer yet; your picture asks it again.");
+    if (error.notFound) removeService();
+    else if (selected === "service") showModelInfo("The service does not respond yet; Submit tries again.");
   }
 }
 
-/** A page on a plain folder has no service, unless config.json names one. */
-function withoutService() {
-  if (!ways.api) return;
-  ways.api = null;
-  $("ways").hidden = true;
-  if (way === "browser") return;
+/** With the default config.json a page on a plain host finds out here that it has no service. */
+function removeService() {
+  if (!backends.service) return;
+  backends.service = null;
+  $("backends").hidden = true;
+  if (selected === "browser") return;
   try {
-    offer();
-    showStatus("There is no service here: this browser answers.");
+    offerBackends();
+    showStatus("There is no service here: the model runs in this browser.");
   } catch (error) {
-    tell(error);
+    reportError(error);
   }
 }
 
-/** Ahead of the first question, too; what goes wrong is told when a question needs the model. */
-async function loadModel() {
-  showFacts();
-  await ways.browser.load((bytes) => {
-    if (way === "browser") $("facts").textContent = `Loading the model: ${sizeText(bytes)} ...`;
+/** Loads the model before the first prediction, which reports the error if this fails. */
+async function preloadModel() {
+  showModelInfo();
+  await backends.browser.load((bytes) => {
+    if (selected === "browser") $("model-info").textContent = `Loading the model: ${formatBytes(bytes)} ...`;
   }).catch(() => {});
-  if (way === "browser") showFacts();
+  if (selected === "browser") showModelInfo();
 }
 
-function showFacts(waiting = "") {
-  const facts = ways[way].known;
-  if (!facts) {
-    $("facts").textContent = waiting;
+function showModelInfo(placeholder = "") {
+  const { info, ready } = backends[selected];
+  if (!info) {
+    $("model-info").textContent = placeholder;
     return;
   }
-  const { max_bytes: bytes, max_pixels: pixels } = limitsOf(facts);
-  const state = way === "browser" && !ways.browser.ready ? " (not loaded)" : "";
-  $("facts").textContent = `Model ${nameOf(facts)}${state}: ${facts.classes.join(", ")}. ` +
-    `Pictures up to ${sizeText(bytes)} and ${pixels / 1e6} million pixels.`;
+  const { max_bytes: maxBytes, max_pixels: maxPixels } = limitsOf(info);
+  const state = selected === "browser" && !ready ? " (not loaded)" : "";
+  $("model-info").textContent = `Model ${modelName(info)}${state}: ${info.classes.join(", ")}. ` +
+    `Images up to ${formatBytes(maxBytes)} and ${maxPixels / 1e6} million pixels.`;
 }
 
 async function findModel(folder) {
   const model = new LocalModel(folder);
   try {
-    await model.facts();
+    await model.loadInfo();
     return model;
   } catch {
-    return null; // No model beside the page: the service answers alone.
+    return null; // A page without a model of its own uses the service.
   }
 }
 
-// ---- the camera ----
+// ---- camera ----
 
 async function openCamera() {
   $("camera").hidden = false;
   $("open-camera").disabled = true;
-  showStatus("The browser asks for the camera ...");
-  clearTrouble();
+  showStatus("Waiting for the browser's permission to use the camera ...");
+  clearError();
   try {
     if (!(await camera.open())) return;
-    showStatus("The camera is on. Take makes the picture.");
-    $("take").focus();
+    showStatus("The camera is on. Press Capture to take the image.");
+    $("capture").focus();
   } catch (error) {
     closeCamera();
-    tell(error);
+    reportError(error);
   }
 }
 
@@ -265,67 +233,76 @@ function closeCamera() {
   if (focused) $("open-camera").focus();
 }
 
-async function takeFromCamera() {
+async function capture() {
   try {
-    await take(await camera.take(), "camera.png");
+    await useFile(await camera.capture(), "camera.png");
   } catch (error) {
-    tell(error);
+    reportError(error);
   }
 }
 
-// ---- wiring ----
+// ---- start ----
 
-function wire() {
-  for (const [button, input] of [["choose", "file"], ["phone-camera", "photo"]]) {
-    $(button).addEventListener("click", () => $(input).click());
-    $(input).addEventListener("change", () => {
-      const [file] = $(input).files;
-      // Else the same file, picked again, would be no change.
-      $(input).value = "";
-      if (file) take(file, file.name);
-    });
-  }
-  $("remove").addEventListener("click", () => {
-    forget();
-    showStatus("The picture is removed.");
-    $("choose").focus();
+function onClick(id, handler) {
+  $(id).addEventListener("click", handler);
+}
+
+function submitAgain() {
+  $("submit").focus();
+  submit();
+}
+
+function wireFileInput(buttonId, inputId) {
+  const input = $(inputId);
+  onClick(buttonId, () => input.click());
+  input.addEventListener("change", () => {
+    const [file] = input.files;
+    // Without this, picking the same file again would fire no event.
+    input.value = "";
+    if (file) useFile(file, file.name);
   });
-  $("submit").addEventListener("click", submit);
-  $("again").addEventListener("click", () => {
-    $("submit").focus();
-    submit();
-  });
-  $("instead").addEventListener("click", () => {
-    chooseByHand("browser");
-    $("submit").focus();
-    submit();
-  });
-  $("cancel").addEventListener("click", cancel);
-  for (const name of ["api", "browser"]) {
-    $(`way-${name}`).addEventListener("change", () => chooseByHand(name));
-  }
+}
+
+function wireCamera() {
   $("open-camera").hidden = !Camera.available;
-  $("open-camera").addEventListener("click", openCamera);
-  $("close-camera").addEventListener("click", () => {
+  onClick("open-camera", openCamera);
+  onClick("capture", capture);
+  onClick("close-camera", () => {
     closeCamera();
     showStatus("");
   });
-  $("take").addEventListener("click", takeFromCamera);
   $("camera").addEventListener("keydown", (event) => {
     if (event.key === "Escape") closeCamera();
   });
-  watchGifts($("drop"), take, showStatus);
+}
+
+function wire() {
+  wireFileInput("choose-file", "file");
+  wireFileInput("phone-camera", "phone-photo");
+  wireCamera();
+  listenForFiles($("drop-zone"), useFile, showStatus);
+  onClick("remove", removeImage);
+  onClick("submit", submit);
+  onClick("cancel", cancel);
+  onClick("retry", submitAgain);
+  onClick("use-browser", () => {
+    switchBackend("browser");
+    submitAgain();
+  });
+  for (const name of ["service", "browser"]) {
+    $(`backend-${name}`).addEventListener("change", () => switchBackend(name));
+  }
 }
 
 async function start() {
   wire();
   try {
-    const config = await readConfig();
-    if (config.api) ways.api = new Api(config.api, config.patience);
-    if (config.model) ways.browser = await findModel(config.model);
-    offer();
+    const { apiUrl, modelFolder, retrySettings } = await readConfig();
+    if (apiUrl) backends.service = new Api(apiUrl, retrySettings);
+    if (modelFolder) backends.browser = await findModel(modelFolder);
+    offerBackends();
   } catch (error) {
-    tell(error);
+    reportError(error);
   }
 }
 

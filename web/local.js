@@ -1,128 +1,134 @@
-/** The model in this browser, by onnxruntime-web: {folder}model.json and {folder}model.onnx. */
-import { checkedFacts } from "./facts.js";
-import { Problem } from "./problems.js";
+/** Runs the model in this browser with onnxruntime-web, from {folder}model.json and {folder}model.onnx. */
+import { UserError } from "./errors.js";
+import { validateModelInfo } from "./model-info.js";
 
-const ENGINE = new URL("vendor/", import.meta.url);
+const RUNTIME_FOLDER = new URL("vendor/", import.meta.url);
 
 /** The one class that is not a drone, as in drone/labels.py. */
 const BIRD = "Flying Birds";
 
 export class LocalModel {
+  #onProgress = null;
+  #starting = null;
+  #runtime = null;
+  #session = null;
+
   /** @param {URL} folder ends with a slash. */
   constructor(folder) {
     this.folder = folder;
-    this.known = null;
-    this.starting = null;
+    /** The model's info once it is loaded, else null. */
+    this.info = null;
   }
 
-  /** The model's facts; a Problem that says `absent` where there is no model. */
-  async facts() {
+  /** @throws {UserError} `notFound` where there is no model. */
+  async loadInfo() {
     const url = new URL("model.json", this.folder);
-    const response = await got(url, { cache: "no-cache" });
-    this.known = checkedFacts(await response.json().catch(() => null), url.pathname);
-    return this.known;
+    const response = await fetchFile(url, { cache: "no-cache" });
+    this.info = validateModelInfo(await response.json().catch(() => null), url.pathname);
+    return this.info;
   }
 
-  /** Whether it can answer at once. */
+  /** Whether runtime and model are loaded. */
   get ready() {
-    return this.session !== undefined;
+    return this.#session !== null;
   }
 
   /**
-   * Loads engine and model; a second call waits for the first one.
-   * @param {(bytes: number) => void} onProgress hears how much has come.
+   * Loads runtime and model once; concurrent calls share the download.
+   * @param {(bytes: number) => void} onProgress gets the total number of bytes received.
    */
   async load(onProgress) {
-    this.onProgress = onProgress;
-    this.starting ??= this.#start().catch((error) => {
-      this.starting = null;
+    this.#onProgress = onProgress;
+    this.#starting ??= this.#start().catch((error) => {
+      this.#starting = null; // The next call tries again.
       throw error;
     });
-    this.session = await this.starting;
+    this.#session = await this.#starting;
   }
 
   /**
-   * The answer to a picture, in the form that the service gives.
-   * @param {Uint8ClampedArray} pixels RGB, (side, side, 3).
+   * Returns the prediction in the form of the service's POST /predict.
+   * @param {Uint8ClampedArray} pixels RGB, (sidePx, sidePx, 3).
    */
   async predict(pixels) {
-    const { classes, temperature = 1, unsure_below: limit = 0 } = this.known;
-    const side = Math.sqrt(pixels.length / 3);
-    const shape = [1, side, side, 3];
-    const input = new this.engine.Tensor("uint8", new Uint8Array(pixels.buffer), shape);
-    const { probabilities: output } = await this.session.run({ pixels: input });
-    return described(classes, calibrated(output.data, temperature), limit, this.known);
+    const { classes, temperature = 1, unsure_below: unsureBelow = 0 } = this.info;
+    const sidePx = Math.sqrt(pixels.length / 3);
+    const shape = [1, sidePx, sidePx, 3];
+    const input = new this.#runtime.Tensor("uint8", new Uint8Array(pixels.buffer), shape);
+    const { probabilities } = await this.#session.run({ pixels: input });
+    return toPrediction(classes, applyTemperature(probabilities.data, temperature), unsureBelow, this.info);
   }
 
   async #start() {
-    let come = 0;
-    const count = (bytes) => this.onProgress?.((come += bytes));
+    let received = 0;
+    const count = (bytes) => this.#onProgress?.((received += bytes));
     try {
-      // The engine cannot be started twice, so it starts once all its parts are here.
-      const [engine, wasm, model] = await Promise.all([
-        import(new URL("ort.wasm.bundle.min.mjs", ENGINE)),
-        download(new URL("ort-wasm-simd-threaded.wasm", ENGINE), count),
-        // Looked after each time, as its facts are: an older model must not answer under their name.
+      // All downloads come first: the runtime cannot be initialised a second time after a failure.
+      const [runtime, wasm, model] = await Promise.all([
+        import(new URL("ort.wasm.bundle.min.mjs", RUNTIME_FOLDER)),
+        download(new URL("ort-wasm-simd-threaded.wasm", RUNTIME_FOLDER), count),
+        // Revalidated like model.json: a cached older model must not run under the new model's info.
         download(new URL("model.onnx", this.folder), count, { cache: "no-cache" }),
       ]);
-      engine.env.wasm.wasmBinary = wasm;
-      engine.env.wasm.numThreads = 1; // More need headers that a plain folder does not send.
-      engine.env.logLevel = "error";
-      this.engine = engine;
-      return await engine.InferenceSession.create(new Uint8Array(model));
+      runtime.env.wasm.wasmBinary = wasm;
+      // Threads need COOP and COEP headers, which a plain host does not send.
+      runtime.env.wasm.numThreads = 1;
+      runtime.env.logLevel = "error";
+      this.#runtime = runtime;
+      return await runtime.InferenceSession.create(new Uint8Array(model));
     } catch (error) {
-      if (error instanceof Problem) throw error;
-      throw new Problem(`The model did not start in this browser: ${error.message}`, { again: true });
+      if (error instanceof UserError) throw error;
+      throw new UserError(`The model did not start in this browser: ${error.message}`, { retryable: true });
     }
   }
 }
 
-/** Probabilities to the power of 1 / temperature, summing to 1. */
-export function calibrated(probabilities, temperature) {
-  const raised = Array.from(probabilities, (value) => value ** (1 / temperature));
-  const total = raised.reduce((sum, value) => sum + value, 0);
-  return raised.map((value) => value / total);
+/** Softmax of logits / temperature, computed from the probabilities at temperature 1. */
+function applyTemperature(probabilities, temperature) {
+  const powers = Array.from(probabilities, (value) => value ** (1 / temperature));
+  const total = powers.reduce((sum, value) => sum + value, 0);
+  return powers.map((value) => value / total);
 }
 
-function described(classes, probabilities, unsureBelow, model) {
+function toPrediction(classes, probabilities, unsureBelow, model) {
   const confidence = Math.max(...probabilities);
   const index = probabilities.indexOf(confidence);
-  const named = Object.fromEntries(classes.map((name, at) => [name, probabilities[at]]));
-  const knowsBirds = classes.includes(BIRD);
-  const drone = knowsBirds ? 1 - named[BIRD] : null;
+  const byClass = Object.fromEntries(classes.map((name, at) => [name, probabilities[at]]));
+  const hasBirds = classes.includes(BIRD);
+  const drone = hasBirds ? 1 - byClass[BIRD] : null;
   return {
     label: classes[index],
     index,
-    probabilities: named,
+    probabilities: byClass,
     confidence,
     drone,
-    kind: knowsBirds ? (drone > 0.5 ? "drone" : "bird") : null,
+    kind: hasBirds ? (drone > 0.5 ? "drone" : "bird") : null,
     unsure: confidence < unsureBelow,
     model,
   };
 }
 
-async function got(url, options) {
+async function fetchFile(url, options) {
   const response = await fetch(url, options).catch(() => {
-    throw new Problem(`${url.pathname} cannot be loaded: the network is down.`, { again: true });
+    throw new UserError(`${url.pathname} cannot be loaded: the network is down.`, { retryable: true });
   });
   if (response.ok) return response;
-  const absent = response.status < 500;
-  throw new Problem(`${url.pathname} cannot be loaded (${response.status}).`, { again: true, absent });
+  const message = `${url.pathname} cannot be loaded (${response.status}).`;
+  throw new UserError(message, { retryable: true, notFound: response.status < 500 });
 }
 
-async function download(url, count, options = {}) {
-  const response = await got(url, options);
+async function download(url, onBytes, options = {}) {
+  const response = await fetchFile(url, options);
   const chunks = [];
   try {
     for (const reader = response.body.getReader(); ; ) {
       const { done, value } = await reader.read();
       if (done) break;
       chunks.push(value);
-      count(value.length);
+      onBytes(value.length);
     }
   } catch {
-    throw new Problem(`${url.pathname} came only in part.`, { again: true });
+    throw new UserError(`The download of ${url.pathname} was interrupted.`, { retryable: true });
   }
   return new Blob(chunks).arrayBuffer();
 }

@@ -1,71 +1,90 @@
-import { Passing, Problem } from "./problems.js";
+/** Retries with exponential backoff, timeouts, and promises that can be aborted. */
+import { TransientError, UserError } from "./errors.js";
 
-/** Longer than this nobody looks at a page that waits. */
-const LONGEST_WAIT_S = 60;
+/** No user watches a waiting page for longer, so a longer Retry-After ends the retries. */
+const MAX_WAIT_S = 60;
 
 /**
- * Does something that may fail for a while, at most `tries` times.
+ * Calls `attempt` until it succeeds, at most `maxAttempts` times.
  *
- * Between tries it waits `firstWaitS`, then twice that, and so on, each time between half and all of it:
- * pages that failed together do not come back together.
+ * The wait starts at `firstWaitS` and doubles after each attempt. It is multiplied by a random factor from
+ * 0.5 to 1, so that pages that failed together do not retry together.
  *
- * @param {(signal: AbortSignal) => Promise} attempt throws Passing where another try may help.
- * @param {{tries: number, firstWaitS: number, timeoutS: number, signal: AbortSignal,
- *   onAttempt?: (number: number, tries: number) => void,
- *   onWait?: (number: number, tries: number, waitS: number) => void}} settings
+ * @param {(signal: AbortSignal) => Promise} attempt throws TransientError where a retry can help.
+ * @param {{maxAttempts: number, firstWaitS: number, timeoutS: number, signal: AbortSignal,
+ *   onAttempt?: (number: number, maxAttempts: number) => void,
+ *   onWait?: (number: number, maxAttempts: number, waitS: number) => void}} settings
+ *   `timeoutS` limits each attempt; `signal` ends attempts and waits at any time; the callbacks get the
+ *   number of the attempt that starts or is waited for.
+ * @throws {UserError} after the last attempt, or where the server asks for a wait above 60 s.
  */
-export async function withTries(attempt, settings) {
-  const { tries, firstWaitS, timeoutS, signal, onAttempt, onWait } = settings;
+export async function retry(attempt, settings) {
+  const { maxAttempts, firstWaitS, timeoutS, signal, onAttempt, onWait } = settings;
   for (let number = 1; ; number++) {
-    onAttempt?.(number, tries);
+    onAttempt?.(number, maxAttempts);
     try {
       return await withTimeout(attempt, timeoutS, signal);
     } catch (error) {
       signal.throwIfAborted();
-      if (!(error instanceof Passing)) throw error;
-      const waitS = Math.max(error.afterS, firstWaitS * 2 ** (number - 1) * (0.5 + Math.random() / 2));
-      if (number === tries) {
-        throw new Problem(`No answer in ${tries} tries. ${error.message}`, { again: true });
+      if (!(error instanceof TransientError)) throw error;
+      const backoffS = firstWaitS * 2 ** (number - 1) * (0.5 + Math.random() / 2);
+      const waitS = Math.max(error.retryAfterS, backoffS);
+      if (number === maxAttempts) {
+        const message = `No response after ${maxAttempts} attempts. ${error.message}`;
+        throw new UserError(message, { retryable: true });
       }
-      if (waitS > LONGEST_WAIT_S) {
-        const message = `${error.message} It asks to wait ${Math.round(waitS)} seconds.`;
-        throw new Problem(message, { again: true });
+      if (waitS > MAX_WAIT_S) {
+        const message = `${error.message} Try again in ${Math.round(waitS)} seconds.`;
+        throw new UserError(message, { retryable: true });
       }
-      onWait?.(number + 1, tries, waitS);
-      await pause(waitS, signal);
+      onWait?.(number + 1, maxAttempts, waitS);
+      await sleep(waitS, signal);
     }
   }
 }
 
+/** Settles like `promise`, or rejects as soon as `signal` aborts; the work behind the promise continues. */
+export function abortable(signal, promise) {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    if (signal.aborted) abort();
+    signal.addEventListener("abort", abort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
+}
+
 async function withTimeout(attempt, timeoutS, signal) {
-  const late = new AbortController();
-  const timer = setTimeout(() => late.abort(), timeoutS * 1000);
-  const stop = () => late.abort();
-  signal.addEventListener("abort", stop, { once: true });
-  if (signal.aborted) stop();
+  // Not AbortSignal.any: Safari has it only since 17.4.
+  const controller = new AbortController();
+  const abort = () => controller.abort();
+  const timer = setTimeout(abort, timeoutS * 1000);
+  signal.addEventListener("abort", abort, { once: true });
+  if (signal.aborted) abort();
   try {
-    return await attempt(late.signal);
+    return await attempt(controller.signal);
   } catch (error) {
     signal.throwIfAborted();
-    if (late.signal.aborted) throw new Passing(`The service took longer than ${timeoutS} seconds.`);
+    if (controller.signal.aborted) {
+      throw new TransientError(`The service took longer than ${timeoutS} seconds.`);
+    }
     throw error;
   } finally {
     clearTimeout(timer);
-    signal.removeEventListener("abort", stop);
+    signal.removeEventListener("abort", abort);
   }
 }
 
-function pause(seconds, signal) {
+function sleep(seconds, signal) {
   return new Promise((resolve, reject) => {
-    const stop = () => {
+    const abort = () => {
       clearTimeout(timer);
       reject(signal.reason);
     };
     const timer = setTimeout(() => {
-      signal.removeEventListener("abort", stop);
+      signal.removeEventListener("abort", abort);
       resolve();
     }, seconds * 1000);
-    signal.addEventListener("abort", stop, { once: true });
-    if (signal.aborted) stop();
+    signal.addEventListener("abort", abort, { once: true });
+    if (signal.aborted) abort();
   });
 }

@@ -1,42 +1,46 @@
-/** config.json beside the page, and what a person chose last time. */
-import { Problem } from "./problems.js";
+/** The site's config.json, and the backend that the user chose on an earlier visit. */
+import { UserError } from "./errors.js";
 
-const STORE = "drone-page-way";
+const STORAGE_KEY = "drone-page-backend";
 
-/** `api` and `model` as URLs or null; how long and how often to ask. */
+/**
+ * Reads config.json; docs/page.md lists its keys and defaults.
+ * @returns {Promise<{apiUrl: URL | null, modelFolder: URL | null, retrySettings: object}>}
+ *   `retrySettings` are those of `retry`.
+ */
 export async function readConfig() {
   let config;
   try {
     config = await (await fetch("config.json", { cache: "no-cache" })).json();
   } catch {
-    throw new Problem("config.json beside this page cannot be read.");
+    throw new UserError("Cannot read config.json beside this page: it is missing or not valid JSON.");
   }
   const { api = ".", model = "model", tries = 4, first_wait_s = 1, timeout_s = 35 } = config;
   return {
-    api: folder(api),
-    model: folder(model),
-    patience: { tries, firstWaitS: first_wait_s, timeoutS: timeout_s },
+    apiUrl: folderUrl(api),
+    modelFolder: folderUrl(model),
+    retrySettings: { maxAttempts: tries, firstWaitS: first_wait_s, timeoutS: timeout_s },
   };
 }
 
-/** A name is put after the last slash of a base, so there has to be one at its end. */
-function folder(place) {
-  return place === null ? null : new URL(`${(place || ".").replace(/\/+$/, "")}/`, document.baseURI);
+/** Ends with a slash; without one, resolving a name against it would replace the last part of the path. */
+function folderUrl(path) {
+  return path === null ? null : new URL(`${(path || ".").replace(/\/+$/, "")}/`, document.baseURI);
 }
 
-/** "api", "browser" or null. Some browsers keep nothing; then it is asked each time. */
-export function rememberedWay() {
+/** "service", "browser" or null. Reading throws in browsers that block storage. */
+export function savedBackend() {
   try {
-    return localStorage.getItem(STORE);
+    return localStorage.getItem(STORAGE_KEY);
   } catch {
     return null;
   }
 }
 
-export function rememberWay(way) {
+export function saveBackend(backend) {
   try {
-    localStorage.setItem(STORE, way);
+    localStorage.setItem(STORAGE_KEY, backend);
   } catch {
-    // Nothing is kept here.
+    // Without storage the choice lasts for this visit.
   }
 }

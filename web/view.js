@@ -1,6 +1,6 @@
-/** What the page shows. Whatever comes from a file or from a service goes in as text, never as HTML. */
-import { nameOf } from "./facts.js";
-import { sizeText } from "./picture.js";
+/** Updates the page. Text of files and services is set as textContent, never as HTML. */
+import { formatBytes } from "./image.js";
+import { modelName } from "./model-info.js";
 
 export const $ = (id) => document.getElementById(id);
 
@@ -8,42 +8,42 @@ export function showStatus(text) {
   $("status").textContent = text;
 }
 
-/** @param {{again?: boolean, instead?: boolean}} [ways] which ways out are offered. */
-export function showTrouble(message, { again = false, instead = false } = {}) {
+/** @param {{retry?: boolean, useBrowser?: boolean}} [actions] the buttons to offer. */
+export function showError(message, { retry = false, useBrowser = false } = {}) {
   showStatus("");
-  $("trouble").replaceChildren(element("p", { textContent: message }));
-  $("again").hidden = !again;
-  $("instead").hidden = !instead;
-  $("ways-out").hidden = !again && !instead;
+  $("error").replaceChildren(createElement("p", { textContent: message }));
+  $("retry").hidden = !retry;
+  $("use-browser").hidden = !useBrowser;
+  $("error-actions").hidden = !retry && !useBrowser;
 }
 
-export function clearTrouble() {
-  $("trouble").replaceChildren();
-  $("ways-out").hidden = true;
+export function clearError() {
+  $("error").replaceChildren();
+  $("error-actions").hidden = true;
 }
 
-/** @param {object | null} picture of `openPicture`. */
-export function showPicture(picture) {
-  $("preview").hidden = !picture;
-  $("invite").hidden = Boolean(picture);
-  $("remove").hidden = !picture;
-  $("submit").disabled = !picture;
-  $("choose").textContent = picture ? "Choose another" : "Choose a picture";
-  if (!picture) {
-    $("shown").removeAttribute("src");
-    $("name").textContent = $("size").textContent = "";
+/** @param {object | null} image from `openImage`. */
+export function showImage(image) {
+  $("preview").hidden = !image;
+  $("drop-hint").hidden = Boolean(image);
+  $("remove").hidden = !image;
+  $("submit").disabled = !image;
+  $("choose-file").textContent = image ? "Choose another" : "Choose an image";
+  if (!image) {
+    $("image").removeAttribute("src");
+    $("image-name").textContent = $("image-size").textContent = "";
     return;
   }
-  $("shown").hidden = !picture.width;
-  $("unseen").hidden = Boolean(picture.width);
-  if (picture.width) $("shown").src = picture.url;
-  $("shown").alt = `The picture: ${picture.name}`;
-  $("name").textContent = picture.name;
-  const sides = picture.width ? `${picture.width} × ${picture.height}, ` : "";
-  $("size").textContent = `(${sides}${sizeText(picture.file.size)})`;
+  $("image").hidden = !image.width;
+  $("no-preview").hidden = Boolean(image.width);
+  if (image.width) $("image").src = image.url;
+  $("image").alt = `The image: ${image.name}`;
+  $("image-name").textContent = image.name;
+  const sides = image.width ? `${image.width} × ${image.height}, ` : "";
+  $("image-size").textContent = `(${sides}${formatBytes(image.file.size)})`;
 }
 
-/** While a question is open, Cancel stands where Submit was, and takes the focus over. */
+/** Shows Cancel in place of Submit. Hiding a focused button would lose the focus, so it moves along. */
 export function showBusy(busy) {
   const [from, to] = busy ? [$("submit"), $("cancel")] : [$("cancel"), $("submit")];
   const focused = document.activeElement === from;
@@ -53,49 +53,54 @@ export function showBusy(busy) {
   if (focused) to.focus();
 }
 
-/** @param {object} answer as POST /predict gives it. */
-export function showAnswer(answer, by) {
-  $("answer").textContent = `${answer.label}: ${percent(answer.confidence)}`;
-  $("kind").textContent = kindText(answer);
-  $("kind").hidden = !answer.kind;
-  $("unsure").hidden = !answer.unsure;
-  const ranked = Object.entries(answer.probabilities).sort(([, one], [, other]) => other - one);
-  $("bars").replaceChildren(...ranked.map(([name, value]) => bar(name, value, name === answer.label)));
-  const model = nameOf(answer.model);
-  $("source").textContent = `${model ? `Model ${model}, answered` : "Answered"} by ${by}.`;
+/**
+ * @param {object} prediction in the form of POST /predict.
+ * @param {string} where the model ran, such as "in this browser".
+ */
+export function showPrediction(prediction, where) {
+  $("prediction").textContent = `${prediction.label}: ${formatPercent(prediction.confidence)}`;
+  $("kind").textContent = kindText(prediction);
+  $("kind").hidden = !prediction.kind;
+  $("unsure").hidden = !prediction.unsure;
+  const ranked = Object.entries(prediction.probabilities).sort(([, a], [, b]) => b - a);
+  const bars = ranked.map(([name, value]) => createBar(name, value, name === prediction.label));
+  $("probabilities").replaceChildren(...bars);
+  const name = modelName(prediction.model);
+  $("predicted-by").textContent = `Predicted ${name ? `by ${name} ` : ""}${where}.`;
   $("result").hidden = false;
 }
 
-export function clearAnswer() {
+export function clearPrediction() {
   $("result").hidden = true;
-  $("bars").replaceChildren();
-  $("answer").textContent = $("kind").textContent = $("source").textContent = "";
+  $("probabilities").replaceChildren();
+  $("prediction").textContent = $("kind").textContent = $("predicted-by").textContent = "";
 }
 
 function kindText({ kind, drone }) {
   if (!kind) return "";
-  const share = kind === "drone" ? drone : 1 - drone;
-  return `${kind === "drone" ? "A drone" : "A bird"}${drone == null ? "" : ` (${percent(share)})`}`;
+  const probability = kind === "drone" ? drone : 1 - drone;
+  const percent = drone == null ? "" : ` (${formatPercent(probability)})`;
+  return `${kind === "drone" ? "A drone" : "A bird"}${percent}`;
 }
 
-function bar(name, value, first) {
-  const fill = element("div", { className: "fill" });
+function createBar(name, value, top) {
+  const fill = createElement("div", { className: "fill" });
   fill.style.width = `${100 * value}%`;
-  const track = element("div", { className: "track" }, fill);
-  track.setAttribute("aria-hidden", "true"); // The number beside it says the same.
-  const words = [element("span", { textContent: name }), element("span", { textContent: percent(value) })];
-  return element("li", { className: first ? "first" : "" }, ...words, track);
+  const track = createElement("div", { className: "track" }, fill);
+  track.setAttribute("aria-hidden", "true"); // Screen readers get the number beside it.
+  const texts = [name, formatPercent(value)].map((textContent) => createElement("span", { textContent }));
+  return createElement("li", { className: top ? "top" : "" }, ...texts, track);
 }
 
-/** 99.96 % of probability is not certainty. */
-function percent(value) {
-  const shown = (100 * value).toFixed(1);
-  if (shown === "100.0" && value < 1) return "> 99.9 %";
-  return shown === "0.0" && value > 0 ? "< 0.1 %" : `${shown} %`;
+/** Never "100.0 %" for a probability below 1, nor "0.0 %" for one above 0. */
+function formatPercent(value) {
+  const percent = (100 * value).toFixed(1);
+  if (percent === "100.0" && value < 1) return "> 99.9 %";
+  return percent === "0.0" && value > 0 ? "< 0.1 %" : `${percent} %`;
 }
 
-function element(tag, properties, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+function createElement(tag, properties, ...children) {
+  const created = Object.assign(document.createElement(tag), properties);
+  created.append(...children);
+  return created;
 }

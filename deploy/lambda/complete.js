@@ -1,30 +1,30 @@
-// What osls does not write into its template by itself.
+// An osls plugin that adds to the CloudFormation template what osls itself cannot express.
 'use strict';
 
 class Complete {
   constructor(serverless) {
     this.service = serverless.service;
-    this.hooks = { 'after:aws:package:finalize:mergeCustomProviderResources': () => this.all() };
+    this.hooks = { 'after:aws:package:finalize:mergeCustomProviderResources': () => this.complete() };
   }
 
-  all() {
+  complete() {
     const resources = this.service.provider.compiledCloudFormationTemplate.Resources;
     const named = (type) => Object.keys(resources).filter((name) => resources[name].Type === type);
-    for (const [type, said] of Object.entries(this.service.custom.gatewayErrors)) {
-      resources[`GatewayResponse${type.replace(/_/g, '')}`] = this.error(type, ...said);
+    for (const [type, error] of Object.entries(this.service.custom.gatewayErrors)) {
+      resources[`GatewayResponse${type.replace(/_/g, '')}`] = this.gatewayResponse(type, ...error);
     }
-    this.limit(named('AWS::Lambda::Function').map((name) => resources[name]));
+    this.reserveConcurrency(named('AWS::Lambda::Function').map((name) => resources[name]));
     for (const name of named('AWS::ApiGateway::Deployment')) {
       this.throttle(resources[name], named('AWS::ApiGateway::GatewayResponse'));
     }
     for (const name of named('AWS::Lambda::Permission')) {
       if (resources[name].Properties.FunctionUrlAuthType) {
-        resources[`${name}Invoke`] = this.invoking(resources[name]);
+        resources[`${name}Invoke`] = this.invokePermission(resources[name]);
       }
     }
   }
 
-  // The stage lets through so many requests, and comes when its own errors' responses are there.
+  // Throttles the stage. It is deployed after the gateway responses, which it would otherwise lack.
   throttle(deployment, responses) {
     const { rate, burst } = this.service.custom.throttling;
     deployment.Properties.StageDescription = {
@@ -34,10 +34,10 @@ class Complete {
     deployment.DependsOn = [...deployment.DependsOn, ...responses];
   }
 
-  // An error of the gateway's own: without the headers a page sees a network error instead.
-  error(type, status, problem, message) {
-    const words = message ? JSON.stringify(message) : '$context.error.messageString';
-    const error = `{"status": ${status}, "problem": "${problem}", "message": ${words}}`;
+  // Without the CORS headers a page would see a network error instead of the gateway's error.
+  gatewayResponse(type, status, problem, message) {
+    const text = message ? JSON.stringify(message) : '$context.error.messageString';
+    const error = `{"status": ${status}, "problem": "${problem}", "message": ${text}}`;
     const headers = {
       'Access-Control-Allow-Origin': this.service.custom.origin,
       'Access-Control-Allow-Headers': 'Content-Type, X-Request-Id',
@@ -52,7 +52,7 @@ class Complete {
       Properties: {
         RestApiId: { Ref: 'ApiGatewayRestApi' },
         ResponseType: type,
-        // Given for a default, it would replace the number of all that it takes care of.
+        // A status for a default type would replace the statuses of all errors that it covers.
         ...(!type.startsWith('DEFAULT') && { StatusCode: String(status) }),
         ResponseParameters: Object.fromEntries(parameters),
         ResponseTemplates: {
@@ -62,8 +62,8 @@ class Complete {
     };
   }
 
-  // Copies at once: the one bound of a function URL, which nothing throttles.
-  limit(functions) {
+  // Reserved concurrency is the only limit of a function URL, which has no throttling.
+  reserveConcurrency(functions) {
     const { concurrency } = this.service.custom;
     if (concurrency === '') return;
     for (const { Properties } of functions) {
@@ -71,8 +71,8 @@ class Complete {
     }
   }
 
-  // Function URLs made since October 2025 want a second permission.
-  invoking(permission) {
+  // Function URLs created since October 2025 need a second permission.
+  invokePermission(permission) {
     const { FunctionName, Principal } = permission.Properties;
     const Action = 'lambda:InvokeFunction';
     return {

@@ -1,11 +1,11 @@
-"""Builds the AWS Lambda function: a zip with the model, the code that serves it and its packages.
+"""Builds the AWS Lambda function's package: a zip of the model, the serving code and its packages.
 
     python deploy/lambda/package.py --onnx export/model.onnx
     python deploy/lambda/package.py --model models:/drone-classifier@champion --architecture arm64
 
-Writes the folder `package` and `function.zip` below --out. The packages are wheels for Lambda's
-Linux, in the versions of requirements.txt, whatever machine this runs on. The same model, code and
-versions give the same zip, byte for byte.
+Writes the folder `package` and `function.zip` to --out. The packages are wheels for Lambda's Linux
+in the versions of requirements.txt, whatever machine builds. The build is reproducible: the same
+model, code and versions give the same zip, byte for byte.
 """
 
 import os
@@ -28,14 +28,15 @@ import onnx
 from drone.errors import ConfigError, DroneError
 from drone.serving.predictor import Predictor
 from ray_jobs import cli
+from ray_jobs.console import show, table
 
-HANDLER = "drone.serving.lambda_handler"
-PACKAGES = ("numpy", "pillow", "onnxruntime", "python-multipart")
+_HANDLER_MODULE = "drone.serving.lambda_handler"
+_PACKAGES = ("numpy", "pillow", "onnxruntime", "python-multipart")
 
-CODE = ("drone/__init__.py", "drone/errors.py", "drone/labels.py", "drone/serving/*.py")
-"""What of the project goes in."""
+_CODE = ("drone/__init__.py", "drone/errors.py", "drone/labels.py", "drone/serving/*.py")
+"""Modules of the project that are packaged, by pattern."""
 
-PRUNED = (
+_PRUNED = (
     "bin",
     "numpy/**/tests",
     "numpy/_core/include",
@@ -46,7 +47,7 @@ PRUNED = (
     "onnxruntime/quantization",
     "onnxruntime/datasets",
     "onnxruntime/backend",
-    # For programs in C; Python's module has the engine inside.
+    # The library for C programs; the Python module has its own copy of the engine.
     "onnxruntime/capi/libonnxruntime.so*",
     "onnxruntime/capi/training",
     "onnxruntime/*.txt.gz",
@@ -54,166 +55,167 @@ PRUNED = (
     "**/*.pxd",
     "**/*.h",
     "**/*.a",
-    # Lists of files and checksums that are no longer true; licences stay.
+    # File lists and checksums, which pruning makes wrong; licences stay.
     "*.dist-info/RECORD",
     "*.dist-info/INSTALLER",
     "*.dist-info/REQUESTED",
     "*.dist-info/direct_url.json",
     "**/__pycache__",
 )
-"""What nothing here reads, by pattern."""
+"""Files that no request reads, by pattern."""
 
-UNWANTED = ("torch", "torchvision", "ray", "mlflow", "pandas", "scipy", "sympy", "boto3")
-"""What would come in by mistake, and Lambda's own."""
+_FORBIDDEN = ("torch", "torchvision", "ray", "mlflow", "pandas", "scipy", "sympy", "boto3")
+"""Packages that would only be included by mistake, or are part of Lambda's runtime."""
 
-MOST_UNZIPPED_MB = 250
-"""Lambda takes no more."""
+MAX_UNZIPPED_MB = 250
+"""Lambda's limit for the unzipped package."""
 
-MOST_ZIPPED_MB = 50
-"""More has to go by way of S3, which `osls deploy` always does."""
+MAX_ZIPPED_MB = 50
+"""Lambda's limit for a direct upload; a larger zip must go through S3, as with `osls deploy`."""
 
-PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
-"""Wheels that run on Lambda's Amazon Linux 2023, which has glibc 2.34."""
+_PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+"""Platform tags of wheels that run on Lambda's Amazon Linux 2023, which has glibc 2.34."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """Arguments."""
+    """Arguments of the build."""
 
     onnx: Path | None = None
-    """Exported model."""
+    """Exported model to package."""
 
     model: str | None = None
-    """Registered model instead, such as models:/drone-classifier@champion."""
+    """Registered model to package instead, such as models:/drone-classifier@champion."""
 
     out: Path = ROOT / "build" / "lambda"
-    """Folder to write to; what an earlier build left there is replaced."""
+    """Output folder; an earlier build in it is replaced."""
 
     architecture: Literal["x86_64", "arm64"] = "x86_64"
-    """Of the function; arm64 is Graviton."""
+    """Architecture of the function; arm64 is Graviton."""
 
     python: str = "3.13"
     """Version of Lambda's Python."""
 
     experiment: str = "drone"
-    """Experiment in MLflow, for --model."""
+    """MLflow experiment, for --model."""
 
     json: bool = False
-    """Print the sizes as one JSON object, last."""
+    """Print the sizes as one JSON object, last on stdout."""
 
     def __post_init__(self) -> None:
         if (self.onnx is None) == (self.model is None):
-            raise ConfigError("Name what is to answer: either --onnx FILE or --model URI.")
+            raise ConfigError("Name the model to package: either --onnx FILE or --model URI.")
         if self.onnx is not None and not self.onnx.is_file():
             raise ConfigError(f"There is no file {self.onnx} for --onnx.")
 
 
 def main(job: Package) -> cli.Result:
-    """Builds, checks and measures."""
+    """Builds the package, checks it and reports its sizes."""
     folder, archive = job.out / "package", job.out / "function.zip"
     with tempfile.TemporaryDirectory() as temporary:
-        source, facts = model_of(job, Path(temporary))
+        source, identity = resolve_model(job, Path(temporary))
         model = Path(temporary) / "named.onnx"
-        write_model(source, model, facts)
+        write_model(source, model, identity)
         shutil.rmtree(folder, ignore_errors=True)
-        archive.unlink(missing_ok=True)  # If this build fails, an older one is not deployed for it.
+        archive.unlink(missing_ok=True)  # If this build fails, no older zip is deployed by mistake.
         folder.mkdir(parents=True)
         shutil.copyfile(model, folder / "model.onnx")
     install(folder, job)
     prune(folder)
     copy_code(folder)
-    python = interpreter(job.python)
+    python = find_python(job.python)
     if python is None:
-        cli.console.print(f"There is no Python {job.python} here: the package has no .pyc files.")
+        show(f"No Python {job.python} was found: the package has no .pyc files.")
     else:
         compile_code(folder, python)
-    starts = python is not None and machine() == job.architecture
-    if starts:
+    runs_here = python is not None and host_architecture() == job.architecture
+    if runs_here:
         try_import(folder, str(python))
     check(folder)
     write_zip(folder, archive)
-    return report(folder, archive, {"imported": starts, "compiled": python is not None})
+    return report(folder, archive, {"imported": runs_here, "compiled": python is not None})
 
 
 def install(folder: Path, job: Package) -> None:
-    """Puts the packages into the folder.
+    """Installs the packages into the folder.
 
     Raises:
-        DroneError: pip cannot get them.
+        DroneError: pip cannot download them.
     """
-    machine_name = "aarch64" if job.architecture == "arm64" else "x86_64"
-    wheels = [f"--platform={name}_{machine_name}" for name in PLATFORMS]
-    # Of the packages that onnxruntime names, its converters and tools alone need the rest.
+    machine = "aarch64" if job.architecture == "arm64" else "x86_64"
+    platforms = [f"--platform={name}_{machine}" for name in _PLATFORMS]
+    # Without dependencies: onnxruntime's other ones are used only by its converters and tools.
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     command += ["--disable-pip-version-check", "--target", str(folder), "--only-binary=:all:"]
-    command += ["--implementation=cp", f"--python-version={job.python}", *wheels, *pinned()]
+    command += ["--implementation=cp", f"--python-version={job.python}", *platforms]
+    command += pinned_requirements()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise DroneError(f"pip cannot get the function's packages:\n{done.stderr.strip()}")
+        raise DroneError(f"pip cannot download the function's packages:\n{done.stderr.strip()}")
 
 
-def pinned() -> list[str]:
-    """The function's packages, in the versions of requirements.txt."""
+def pinned_requirements() -> list[str]:
+    """Returns the function's packages in the versions of requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
-    wanted = [line.split("#")[0].strip() for line in lines]
-    return [line for line in wanted if line.split("==")[0] in PACKAGES]
+    requirements = [line.split("#")[0].strip() for line in lines]
+    return [line for line in requirements if line.split("==")[0] in _PACKAGES]
 
 
 def prune(folder: Path) -> None:
-    """Removes what nothing in the function reads."""
-    for pattern in PRUNED:
-        for found in list(folder.glob(pattern)):
-            if found.is_dir():
-                shutil.rmtree(found)
+    """Removes the files that no request reads."""
+    for pattern in _PRUNED:
+        for path in list(folder.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
             else:
-                found.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 def copy_code(folder: Path) -> None:
-    """Puts the project's own modules beside the packages."""
-    for pattern in CODE:
+    """Copies the project's own modules into the folder."""
+    for pattern in _CODE:
         for source in ROOT.glob(pattern):
             target = folder / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
 
 
-def model_of(job: Package, folder: Path) -> tuple[Path, dict[str, str]]:
-    """The exported model, and by what name and version people know it."""
+def resolve_model(job: Package, folder: Path) -> tuple[Path, dict[str, str]]:
+    """Returns the exported model, and its registered name and version if it has them."""
     if job.onnx is not None:
         return job.onnx, {}
-    from drone.adapters import mlflow_model
-    from drone.adapters import mlflow_tracking as tracking
+    from drone.tracking import model as mlflow_model
+    from drone.tracking import runs as tracking
 
     tracking.connect(job.experiment)
-    found = mlflow_model.named(job.model, None)
-    onnx = mlflow_model.fetch_onnx(found.run_id, folder)
-    return onnx, {"name": found.name, "version": found.version}
+    registered = mlflow_model.resolve_model(job.model, None)
+    onnx = mlflow_model.fetch_onnx(registered.run_id, folder)
+    return onnx, {"name": registered.name, "version": registered.version}
 
 
-def write_model(source: Path, target: Path, facts: Mapping[str, str]) -> None:
-    """Writes the model as it is, with its name.
+def write_model(source: Path, target: Path, identity: Mapping[str, str]) -> None:
+    """Copies the model and adds its name and version to its metadata.
 
-    Its graph is left to be optimised at start. Doing that here would have to stop short of what
-    depends on the processor, and then each answer takes twice as long (docs/lambda.md).
+    The graph is not optimised here but when it is loaded. At build time the optimisations that
+    depend on the processor must be left out, which doubles the latency (docs/lambda.md).
 
     Raises:
-        RunError: the file is no model.
+        RunError: The file is not a model.
     """
-    known = Predictor(source).metadata  # Refuses what is no model, and says why.
+    metadata = Predictor(source).metadata
     model = onnx.load(source)
-    onnx.helper.set_model_props(model, {**known, **facts})
+    onnx.helper.set_model_props(model, {**metadata, **identity})
     onnx.save(model, target)
 
 
-def interpreter(version: str) -> str | None:
-    """A Python of this version, if there is one."""
+def find_python(version: str) -> str | None:
+    """Returns an interpreter of this version, on the PATH or of pyenv; None if there is none."""
     folders = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}*/bin"))
     names = [sys.executable, f"python{version}", *[str(folder / "python") for folder in folders]]
     for name in names:
-        tried = [name, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        command = [name, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
         try:
-            done = subprocess.run(tried, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError:
             continue
         if done.stdout.strip() == version:
@@ -222,60 +224,58 @@ def interpreter(version: str) -> str | None:
 
 
 def compile_code(folder: Path, python: str) -> None:
-    """Compiles all modules, as Lambda's folder cannot be written to and its files have no times."""
+    """Compiles all modules: Lambda's folder is read-only, so Python could not cache them there."""
     command = [python, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
-    # Tracebacks name files as they lie there, not here.
+    # Tracebacks then name the paths on Lambda, not those of the build.
     command += ["-s", str(folder), "-p", "/var/task", str(folder)]
-    # A set's order goes into the file.
+    # The order of sets ends up in the .pyc files, which must be reproducible.
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def write_zip(folder: Path, archive: Path) -> None:
-    """Packs the folder in a fixed order, with fixed times and rights: same content, same file."""
+    """Zips the folder with fixed order, times and permissions: same content, same bytes."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
-        for file in files(folder):
+        for file in list_files(folder):
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), (1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3  # Unix, whose rights follow: all may read.
+            entry.create_system = 3  # Unix, so that the following permissions apply.
             entry.external_attr = 0o100644 << 16
             packed.writestr(entry, file.read_bytes())
 
 
-def files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, in the order of their paths."""
+def list_files(folder: Path) -> Iterator[Path]:
+    """Yields all files below a folder, sorted by path."""
     yield from sorted((path for path in folder.rglob("*") if path.is_file()), key=Path.as_posix)
 
 
 def check(folder: Path) -> None:
-    """Refuses what Lambda would refuse, or what should not be inside.
+    """Checks that Lambda accepts the package and that it contains nothing by mistake.
 
     Raises:
-        DroneError: it is too large, or holds a package that it should not.
+        DroneError: It is too large, or contains a forbidden package.
     """
-    found = [name for name in UNWANTED if (folder / name).exists()]
-    if found:
-        raise DroneError(f"The package holds {', '.join(found)}, which the function does not need.")
-    unzipped = sum(file.stat().st_size for file in files(folder)) / 1e6
-    if unzipped > MOST_UNZIPPED_MB:
-        raise DroneError(
-            f"The package has {unzipped:.0f} MB; Lambda takes {MOST_UNZIPPED_MB} at most."
-        )
+    forbidden = [name for name in _FORBIDDEN if (folder / name).exists()]
+    if forbidden:
+        names = ", ".join(forbidden)
+        raise DroneError(f"The package contains {names}, which the function does not need.")
+    unzipped = sum(file.stat().st_size for file in list_files(folder)) / 1e6
+    if unzipped > MAX_UNZIPPED_MB:
+        raise DroneError(f"The package has {unzipped:.0f} MB; Lambda's limit is {MAX_UNZIPPED_MB}.")
 
 
-def machine() -> str:
-    """This machine's architecture by Lambda's name for it."""
+def host_architecture() -> str:
+    """Returns this machine's architecture by Lambda's name for it."""
     return {"aarch64": "arm64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
 
 
 def try_import(folder: Path, python: str) -> None:
-    """Starts the function from its folder, with no other packages in reach.
+    """Imports the function from its folder, without any other installed packages.
 
     Raises:
-        DroneError: it does not start.
+        DroneError: The import fails.
     """
-    code = f"import {HANDLER}"
-    command = [python, "-S", "-B", "-c", code]
+    command = [python, "-S", "-B", "-c", f"import {_HANDLER_MODULE}"]
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -284,8 +284,14 @@ def try_import(folder: Path, python: str) -> None:
         raise DroneError(f"The packaged function does not start:\n{done.stderr.strip()}")
 
 
-def report(folder: Path, archive: Path, facts: Mapping[str, bool]) -> cli.Result:
-    """Prints a table of sizes, largest first, and returns them."""
+def report(folder: Path, archive: Path, checks: Mapping[str, bool]) -> cli.Result:
+    """Prints a table of sizes, largest first, and returns the totals.
+
+    Args:
+        folder: Unzipped package.
+        archive: The zip of it.
+        checks: Whether the function was "imported" and "compiled" here; part of the result.
+    """
     sizes: dict[str, list[float]] = {}
     with zipfile.ZipFile(archive) as packed:
         for entry in packed.infolist():
@@ -297,17 +303,17 @@ def report(folder: Path, archive: Path, facts: Mapping[str, bool]) -> cli.Result
     unzipped = sum(size[0] for size in sizes.values())
     zipped = archive.stat().st_size / 1e6
     rows.append(["all", f"{unzipped:.1f}", f"{zipped:.1f}"])
-    cli.table(f"{archive}", ["", "MB", "MB zipped"], rows)
-    if zipped > MOST_ZIPPED_MB:
-        cli.console.print(f"{zipped:.1f} MB zipped: above {MOST_ZIPPED_MB} it must go through S3.")
-    if not facts["imported"]:
-        cli.console.print("It was not started here: no Python of its version and architecture.")
+    table(f"{archive}", ["", "MB", "MB zipped"], rows)
+    if zipped > MAX_ZIPPED_MB:
+        show(f"{zipped:.1f} MB zipped: above {MAX_ZIPPED_MB} it must go through S3.")
+    if not checks["imported"]:
+        show("It was not imported here: no Python of its version and architecture.")
     return {
         "zip": str(archive),
         "folder": str(folder),
         "unzipped_mb": round(unzipped, 1),
         "zipped_mb": round(zipped, 1),
-        **facts,
+        **checks,
     }
 
 

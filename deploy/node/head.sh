@@ -39,6 +39,6 @@ if [ -f "$HOME/.drone/tracking.pid" ]; then
     fi
 fi
 setsid nohup python "$app/ray_jobs/tracking.py" --host "$address" --folder "$HOME/.drone/mlflow" \
-    ${storage:+--keep "$storage/mlflow"} --until-closed "$address:6379" \
+    ${storage:+--backup "$storage/mlflow"} --until-closed "$address:6379" \
     > "$HOME/.drone/tracking.log" 2>&1 < /dev/null &
 echo $! > "$HOME/.drone/tracking.pid"

@@ -1,4 +1,4 @@
-"""Which pictures a step takes, and their pixels on the device that wants them."""
+"""Which images a training step takes, and their pixels on the device that needs them."""
 
 import math
 from dataclasses import dataclass
@@ -8,113 +8,130 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drone.data.bins import batch_of
+from drone.data.bins import batch_size_for
 from drone.data.dataset import Split
 from drone.data.pixels import PixelStore
 
+_MAX_MEMORY_SHARE = 0.5
+"""Share of the free GPU memory that a split may take."""
 
-def num_steps(count: int, batch_size: int) -> int:
-    """Steps of an epoch."""
-    return math.ceil(count / min(batch_size, count))
+_LOAD_ROWS = 512
 
 
 def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Positions of the pictures of an epoch, (steps, B), a row for each global batch.
+    """Returns the positions of the images of an epoch, (steps, B), one row per global batch.
 
-    A pure function of its arguments, which do not name the number of workers. Every batch is
-    full: the last one is filled up with the first pictures of the same order.
+    A pure function of its arguments, which do not include the number of workers. Every batch is
+    full: the last one is filled with the first images of the same order.
     """
     batch_size = min(batch_size, count)
     order = np.random.default_rng([seed, epoch]).permutation(count)
-    steps = num_steps(count, batch_size)
-    return np.resize(order, (steps, batch_size))
+    return np.resize(order, (_num_steps(count, batch_size), batch_size))
+
+
+def _num_steps(count: int, batch_size: int) -> int:
+    return math.ceil(count / min(batch_size, count))
 
 
 @dataclass(frozen=True)
 class Batches:
-    """How the pictures of a split are shared out to steps, and a step's to parts.
+    """Divides the images of a split into steps, and each step into micro-batches.
 
-    A step has a constant number of pictures, whatever their sizes and however many workers there
-    are. Its parts hold one bin each, the same on all workers at the same time, and as many
-    pictures as each worker may take.
+    A step has a constant number of images, whatever their sizes and however many workers there
+    are. A micro-batch holds images of one bin, which go through the network together; gradients
+    accumulate over the micro-batches of a step. All workers take their share of the same
+    micro-batch at the same time.
     """
 
     sides_N: NDArray[np.int64]
-    """Side of each picture."""
+    """Side of each image in pixels."""
 
     batch_size: int
-    """Pictures of a step, at most all."""
+    """Images per step, or all images if there are fewer."""
 
     pixel_budget: int | None
-    """Pixels of a part on each worker; None makes one part of a step of any size."""
+    """Maximum pixels per micro-batch on each worker; None makes each step one micro-batch."""
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
-        return num_steps(len(self.sides_N), self.batch_size)
+        """Number of steps per epoch."""
+        return _num_steps(len(self.sides_N), self.batch_size)
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Positions of the pictures of an epoch, (steps, B), a row for each step.
+        """Returns the positions of the images of an epoch, (steps, B), one row per step.
 
-        A pure function of seed and epoch. Pictures of a bin come in runs of as many as go through
-        the network together; the runs are shuffled, and so are the pictures of each bin. The last
-        step is filled up with the first pictures of the same order.
+        A pure function of seed and epoch. The images of each bin are shuffled and cut into runs
+        of as many as go through the network together, and then the runs are shuffled. The last
+        step is filled with the first images of the same order.
         """
         if self.pixel_budget is None:
             return epoch_order(len(self.sides_N), self.batch_size, seed, epoch)
         generator = np.random.default_rng([seed, epoch])
+        # Shuffling single images would leave the rare large bins with micro-batches of one.
         runs: list[NDArray[np.int64]] = []
         for side in np.unique(self.sides_N):
-            own = generator.permutation(np.flatnonzero(self.sides_N == side))
-            size = batch_of(int(side), self.batch_size, self.pixel_budget)
-            runs += [own[start : start + size] for start in range(0, len(own), size)]
-        shuffled = np.concatenate([runs[at] for at in generator.permutation(len(runs))])
-        return np.resize(shuffled, (self.steps, min(self.batch_size, len(shuffled))))
+            shuffled = generator.permutation(np.flatnonzero(self.sides_N == side))
+            size = batch_size_for(int(side), self.batch_size, self.pixel_budget)
+            runs += _chunks(shuffled, size)
+        order = np.concatenate([runs[number] for number in generator.permutation(len(runs))])
+        return np.resize(order, (self.steps, min(self.batch_size, len(order))))
 
-    def parts(self, positions_B: NDArray[np.int64], world: int) -> list[NDArray[np.int64]]:
-        """The pictures of a step in parts of one bin, over all workers; largest bin last.
+    def micro_batches(
+        self, positions_B: NDArray[np.int64], world_size: int
+    ) -> list[NDArray[np.int64]]:
+        """Returns the images of a step in micro-batches over all workers; the largest bin last.
 
         Args:
-            positions_B: of the step.
-            world: workers, each of which takes its share of every part.
+            positions_B: Images of the step.
+            world_size: Number of workers, each of which takes its share of every micro-batch.
         """
         if self.pixel_budget is None:
             return [positions_B]
         sides_B = self.sides_N[positions_B]
-        parts: list[NDArray[np.int64]] = []
+        micro_batches: list[NDArray[np.int64]] = []
         for side in np.unique(sides_B):
-            own = positions_B[sides_B == side]
-            most = batch_of(int(side), self.batch_size, self.pixel_budget) * world
-            parts += np.array_split(own, -(-len(own) // most))
-        return parts
+            in_bin = positions_B[sides_B == side]
+            per_worker = batch_size_for(int(side), self.batch_size, self.pixel_budget)
+            num_parts = math.ceil(len(in_bin) / (per_worker * world_size))
+            micro_batches += np.array_split(in_bin, num_parts)
+        return micro_batches
 
-    def once(self, rank: int, world: int, most: int) -> list[NDArray[np.int64]]:
-        """All pictures of a worker, each picture on exactly one, in batches of one bin.
+    def sequential(
+        self, rank: int, world_size: int, max_batch_size: int
+    ) -> list[NDArray[np.int64]]:
+        """Returns all images of one worker, for evaluation, in batches of one bin.
+
+        Over all workers each image is in exactly one batch, and none is repeated.
 
         Args:
-            rank: of the worker.
-            world: workers.
-            most: pictures of a batch.
+            rank: Rank of the worker.
+            world_size: Number of workers.
+            max_batch_size: Maximum number of images per batch.
         """
         batches: list[NDArray[np.int64]] = []
+        # Strided, so that ranks differ by at most one image of each bin.
         for side in np.unique(self.sides_N):
-            own = np.flatnonzero(self.sides_N == side)[rank::world]
-            size = most
+            in_bin = np.flatnonzero(self.sides_N == side)[rank::world_size]
+            size = max_batch_size
             if self.pixel_budget is not None:
-                size = batch_of(int(side), most, self.pixel_budget)
-            batches += [own[start : start + size] for start in range(0, len(own), size)]
+                size = batch_size_for(int(side), max_batch_size, self.pixel_budget)
+            batches += _chunks(in_bin, size)
         return batches
 
 
-class Feed:
-    """The pictures of a split on a device.
+def _chunks(positions: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
 
-    On a GPU the whole split moves to its memory if its pictures are of one size and take at most
-    half of what is free; else each batch is copied when it is asked for.
+
+class DeviceSplit:
+    """The images of a split on a device.
+
+    On a GPU the whole split is copied to its memory if its images are of one size and take at
+    most half of what is free. Otherwise each batch is copied when it is needed.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        """Moves the split to the device, if it fits."""
+        """Copies the split to the device, if it fits."""
         self.split = split
         self.device = device
         self.labels_N = torch.from_numpy(split.labels_N).to(device)
@@ -127,7 +144,7 @@ class Feed:
         return len(self.split)
 
     def pixels(self, positions_B: NDArray[np.int64]) -> Tensor:
-        """Pixels of the pictures at these positions, (B, H, W, C) uint8, on the device.
+        """Returns the images at these positions, (B, H, W, C) uint8, on the device.
 
         All of them must be of one size.
         """
@@ -135,22 +152,21 @@ class Feed:
             return self._resident[torch.from_numpy(positions_B).to(self.device)]
         pixels = torch.from_numpy(self.split.gather(positions_B))
         if self.device.type == "cuda":
+            # Only a copy from pinned memory runs beside the computation.
             return pixels.pin_memory().to(self.device, non_blocking=True)
         return pixels
 
     def _load_all(self) -> Tensor:
         side = self.split.store.side_px
         resident = torch.empty((len(self), side, side, 3), dtype=torch.uint8, device=self.device)
-        for start in range(0, len(self), 512):
-            positions = np.arange(start, min(start + 512, len(self)))
-            resident[start : start + len(positions)] = torch.from_numpy(
-                self.split.gather(positions)
-            ).to(self.device)
+        for positions in _chunks(np.arange(len(self)), _LOAD_ROWS):
+            pixels = torch.from_numpy(self.split.gather(positions))
+            resident[positions[0] : positions[-1] + 1] = pixels.to(self.device)
         return resident
 
 
 def _fits(split: Split, device: torch.device) -> bool:
-    if not isinstance(split.store, PixelStore):
+    if not isinstance(split.store, PixelStore):  # Images of several sizes are not one tensor.
         return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return len(split) * split.store.side_px**2 * 3 <= free / 2
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return len(split) * split.store.side_px**2 * 3 <= free_bytes * _MAX_MEMORY_SHARE

@@ -1,13 +1,13 @@
 """A prepared data set: a folder that never changes, named by its fingerprint.
 
 dataset.json        settings, classes, counts, fingerprint
-manifest.parquet    a row for each file seen, with its verdict and split
+manifest.parquet    one row per file seen, with its verdict and split
 ledger.jsonl        every decision, oldest first
-pixels/             the kept pictures as the model sees them, at 224 px and, with --bins, at the
-                    side of the bin nearest to their own size
-tables/             counts by step and class; the original's table of duplicates
+pixels/             the images as the model sees them, at 224 px and, with --bins, at the side of
+                    the bin nearest to their own size
+tables/             counts by step and class, tables of the audit, the original's duplicate list
 audit.html          what is in the raw folders and what became of it
-history/            manifests of the versions before, for --undo and --diff
+history/            manifests of earlier versions, for --undo and --diff
 """
 
 import hashlib
@@ -21,18 +21,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from drone.data.bins import sides_of
+from drone.data.bins import bin_sides
+from drone.data.grouped_partition import assign_folds
 from drone.data.pixels import BinnedStore, PixelStore
-from drone.data.split import SPLITS, folds
 from drone.errors import ConfigError, DataError
 from drone.labels import nearest
 from drone.serving.preprocess import Preprocessing
 
-SCHEMA = 2
-"""Raised whenever an older program could misread the folder."""
+SCHEMA = 3
+"""Raised whenever a program of another version could misread the folder."""
 
-_READ = (1, 2)
-"""Schemas that this program understands; 1 had no decisions by hand."""
+SPLITS = ("train", "validation", "test")
 
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
@@ -40,13 +39,14 @@ PIXELS_FOLDER = "pixels"
 
 
 def fingerprint(frame: pd.DataFrame, settings: dict[str, Any]) -> str:
-    """SHA-256 of all that decides the training data, hexadecimal.
+    """Returns the SHA-256, in hexadecimal, of all that decides the training data.
 
-    Those are the settings (classes, preprocessing, policy, split) and, of each kept picture, its
-    content, class, split and group. Where the files lie and what they are called does not count.
+    Those are the settings (classes, preprocessing, policy, split) and the content, class, split
+    and group of each kept image. Locations and names of files do not count.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     kept = frame.loc[frame["kept"], ["md5", "class_name", "split", "group"]]
+    # Sorted by content, since the order of the manifest is that of the file names.
     for row in sorted(kept.itertuples(index=False, name=None)):
         digest.update("\t".join(row).encode() + b"\n")
     return digest.hexdigest()
@@ -54,7 +54,7 @@ def fingerprint(frame: pd.DataFrame, settings: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """The pictures of one split, in the order of the manifest; N of them."""
+    """The N images of one split, in the order of the manifest."""
 
     name: str
     paths: tuple[str, ...]
@@ -62,10 +62,10 @@ class Split:
     """Class indices."""
 
     keys_N: NDArray[np.int64]
-    """A number for each picture that depends on its content alone; seeds its augmentation."""
+    """One number per image that depends on its content alone; the key of its random numbers."""
 
     rows_N: NDArray[np.int64]
-    """Its rows in the store."""
+    """Rows of the images in the store."""
 
     store: PixelStore | BinnedStore
     num_classes: int
@@ -74,20 +74,20 @@ class Split:
         return len(self.labels_N)
 
     def gather(self, positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pixels of the pictures at these positions, (B, side, side, 3) uint8.
+        """Returns the pixels of the images at these positions, (B, side, side, 3) uint8.
 
-        Of a data set at its bins, all of them must be of one bin.
+        If the data set is read at its bins, all of them must be of one bin.
         """
         return self.store.gather(self.rows_N[positions_B])
 
     @property
     def sides_N(self) -> NDArray[np.int64]:
-        """Side of each picture's pixels."""
+        """Side of each image's pixels."""
         return self.store.sides(self.rows_N)
 
     @property
     def counts_K(self) -> NDArray[np.int64]:
-        """Pictures by class."""
+        """Number of images of each class."""
         return np.bincount(self.labels_N, minlength=self.num_classes)
 
 
@@ -98,27 +98,28 @@ class Dataset:
     folder: Path
     description: dict[str, Any]
     at_own_sizes: bool = False
-    """Whether pictures are read at the sides of their bins; else all at `preprocessing.side_px`."""
+    """Whether images are read at the sides of their bins, or all at `preprocessing.side_px`."""
 
     @property
     def has_bins(self) -> bool:
-        """Whether the pictures are packed at the sides of their bins too."""
-        return bool(self.description.get("bins"))
+        """Whether the images are packed at the sides of their bins too."""
+        return bool(self.description["bins"])
 
-    def at_bins(self, place: str = "") -> "Dataset":
-        """The same data set, read at the sides of its pictures' bins.
+    def at_bins(self, location: str = "") -> "Dataset":
+        """Returns the same data set, read at the sides of its images' bins.
 
         Args:
-            place: what a person calls it, if that is not its folder.
+            location: Folder or URI to name in the error, if it is not `folder`.
 
         Raises:
-            DataError: it was packed at one side only.
+            DataError: It was packed without bins.
         """
         if not self.has_bins:
+            name = location or self.folder
             raise DataError(
-                f"{place or self.folder} has its pictures at {self.preprocessing.side_px} px only, "
-                f"and a resizing network takes them at their own sizes. Pack them: "
-                f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {place or self.folder} --bins"
+                f"{name} has its images at {self.preprocessing.side_px} px only, and a model with "
+                f"a resizer takes them at their own sizes. Pack them: "
+                f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {name} --bins"
             )
         return replace(self, at_own_sizes=True)
 
@@ -139,73 +140,73 @@ class Dataset:
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
-        """A row for each file seen."""
+        """One row per file seen, sorted by path."""
         try:
-            frame = pd.read_parquet(self.folder / MANIFEST_FILE)
-            if "given_class" not in frame:  # Schema 1.
-                frame["given_class"] = frame["class_name"]
-            return frame
+            return pd.read_parquet(self.folder / MANIFEST_FILE)
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{self.folder / MANIFEST_FILE} is missing or damaged; prepare the data set again."
+                f"{self.folder / MANIFEST_FILE} is missing or damaged. Prepare the data set again."
             ) from error
 
     def split(self, name: str) -> Split:
-        """The pictures of one split.
+        """Returns the images of one split.
 
         Raises:
-            ConfigError: no such split.
-            DataError: the folder is damaged.
+            ConfigError: There is no such split.
+            DataError: The folder is damaged.
         """
         if name not in SPLITS:
             like = nearest(name, SPLITS) or SPLITS[0]
             raise ConfigError(f"There is no split {name!r}; did you mean {like!r}?")
-        return self._pictures(name, self.rows(name))
+        return self._images(name, self.rows(name))
 
     def rows(self, name: str) -> pd.DataFrame:
-        """The manifest's rows of the kept pictures of one split."""
+        """Returns the manifest's rows of the kept images of one split."""
         return self.manifest[self.manifest["kept"] & (self.manifest["split"] == name)]
 
     def resplit(self, number: int) -> tuple[Split, Split]:
-        """Training and validation pictures shared out anew; the test split stays what it is.
+        """Returns another partition into training and validation; the test split is not touched.
 
-        What validated before trains, and another part of the training pictures of about the same
-        size validates. Parts of consecutive numbers are disjoint until all have had their turn.
+        The validation images move to training, and a part of the training images, of about the
+        same size, becomes the validation split. The parts of consecutive numbers are disjoint
+        until every training image has been in one.
         """
         training, validation = (self.rows(name) for name in SPLITS[:2])
-        parts = max(2, round(len(training) / max(1, len(validation))))
-        turn, part = divmod(number, parts)
-        held_out = folds(training, self.classes, parts, turn) == str(part)
-        learnt = pd.concat([training[~held_out], validation]).sort_index()
-        return self._pictures("train", learnt), self._pictures("validation", training[held_out])
+        # As many folds as validation fits into training: each has about its size.
+        num_folds = max(2, round(len(training) / max(1, len(validation))))
+        seed, fold = divmod(number, num_folds)
+        held_out = assign_folds(training, self.classes, num_folds, seed) == str(fold)
+        trained_on = pd.concat([training[~held_out], validation]).sort_index()
+        return self._images("train", trained_on), self._images("validation", training[held_out])
 
-    def as_given(self, name: str) -> tuple[Split, NDArray[np.bool_]]:
-        """A split as it would be if no person had decided on its pictures.
+    def split_before_review(self, name: str) -> tuple[Split, NDArray[np.bool_]]:
+        """Returns a split as it would be without the user's decisions on its images.
 
         Returns:
-            All its pictures with the classes of their folders, also those that a person dropped,
-            and which of them a person dropped or relabelled.
+            All its images with the classes of their folders, including those that the user
+            dropped; and which of them the user dropped or relabelled, (N,).
         """
         rows = self.manifest[self.manifest["split"] == name]
-        touched_N = (~rows["kept"] | (rows["class_name"] != rows["given_class"])).to_numpy(bool)
-        return self._pictures(name, rows.assign(class_name=rows["given_class"])), touched_N
+        # Dropped images keep their split and pixels, so nothing has to be read again.
+        changed_N = (~rows["kept"] | (rows["class_name"] != rows["given_class"])).to_numpy(bool)
+        return self._images(name, rows.assign(class_name=rows["given_class"])), changed_N
 
-    def packed(self) -> pd.DataFrame:
-        """The manifest's rows of all pictures whose pixels are kept, in the order of the pixels."""
+    def packed_rows(self) -> pd.DataFrame:
+        """Returns the manifest's rows of all packed images, in the order of the pixels."""
         rows = self.manifest[self.manifest["pixel_row"] >= 0]
         return rows.sort_values("pixel_row", ignore_index=True)
 
     def pixels(self, rows_N: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pixels by their row in the store, (N, side_px, side_px, 3) uint8."""
+        """Returns pixels by their row in the store, (N, side_px, side_px, 3) uint8."""
         return self._store.gather(rows_N)
 
-    def _pictures(self, name: str, rows: pd.DataFrame) -> Split:
+    def _images(self, name: str, rows: pd.DataFrame) -> Split:
         index = {class_name: number for number, class_name in enumerate(self.classes)}
         return Split(
             name=name,
             paths=tuple(rows["path"]),
             labels_N=rows["class_name"].map(index).to_numpy(np.int64, copy=True),
-            keys_N=content_keys(rows["md5"]),
+            keys_N=_content_keys(rows["md5"]),
             rows_N=rows["pixel_row"].to_numpy(np.int64, copy=True),
             store=self._store,
             num_classes=len(self.classes),
@@ -214,19 +215,19 @@ class Dataset:
     @cached_property
     def _store(self) -> PixelStore | BinnedStore:
         folder, side_px = self.folder / PIXELS_FOLDER, self.preprocessing.side_px
-        packed = self.packed()
+        packed = self.packed_rows()
         if self.at_own_sizes:
-            return BinnedStore(folder, sides_of(packed), side_px)
+            return BinnedStore(folder, bin_sides(packed), side_px)
         return PixelStore(folder, len(packed), side_px)
 
 
-def content_keys(md5: "pd.Series[str]") -> NDArray[np.int64]:
-    """The first 63 bits of each md5."""
+def _content_keys(md5: "pd.Series[str]") -> NDArray[np.int64]:
+    """Returns the first 63 bits of each md5, which fit into a non-negative int64."""
     return np.array([int(value[:16], 16) >> 1 for value in md5], dtype=np.int64)
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether the folder holds a prepared data set."""
+    """Returns whether the folder holds a prepared data set."""
     return (folder / DATASET_FILE).is_file()
 
 
@@ -234,7 +235,7 @@ def open_dataset(folder: Path) -> Dataset:
     """Opens a folder that `prepare` wrote.
 
     Raises:
-        DataError: there is none, or it is of another schema or damaged.
+        DataError: There is no data set in it, or it is damaged or of another schema.
     """
     file = folder / DATASET_FILE
     if not file.is_file():
@@ -245,10 +246,11 @@ def open_dataset(folder: Path) -> Dataset:
     try:
         description: dict[str, Any] = json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}); prepare the data set again.") from error
-    if description.get("schema") not in _READ:
+        raise DataError(f"{file} is damaged ({error}). Prepare the data set again.") from error
+    if description.get("schema") != SCHEMA:
         raise DataError(
-            f"{folder} has the schema {description.get('schema')}, this program reads "
-            f"{' and '.join(map(str, _READ))}; prepare the data set again."
+            f"{folder} has the schema {description.get('schema')}, and this version reads "
+            f"{SCHEMA}. Move it away and make it anew: "
+            f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {folder}"
         )
     return Dataset(folder=folder, description=description)

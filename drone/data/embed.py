@@ -1,4 +1,4 @@
-"""Pictures inside an HTML page, which so needs nothing beside it."""
+"""Embeds images in HTML as data URIs, so that a page needs no files beside it."""
 
 import base64
 import io
@@ -6,13 +6,13 @@ import io
 from PIL import Image
 
 
-def data_uri(data: bytes, kind: str = "png") -> str:
-    """An image as the address that an HTML page can hold."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def data_uri(data: bytes, subtype: str = "png") -> str:
+    """Returns the data URI of an encoded image, of the media type image/`subtype`."""
+    return f"data:image/{subtype};base64,{base64.b64encode(data).decode()}"
 
 
-def as_jpeg(image: Image.Image) -> str:
-    """A picture as the data URI of a JPEG."""
+def jpeg_data_uri(image: Image.Image) -> str:
+    """Encodes an image as JPEG and returns its data URI."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return data_uri(buffer.getvalue(), "jpeg")

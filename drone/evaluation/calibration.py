@@ -1,47 +1,99 @@
-"""How sure a model may be: its temperature, and the probability below which it is unsure."""
+"""Calibration of a model: its temperature, and the threshold below which it is unsure."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-_RANGE = (0.25, 4.0)
-_WANTED = 0.95
-_MOST_UNSURE = 0.25
+from drone.data.dataset import Split
+from drone.evaluation.batch_inference import predict_in_batches
+from drone.serving.predictor import Predictor, apply_temperature
+
+_TEMPERATURE_RANGE = (0.25, 4.0)
+
+_TARGET_ACCURACY = 0.95
+"""Accuracy wanted of predictions that are not unsure."""
+
+_MAX_UNSURE = 0.25
+"""Maximum share of images that may be unsure."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a model's output becomes a probability, and when a prediction counts as unsure."""
+
+    temperature: float
+    """Divisor of the logits."""
+
+    unsure_below: float
+    """Threshold on the highest probability, below which a prediction counts as unsure."""
+
+    def as_metadata(self) -> dict[str, str]:
+        """Returns the entries for the metadata of the model file; floats keep all digits."""
+        return {"temperature": repr(self.temperature), "unsure_below": repr(self.unsure_below)}
+
+
+def calibrate(
+    predictor: Predictor, validation: Split, unsure_below: float | None = None
+) -> Calibration:
+    """Calibrates an exported model on validation images.
+
+    Args:
+        predictor: The exported model; a temperature that it already has is ignored.
+        validation: Images that it was not trained on.
+        unsure_below: Threshold to use; None chooses one on the same images.
+    """
+    probs_NK = predict_in_batches(
+        predictor.predict_uncalibrated, validation.sides_N, validation.gather
+    )
+    temperature = fit_temperature(probs_NK, validation.labels_N)
+    if unsure_below is None:
+        calibrated_NK = apply_temperature(probs_NK, temperature)
+        unsure_below = choose_unsure_threshold(calibrated_NK, validation.labels_N)
+    return Calibration(temperature, unsure_below)
 
 
 def fit_temperature(probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
-    """The temperature with the least negative log likelihood (Guo et al. 2017), 0.25 to 4.
+    """Returns the temperature of least negative log likelihood (Guo et al. 2017), 0.25 to 4.
 
     Args:
-        probs_NK: of pictures that the model did not learn from.
-        labels_N: class indices.
+        probs_NK: Uncalibrated probabilities of images that the model was not trained on.
+        labels_N: Class indices.
     """
+    # Log-probabilities serve as logits: both give the same softmax at any temperature.
     logits_NK = np.log(np.maximum(probs_NK.astype(np.float64), 1e-12))
     rows = np.arange(len(labels_N))
 
     def loss(log_temperature: float) -> float:
         scaled_NK = logits_NK / np.exp(log_temperature)
         scaled_NK -= scaled_NK.max(axis=1, keepdims=True)
-        totals_N = np.log(np.exp(scaled_NK).sum(axis=1))
-        return float((totals_N - scaled_NK[rows, labels_N]).mean())
+        log_sums_N = np.log(np.exp(scaled_NK).sum(axis=1))
+        return float((log_sums_N - scaled_NK[rows, labels_N]).mean())
 
-    found = minimize_scalar(loss, bounds=np.log(_RANGE), method="bounded")
-    return round(float(np.exp(found.x)), 4)
+    # On a log scale, where halving and doubling the temperature are steps of one size.
+    minimum = minimize_scalar(loss, bounds=np.log(_TEMPERATURE_RANGE), method="bounded")
+    return round(float(np.exp(minimum.x)), 4)
 
 
-def choose_threshold(probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
-    """The lowest probability of the best class above which 95 % of answers are right.
+def choose_unsure_threshold(probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
+    """Returns the lowest threshold on the top probability at which 95 % of predictions are right.
 
-    At most a quarter of the pictures is left unsure for it; a model that cannot reach 95 % that
-    way is unsure about that quarter.
+    At most a quarter of the images may fall below it. A model that does not reach 95 % that way
+    gets the threshold that makes this quarter unsure.
+
+    Args:
+        probs_NK: Calibrated probabilities.
+        labels_N: Class indices.
     """
     confidence_N = probs_NK.max(axis=1)
     right_N = probs_NK.argmax(axis=1) == labels_N
-    most = float(np.quantile(confidence_N, _MOST_UNSURE))
+    max_threshold = float(np.quantile(confidence_N, _MAX_UNSURE))
+    # Upwards and to the first hit: accuracy need not rise with the threshold.
     for threshold in np.arange(0.0, 1.0, 0.01):
-        if threshold >= most:
+        if threshold >= max_threshold:
             break
         sure_N = confidence_N >= threshold
-        if right_N[sure_N].mean() >= _WANTED:
+        if right_N[sure_N].mean() >= _TARGET_ACCURACY:
             return round(float(threshold), 2)
-    return round(most, 2)
+    return round(max_threshold, 2)

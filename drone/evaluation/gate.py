@@ -1,7 +1,7 @@
-"""Whether a candidate may take the champion's place: rules, each with its figures.
+"""The promotion gate: rules that decide whether a candidate may replace the champion.
 
-Both models have answered about the same test pictures, so they are compared picture by picture.
-Axes: N pictures, K classes.
+Both models were evaluated on the same test images, so they are compared image by image.
+Axes: N images, K classes.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,28 @@ from scipy.stats import binomtest
 from drone.errors import DataError
 from drone.evaluation.limits import Limits
 
-_RESAMPLES = 2000
-_SIGNIFICANT = 0.05
+_NUM_RESAMPLES = 2000
+_SIGNIFICANCE_LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A model with what is known of it."""
+    """A model that takes part in a promotion, with its evaluation."""
 
     name: str
-    """For a person: its run or version."""
+    """Its run or version, for messages."""
 
-    answers: pd.DataFrame
-    """A row for each test picture: path, true, predicted, right (as predictions.csv has them)."""
+    predictions: pd.DataFrame
+    """One row per test image: path, true, predicted and right, as predictions.csv has them."""
 
     metrics: dict[str, Any]
-    """As metrics.json has them."""
+    """Content of metrics.json."""
 
     onnx_difference: float
-    mb: float
-    ms: float
+    """Largest probability difference between the trained and the exported model."""
+
+    size_mb: float
+    latency_ms: float
 
 
 @dataclass(frozen=True)
@@ -45,144 +47,150 @@ class Rule:
     name: str
     passed: bool
     figures: str
-    """What was compared, for a person."""
+    """The figures compared, in a sentence for the user."""
 
 
 @dataclass(frozen=True)
-class Decision:
-    """The outcome of the gate."""
+class GateDecision:
+    """Outcome of the gate."""
 
     rules: tuple[Rule, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every rule holds."""
+        """Whether every rule passed."""
         return all(rule.passed for rule in self.rules)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a decision document."""
+        """Returns the decision as JSON values, for the decision document."""
         return {"passed": self.passed, "rules": [vars(rule) for rule in self.rules]}
 
 
-def decide(candidate: Contender, champion: Contender | None, limits: Limits) -> Decision:
-    """Applies every rule; those that compare are left out if there is no champion yet.
+def apply_gate(candidate: Contender, champion: Contender | None, limits: Limits) -> GateDecision:
+    """Applies every rule; without a champion those that compare with it are left out.
 
     Raises:
-        DataError: the two did not answer about the same pictures.
+        DataError: The two were not evaluated on the same images.
     """
-    rules = [*_alone(candidate, limits)]
+    rules = _absolute_rules(candidate, limits)
     if champion is None:
         score = candidate.metrics["macro_f1"]
         first = Rule("macro F1", True, f"{score:.4f}; there is no champion yet")
-        return Decision((first, *rules))
-    return Decision((*_against(candidate, champion, limits), *rules))
+        return GateDecision((first, *rules))
+    return GateDecision((*_relative_rules(candidate, champion, limits), *rules))
 
 
-def _alone(candidate: Contender, limits: Limits) -> list[Rule]:
+def _absolute_rules(candidate: Contender, limits: Limits) -> list[Rule]:
     recalls = _recalls(candidate)
     weakest = min(recalls, key=recalls.__getitem__)
     ece = float(candidate.metrics["ece"])
     return [
         Rule(
-            "floor of each class",
-            recalls[weakest] >= limits.floor,
-            f"the lowest recall is {recalls[weakest]:.3f} ({weakest}); at least {limits.floor:g}",
+            "minimum recall",
+            recalls[weakest] >= limits.min_recall,
+            f"lowest recall {recalls[weakest]:.3f} ({weakest}); at least {limits.min_recall:g}",
         ),
-        Rule("calibration", ece <= limits.most_ece, f"ECE {ece:.3f}; at most {limits.most_ece:g}"),
+        Rule("calibration", ece <= limits.max_ece, f"ECE {ece:.3f}; at most {limits.max_ece:g}"),
         Rule(
-            "exported model",
-            candidate.onnx_difference <= limits.most_onnx_difference,
-            f"its probabilities differ by up to {candidate.onnx_difference:.1e} from the trained "
-            f"one's; at most {limits.most_onnx_difference:.0e}",
+            "ONNX parity",
+            candidate.onnx_difference <= limits.max_onnx_difference,
+            f"the exported model's probabilities differ from the trained model's by up to "
+            f"{candidate.onnx_difference:.1e}; at most {limits.max_onnx_difference:.0e}",
         ),
         Rule(
             "size",
-            candidate.mb <= limits.most_mb,
-            f"{candidate.mb:.1f} MB; at most {limits.most_mb:g}",
+            candidate.size_mb <= limits.max_size_mb,
+            f"{candidate.size_mb:.1f} MB; at most {limits.max_size_mb:g}",
         ),
         Rule(
             "latency",
-            candidate.ms <= limits.most_ms,
-            f"{candidate.ms:.0f} ms a picture; at most {limits.most_ms:g}",
+            candidate.latency_ms <= limits.max_latency_ms,
+            f"{candidate.latency_ms:.0f} ms per image; at most {limits.max_latency_ms:g}",
         ),
     ]
 
 
-def _against(candidate: Contender, champion: Contender, limits: Limits) -> list[Rule]:
+def _relative_rules(candidate: Contender, champion: Contender, limits: Limits) -> list[Rule]:
     pairs = _paired(candidate, champion)
     new, old = float(candidate.metrics["macro_f1"]), float(champion.metrics["macro_f1"])
-    sure, low, high = bootstrap(
+    confidence, low, high = bootstrap(
         pairs["true"].to_numpy(), pairs["predicted"].to_numpy(), pairs["predicted_old"].to_numpy()
     )
-    gained, lost, worse_p = mcnemar(pairs["right"].to_numpy(), pairs["right_old"].to_numpy())
-    recalls, held = _recalls(candidate), _recalls(champion)
-    fallen = max(recalls, key=lambda name: held.get(name, 0.0) - recalls[name])
+    gained, lost, p_value = mcnemar(pairs["right"].to_numpy(), pairs["right_old"].to_numpy())
+    recalls, old_recalls = _recalls(candidate), _recalls(champion)
+    drops = {name: old_recalls.get(name, 0.0) - recall for name, recall in recalls.items()}
+    worst = max(drops, key=drops.__getitem__)
     ece, old_ece = float(candidate.metrics["ece"]), float(champion.metrics["ece"])
+    # Macro F1 may rise while more images are wrong in all, and on few images by chance: hence
+    # McNemar's test and the bootstrap beside it.
     return [
         Rule(
             "macro F1",
             new > old,
-            f"{new:.4f} against {old:.4f} of {champion.name}, on the same {len(pairs)} pictures",
+            f"{new:.4f} against {old:.4f} of {champion.name}, on the same {len(pairs)} images",
         ),
         Rule(
             "bootstrap",
-            sure >= limits.confidence,
-            f"the higher macro F1 in {sure:.1%} of {_RESAMPLES} resamplings (difference "
-            f"{low:+.3f} to {high:+.3f}, 95 %); at least {limits.confidence:.0%}",
+            confidence >= limits.min_confidence,
+            f"macro F1 is higher in {confidence:.1%} of {_NUM_RESAMPLES} resamples (difference "
+            f"{low:+.3f} to {high:+.3f}, 95 %); at least {limits.min_confidence:.0%}",
         ),
         Rule(
             "McNemar",
-            worse_p >= _SIGNIFICANT,
-            f"{gained} pictures newly right, {lost} newly wrong; p = {worse_p:.3f} that so many "
-            f"are lost by chance; at least {_SIGNIFICANT}",
+            p_value >= _SIGNIFICANCE_LEVEL,
+            f"{gained} images newly right, {lost} newly wrong; p = {p_value:.3f} of losing so "
+            f"many by chance; at least {_SIGNIFICANCE_LEVEL}",
         ),
         Rule(
-            "no class given up",
-            held.get(fallen, 0.0) - recalls[fallen] <= limits.most_recall_lost,
-            f"recall of {fallen}: {held.get(fallen, 0.0):.3f} -> {recalls[fallen]:.3f}; may fall "
-            f"by {limits.most_recall_lost:g}",
+            "recall drop",
+            drops[worst] <= limits.max_recall_drop,
+            f"recall of {worst}: {old_recalls.get(worst, 0.0):.3f} -> {recalls[worst]:.3f}; may "
+            f"drop by {limits.max_recall_drop:g}",
         ),
         Rule(
-            "calibration kept",
-            ece <= old_ece + limits.most_ece_more,
-            f"ECE {old_ece:.3f} -> {ece:.3f}; may rise by {limits.most_ece_more:g}",
+            "calibration increase",
+            ece <= old_ece + limits.max_ece_increase,
+            f"ECE {old_ece:.3f} -> {ece:.3f}; may increase by {limits.max_ece_increase:g}",
         ),
         Rule(
-            "latency kept",
-            candidate.ms <= champion.ms * limits.most_times_slower,
-            f"{champion.ms:.0f} -> {candidate.ms:.0f} ms a picture; at most "
-            f"{limits.most_times_slower:g} times",
+            "slowdown",
+            candidate.latency_ms <= champion.latency_ms * limits.max_slowdown,
+            f"{champion.latency_ms:.0f} -> {candidate.latency_ms:.0f} ms per image; at most "
+            f"{limits.max_slowdown:g} times",
         ),
     ]
 
 
 def _paired(candidate: Contender, champion: Contender) -> pd.DataFrame:
+    """Returns the predictions of both, one row per image; those of the champion end in _old."""
     columns = ["path", "true", "predicted", "right"]
-    pairs = candidate.answers[columns].merge(
-        champion.answers[columns], on="path", suffixes=("", "_old")
+    pairs = candidate.predictions[columns].merge(
+        champion.predictions[columns], on="path", suffixes=("", "_old")
     )
-    whole = len(pairs) == len(candidate.answers) == len(champion.answers)
-    if not whole or not (pairs["true"] == pairs["true_old"]).all():
+    # An inner join drops images that only one of them has, so the counts must agree.
+    complete = len(pairs) == len(candidate.predictions) == len(champion.predictions)
+    if not complete or not (pairs["true"] == pairs["true_old"]).all():
         raise DataError(
-            f"{candidate.name} and {champion.name} were not asked about the same test pictures: "
-            f"{len(candidate.answers)} and {len(champion.answers)}, {len(pairs)} in common. "
-            f"Evaluate both on the same data set."
+            f"{candidate.name} and {champion.name} were not evaluated on the same test images: "
+            f"{len(candidate.predictions)} and {len(champion.predictions)}, {len(pairs)} in "
+            f"common. Evaluate both on the same data set."
         )
     return pairs
 
 
 def _recalls(contender: Contender) -> dict[str, float]:
-    """Recall of each class that has pictures."""
+    """Returns the recall of each class that has images."""
     by_class = contender.metrics["by_class"].items()
     return {name: float(row["recall"]) for name, row in by_class if row["support"] > 0}
 
 
 def mcnemar(right_N: NDArray[np.bool_], right_old_N: NDArray[np.bool_]) -> tuple[int, int, float]:
-    """McNemar's exact test (1947) of whether the new model loses more pictures than it gains.
+    """Tests whether the new model loses more images than it gains (McNemar 1947, exact).
 
     Returns:
-        Pictures that only the new one has right, those that only the old one has, and the
-        probability of losing as many or more if neither is better (one-sided).
+        The number of images that only the new model has right, the number that only the old one
+        has right, and the one-sided p-value: the probability of losing that many or more if
+        neither is better.
     """
     gained = int((right_N & ~right_old_N).sum())
     lost = int((~right_N & right_old_N).sum())
@@ -194,49 +202,58 @@ def mcnemar(right_N: NDArray[np.bool_], right_old_N: NDArray[np.bool_]) -> tuple
 def bootstrap(
     true_N: NDArray[np.str_], new_N: NDArray[np.str_], old_N: NDArray[np.str_], seed: int = 0
 ) -> tuple[float, float, float]:
-    """How sure it is that the new answers have the higher macro F1 (Efron 1979).
+    """Estimates how confident one can be that the new model has the higher macro F1 (Efron 1979).
 
-    The pictures are drawn with replacement, the same ones for both.
+    The images are drawn with replacement, the same ones for both models.
+
+    Args:
+        true_N: True classes.
+        new_N: Classes that the new model predicts.
+        old_N: Classes that the old model predicts.
+        seed: Seed of the resampling.
 
     Returns:
-        Share of the resamplings in which the new one is better (a tie counts half), and the ends
-        of the 95 % interval of the difference.
+        The share of resamples in which the new model is better (a tie counts half), and the
+        bounds of the 95 % interval of the difference.
     """
     classes = sorted(set(true_N))
     generator = np.random.default_rng(seed)
-    counts = [_by_class(true_N, answers_N, classes) for answers_N in (new_N, old_N)]
-    differences = np.empty(_RESAMPLES)
-    for number in range(_RESAMPLES):
-        drawn = np.bincount(generator.integers(0, len(true_N), len(true_N)), minlength=len(true_N))
-        new, old = (_macro_f1(drawn, parts) for parts in counts)
+    counts = [_f1_counts(true_N, predicted_N, classes) for predicted_N in (new_N, old_N)]
+    differences = np.empty(_NUM_RESAMPLES)
+    for number in range(_NUM_RESAMPLES):
+        # How often each image is drawn gives F1 by two matrix products, without indexing.
+        draws = generator.integers(0, len(true_N), len(true_N))
+        weights_N = np.bincount(draws, minlength=len(true_N))
+        new, old = (_macro_f1(weights_N, *parts) for parts in counts)
         differences[number] = new - old
     low, high = np.quantile(differences, [0.025, 0.975])
-    sure = (differences > 0).mean() + (differences == 0).mean() / 2
-    return float(sure), float(low), float(high)
+    confidence = (differences > 0).mean() + (differences == 0).mean() / 2
+    return float(confidence), float(low), float(high)
 
 
-def _by_class(
-    true_N: NDArray[np.str_], answers_N: NDArray[np.str_], classes: Sequence[str]
+def _f1_counts(
+    true_N: NDArray[np.str_], predicted_N: NDArray[np.str_], classes: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each picture and class: whether it is a hit, and how often it counts in F1's divisor."""
-    is_KN = np.array([true_N == name for name in classes])
-    said_KN = np.array([answers_N == name for name in classes])
-    return (is_KN & said_KN).astype(float), is_KN.astype(float) + said_KN.astype(float)
+    """Returns what each image adds to a class's true positives and to F1's divisor, (K, N) each."""
+    true_KN = np.array([true_N == name for name in classes])
+    predicted_KN = np.array([predicted_N == name for name in classes])
+    return (true_KN & predicted_KN).astype(float), true_KN.astype(float) + predicted_KN
 
 
 def _macro_f1(
-    drawn_N: NDArray[np.int64], parts: tuple[NDArray[np.float64], NDArray[np.float64]]
+    weights_N: NDArray[np.int64], hits_KN: NDArray[np.float64], sizes_KN: NDArray[np.float64]
 ) -> float:
-    """Macro F1 where picture n counts drawn_N[n] times: F1 = 2 hits / (true + said)."""
-    hits_K, sizes_K = (part @ drawn_N for part in parts)
+    """Returns macro F1 of weighted images: F1 = 2 true positives / (true + predicted)."""
+    hits_K, sizes_K = hits_KN @ weights_N, sizes_KN @ weights_N
     return float(np.mean(2 * hits_K / np.maximum(sizes_K, 1)))
 
 
 def markdown(decision: dict[str, Any]) -> str:
-    """A decision document for a person.
+    """Formats a decision document as Markdown.
 
     Args:
-        decision: `Decision.as_dict` with "name", "version", "candidate", "champion", "when".
+        decision: `GateDecision.as_dict` with "name", "version", "candidate", "champion" and
+            "when".
     """
     verdict = "**passed**" if decision["passed"] else "**did not pass**"
     champion = decision["champion"] or "no champion yet"

@@ -1,45 +1,55 @@
-"""What the gate asks of a candidate."""
+"""Limits that the promotion gate holds a candidate to; importing them loads no library."""
 
 from dataclasses import dataclass
 
 from drone.errors import ConfigError
 
+MAX_PROBABILITY_DIFFERENCE = 1e-3
+"""Maximum difference of a probability between the trained and the exported model, both in fp32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the gate asks for."""
+    """Limits of the promotion gate."""
 
-    confidence: float = 0.8
-    """How sure the resampled test pictures must be that the candidate's macro F1 is the higher."""
+    min_confidence: float = 0.8
+    """Minimum share of bootstrap resamples of the test images in which the candidate must have the
+    higher macro F1, 0 to 1."""
 
-    floor: float = 0.25
-    """Smallest recall of any class; 0.25 is what guessing gives."""
+    min_recall: float = 0.25
+    """Minimum recall of every class, 0 to 1; guessing among four classes gives 0.25."""
 
-    most_recall_lost: float = 0.1
-    """By which no class's recall may fall below the champion's."""
+    max_recall_drop: float = 0.1
+    """Maximum drop of any class's recall below the champion's, 0 to 1."""
 
-    most_ece: float = 0.2
-    """Largest expected calibration error."""
+    max_ece: float = 0.2
+    """Maximum expected calibration error, 0 to 1."""
 
-    most_ece_more: float = 0.05
-    """By which the calibration error may exceed the champion's."""
+    max_ece_increase: float = 0.05
+    """Maximum increase of the expected calibration error over the champion's, 0 to 1."""
 
-    most_onnx_difference: float = 1e-3
-    """Of a probability, between the trained and the exported model."""
+    max_onnx_difference: float = MAX_PROBABILITY_DIFFERENCE
+    """Maximum probability difference between the trained and the exported model."""
 
-    most_mb: float = 50.0
-    """Size of the exported model, in 10^6 bytes."""
+    max_size_mb: float = 50.0
+    """Maximum size of the exported model, in units of 10^6 bytes."""
 
-    most_ms: float = 500.0
-    """Median time of an answer for one picture, on the machine that promotes."""
+    max_latency_ms: float = 500.0
+    """Maximum median inference time for one image, in milliseconds, on this machine."""
 
-    most_times_slower: float = 2.0
-    """Than the champion, measured in the same minute."""
+    max_slowdown: float = 2.0
+    """Maximum inference time as a multiple of the champion's, both measured by the promotion."""
 
     def __post_init__(self) -> None:
-        for name in ("confidence", "floor", "most_recall_lost", "most_ece", "most_ece_more"):
+        for name in (
+            "min_confidence",
+            "min_recall",
+            "max_recall_drop",
+            "max_ece",
+            "max_ece_increase",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)}; it must be 0 to 1.")
-        for name in ("most_onnx_difference", "most_mb", "most_ms", "most_times_slower"):
+        for name in ("max_onnx_difference", "max_size_mb", "max_latency_ms", "max_slowdown"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)}; it must be above 0.")

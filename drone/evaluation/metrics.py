@@ -1,4 +1,4 @@
-"""What a model's answers are worth. Axes: N pictures, K classes."""
+"""Metrics of a model's predictions. Axes: N images, K classes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,28 +15,31 @@ _ECE_BINS = 15
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model said of pictures whose class is known."""
+class Predictions:
+    """A model's predictions for labelled images."""
 
     paths: tuple[str, ...]
     labels_N: NDArray[np.int64]
+    """True class indices."""
+
     probs_NK: NDArray[np.float32]
     classes: tuple[str, ...]
+    """Class names in the order of their indices."""
 
     @property
     def predicted_N(self) -> NDArray[np.int64]:
-        """Index of the most probable class."""
+        """Indices of the most probable classes."""
         indices_N: NDArray[np.int64] = self.probs_NK.argmax(axis=1)
         return indices_N
 
     @property
     def confidence_N(self) -> NDArray[np.float32]:
-        """Probability of the most probable class."""
-        highest: NDArray[np.float32] = self.probs_NK.max(axis=1)
-        return highest
+        """Probabilities of the most probable classes."""
+        confidence_N: NDArray[np.float32] = self.probs_NK.max(axis=1)
+        return confidence_N
 
     def table(self) -> pd.DataFrame:
-        """A row for each picture: path, true and predicted class, and all probabilities."""
+        """Returns one row per image: path, true and predicted class, and all probabilities."""
         names = np.array(self.classes)
         frame = pd.DataFrame(
             {
@@ -53,53 +56,54 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of pictures, with the ends of the 95 % interval of Wilson (1927)."""
+class Proportion:
+    """A proportion of images with its 95 % interval of Wilson (1927)."""
 
     value: float
     low: float
     high: float
     support: int
+    """Number of images that it is a proportion of."""
 
 
-def share(right_N: NDArray[np.bool_]) -> Share:
-    """How many are right. Without a picture the interval is 0 to 1 and the value NaN."""
+def proportion(right_N: NDArray[np.bool_]) -> Proportion:
+    """Returns the proportion of True; of no images it is NaN, with the interval 0 to 1."""
     if not len(right_N):
-        return Share(float("nan"), 0.0, 1.0, 0)
+        return Proportion(float("nan"), 0.0, 1.0, 0)
     interval = binomtest(int(right_N.sum()), len(right_N)).proportion_ci(0.95, method="wilson")
     value = float(right_N.mean())
-    return Share(value, float(interval.low), float(interval.high), len(right_N))
+    return Proportion(value, float(interval.low), float(interval.high), len(right_N))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of a set of answers."""
+    """Metrics of a set of predictions."""
 
     accuracy: float
     accuracy_low: float
     accuracy_high: float
-    """Ends of the 95 % interval of Wilson (1927)."""
+    """Bounds of the 95 % interval of Wilson (1927)."""
 
     macro_f1: float
-    """Mean of the F1 of the classes that have pictures."""
+    """Mean F1 of the classes that have images."""
 
     ece: float
-    """Expected calibration error (Guo et al. 2017), 15 bins of equal width."""
+    """Expected calibration error; see `calibration_error`."""
 
     bird_or_drone: float | None
-    """Accuracy of "bird or any drone"; None if the classes name no birds."""
+    """Accuracy of telling birds from drones of any kind; None if no class is a bird."""
 
     support: int
-    """Pictures."""
+    """Number of images."""
 
     by_class: pd.DataFrame
-    """Rows: classes; columns: precision, recall, f1, support."""
+    """One row per class with the columns precision, recall, f1 and support."""
 
     confusion_KK: NDArray[np.int64]
-    """Pictures by true class (row) and predicted class (column)."""
+    """Number of images by true class (row) and predicted class (column)."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+        """Returns all metrics as JSON values, as metrics.json has them."""
         return {
             "accuracy": self.accuracy,
             "accuracy_95": [self.accuracy_low, self.accuracy_high],
@@ -115,26 +119,28 @@ class Scores:
         }
 
 
-def score(answers: Answers) -> Scores:
-    """The metrics of one or more answers."""
-    labels, predicted = answers.labels_N, answers.predicted_N
-    indices = list(range(len(answers.classes)))
+def score(predictions: Predictions) -> Scores:
+    """Computes the metrics of at least one prediction."""
+    labels, predicted = predictions.labels_N, predictions.predicted_N
+    indices = list(range(len(predictions.classes)))
     right = labels == predicted
-    accuracy = share(right)
+    accuracy = proportion(right)
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=indices, zero_division=0
     )
     by_class = pd.DataFrame(
         {"precision": precision, "recall": recall, "f1": f1, "support": support},
-        index=pd.Index(answers.classes, name="class"),
+        index=pd.Index(predictions.classes, name="class"),
     )
+    # A class without test images has no F1; a zero for it would lower the mean for nothing.
+    has_images = support > 0
     return Scores(
         accuracy=accuracy.value,
         accuracy_low=accuracy.low,
         accuracy_high=accuracy.high,
-        macro_f1=float(f1[support > 0].mean()),
-        ece=calibration_error(answers.confidence_N, right),
-        bird_or_drone=_bird_or_drone(answers),
+        macro_f1=float(f1[has_images].mean()),
+        ece=calibration_error(predictions.confidence_N, right),
+        bird_or_drone=_bird_or_drone(predictions),
         support=len(right),
         by_class=by_class,
         confusion_KK=confusion_matrix(labels, predicted, labels=indices),
@@ -142,36 +148,40 @@ def score(answers: Answers) -> Scores:
 
 
 def calibration_error(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> float:
-    """Expected calibration error: mean distance of confidence and accuracy over 15 bins.
+    """Returns the expected calibration error (Guo et al. 2017), 0 to 1.
 
-    Bins of equal width over 0..1, weighted by their number of pictures (Guo et al. 2017).
+    It is the mean distance between confidence and accuracy over 15 bins of equal width, weighted
+    by their number of images.
     """
     bins = np.clip((confidence_N * _ECE_BINS).astype(int), 0, _ECE_BINS - 1)
     gaps = np.bincount(bins, weights=confidence_N - right_N, minlength=_ECE_BINS)
     return float(np.abs(gaps).sum() / len(confidence_N))
 
 
-def _bird_or_drone(answers: Answers) -> float | None:
-    if BIRD not in answers.classes:
+def _bird_or_drone(predictions: Predictions) -> float | None:
+    if BIRD not in predictions.classes:
         return None
-    bird = answers.classes.index(BIRD)
-    # The probability of any drone is the sum over its kinds.
-    said_bird = answers.probs_NK[:, bird] > 0.5
-    return float((said_bird == (answers.labels_N == bird)).mean())
+    bird = predictions.classes.index(BIRD)
+    # The probabilities of all kinds of drones add up, so a bird needs more than half by itself,
+    # even where it is the most probable class.
+    predicted_bird = predictions.probs_NK[:, bird] > 0.5
+    return float((predicted_bird == (predictions.labels_N == bird)).mean())
 
 
-def worst_mistakes(answers: Answers, class_index: int, most: int) -> list[int]:
-    """Positions of a class's misclassified pictures, the surest mistakes first."""
-    wrong = np.flatnonzero((answers.labels_N == class_index) & (answers.predicted_N != class_index))
-    surest_first = np.argsort(-answers.confidence_N[wrong], kind="stable")
-    return [int(position) for position in wrong[surest_first][:most]]
+def worst_mistakes(predictions: Predictions, class_index: int, max_count: int) -> list[int]:
+    """Returns the positions of a class's misclassified images, most confident first."""
+    wrong = np.flatnonzero(
+        (predictions.labels_N == class_index) & (predictions.predicted_N != class_index)
+    )
+    by_confidence = np.argsort(-predictions.confidence_N[wrong], kind="stable")
+    return [int(position) for position in wrong[by_confidence][:max_count]]
 
 
 def describe(scores: Scores) -> str:
-    """The result in a sentence."""
+    """Returns the result in two sentences."""
     weakest = scores.by_class["recall"].where(scores.by_class["support"] > 0).idxmin()
     sentence = (
-        f"{scores.accuracy:.1%} of {scores.support} pictures right (95 % interval "
+        f"{scores.accuracy:.1%} of {scores.support} images right (95 % interval "
         f"{scores.accuracy_low:.1%} to {scores.accuracy_high:.1%}), macro F1 {scores.macro_f1:.3f}"
     )
     if scores.bird_or_drone is not None:

@@ -1,4 +1,4 @@
-"""Figures of the report."""
+"""Figures of the evaluation report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,27 +9,28 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from drone.evaluation.metrics import Answers
+from drone.evaluation.metrics import Predictions
 from drone.labels import SHORT
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # Servers have no display.
 
 
 def save(figure: Figure, target: Path) -> None:
-    """Writes a figure as PNG."""
+    """Saves a figure as PNG."""
     figure.savefig(target, dpi=110, bbox_inches="tight", facecolor="white")
 
 
 def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """The confusion matrix as counts and with normalised rows, side by side."""
+    """Plots the confusion matrix as counts and with normalised rows, side by side."""
     figure = Figure(figsize=(10.5, 4.6))
     rows_K = matrix_KK.sum(axis=1, keepdims=True)
     shares_KK = matrix_KK / np.maximum(rows_K, 1)
     names = [SHORT.get(name, name) for name in classes]
     for position, (title, values, form) in enumerate(
-        [("Pictures", matrix_KK, "d"), ("Share of the true class", shares_KK, ".2f")], start=1
+        [("Images", matrix_KK, "d"), ("Share of the true class", shares_KK, ".2f")], start=1
     ):
         axes = figure.add_subplot(1, 2, position)
+        # Both are coloured by share, so that large classes do not outshine small ones.
         axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
         for row, column in np.ndindex(*values.shape):
             dark = shares_KK[row, column] > 0.55
@@ -49,11 +50,11 @@ def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
 
 
 def curves(history: pd.DataFrame, best_epoch: int) -> Figure:
-    """Loss, accuracy and macro F1 by epoch, train and validation, the best epoch marked.
+    """Plots loss, accuracy and macro F1 by epoch for train and validation.
 
     Args:
-        history: a row an epoch with columns like "train/loss" and "validation/loss".
-        best_epoch: whose weights were kept.
+        history: One row per epoch, with columns such as "train/loss" and "validation/loss".
+        best_epoch: Epoch to mark.
     """
     figure = Figure(figsize=(12, 3.4))
     for position, (name, title) in enumerate(
@@ -71,13 +72,13 @@ def curves(history: pd.DataFrame, best_epoch: int) -> Figure:
     return figure
 
 
-def reliability(answers: Answers) -> Figure:
-    """Accuracy against confidence: how far the probabilities can be believed."""
+def reliability(predictions: Predictions) -> Figure:
+    """Plots the reliability diagram: accuracy against confidence, with the images per bin."""
     figure = Figure(figsize=(4.4, 3.6))
     axes = figure.add_subplot()
     edges = np.linspace(0, 1, 11)
-    bins = np.clip(np.digitize(answers.confidence_N, edges) - 1, 0, 9)
-    right_N = answers.labels_N == answers.predicted_N
+    bins = np.clip(np.digitize(predictions.confidence_N, edges) - 1, 0, 9)
+    right_N = predictions.labels_N == predictions.predicted_N
     for number in np.unique(bins):
         inside = bins == number
         axes.bar(edges[number] + 0.05, right_N[inside].mean(), 0.09, color="tab:blue", alpha=0.75)

@@ -1,9 +1,10 @@
-"""The report of an evaluation: one HTML file that needs nothing beside it, and its parts."""
+"""The evaluation report: one self-contained HTML file, and its tables and figures beside it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,109 +12,128 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
-from drone.data.embed import as_jpeg, data_uri
+from drone.data.embed import data_uri, jpeg_data_uri
 from drone.evaluation import plots
-from drone.evaluation.metrics import Answers, Scores, describe, worst_mistakes
-from drone.evaluation.sizes import Comparison
+from drone.evaluation.batch_inference import LoadPixels
+from drone.evaluation.metrics import Predictions, Scores, describe, worst_mistakes
+from drone.evaluation.mixed_resolution import Comparison
 
-GALLERY_MOST = 25
-"""Misclassified pictures shown of each class."""
+_MAX_GALLERY = 25
+"""Misclassified images shown per class."""
 
 _THUMBNAIL_PX = 160
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What was evaluated, for the head of the report."""
+class ReportHeader:
+    """What was evaluated, for the top of the report."""
 
     title: str
     facts: Mapping[str, str]
-    """Run, data set, fingerprint and the like, in the order to show."""
+    """Run, data set, fingerprint and the like, in display order."""
 
     history: pd.DataFrame
-    """Metrics by epoch; may be empty."""
+    """Training metrics by epoch; may be empty."""
 
     best_epoch: int | None
+    """Epoch whose weights were evaluated; None if unknown."""
 
     by_size: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Of a model of mixed resolutions: see `sizes.by_size`."""
+    """Result of `mixed_resolution.by_size`; empty unless the model takes several resolutions."""
 
     comparisons: Sequence[Comparison] = ()
-    """Of a model of mixed resolutions, against pictures of one size."""
+    """Multi-resolution inference against other variants; empty likewise."""
 
 
 def write(
     folder: Path,
-    answers: Answers,
+    predictions: Predictions,
     scores: Scores,
-    subject: Subject,
-    pixels_of: Callable[[NDArray[np.int64]], NDArray[np.uint8]],
+    header: ReportHeader,
+    load_pixels: LoadPixels,
 ) -> Path:
     """Writes report.html, metrics.json, predictions.csv and the figures into a folder.
 
     Args:
-        folder: made if it is not there.
-        answers: of the model.
-        scores: of the answers.
-        subject: what was evaluated.
-        pixels_of: gives the pictures at some positions, (M, side_px, side_px, 3) uint8.
+        folder: Created if it does not exist.
+        predictions: Predictions of the model.
+        scores: Metrics of the predictions.
+        header: What was evaluated.
+        load_pixels: Loads images at some positions, (M, side_px, side_px, 3) uint8, all of one
+            size.
 
     Returns:
-        The report's path.
+        Path of the report.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"confusion": plots.confusion(scores.confusion_KK, answers.classes)}
-    figures["reliability"] = plots.reliability(answers)
-    if len(subject.history) and subject.best_epoch is not None:
-        figures["curves"] = plots.curves(subject.history, subject.best_epoch)
-    for name, figure in figures.items():
-        plots.save(figure, folder / f"{name}.png")
-    answers.table().to_csv(folder / "predictions.csv", index=False)
-    content = {"subject": subject.title, **dict(subject.facts), **scores.as_dict()}
-    if subject.comparisons:
-        subject.by_size.to_csv(folder / "by_size.csv", index=False)
-        content["by_size"] = subject.by_size.to_dict("records")
-        content["comparisons"] = [asdict(comparison) for comparison in subject.comparisons]
-    (folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    figures = _save_figures(folder, predictions, scores, header)
+    predictions.table().to_csv(folder / "predictions.csv", index=False)
+    if header.comparisons:
+        header.by_size.to_csv(folder / "by_size.csv", index=False)
+    metrics = json.dumps(_metrics(scores, header), indent=1) + "\n"
+    (folder / "metrics.json").write_text(metrics, "utf-8")
     environment = Environment(
         loader=PackageLoader("drone.evaluation"), autoescape=select_autoescape()
     )
     html = environment.get_template("report.html").render(
-        subject=subject,
-        sentence=describe(scores),
+        header=header,
+        summary=describe(scores),
         scores=scores,
-        classes=answers.classes,
+        classes=predictions.classes,
         by_class=scores.by_class.to_dict("index"),
-        figures={name: data_uri((folder / f"{name}.png").read_bytes()) for name in figures},
-        gallery=_gallery(answers, pixels_of),
-        most=GALLERY_MOST,
+        figures=figures,
+        gallery=_gallery(predictions, load_pixels),
+        max_gallery=_MAX_GALLERY,
     )
     target = folder / "report.html"
     target.write_text(html, "utf-8")
     return target
 
 
-def _gallery(
-    answers: Answers, pixels_of: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-) -> dict[str, dict[str, object]]:
-    """The worst mistakes of each class, with the pictures."""
+def _save_figures(
+    folder: Path, predictions: Predictions, scores: Scores, header: ReportHeader
+) -> dict[str, str]:
+    """Saves the figures as PNG and returns them as data URIs by name."""
+    figures = {
+        "confusion": plots.confusion(scores.confusion_KK, predictions.classes),
+        "reliability": plots.reliability(predictions),
+    }
+    if len(header.history) and header.best_epoch is not None:
+        figures["curves"] = plots.curves(header.history, header.best_epoch)
+    # Also as files: MLflow shows images that are artifacts of their own.
+    for name, figure in figures.items():
+        plots.save(figure, folder / f"{name}.png")
+    return {name: data_uri((folder / f"{name}.png").read_bytes()) for name in figures}
+
+
+def _metrics(scores: Scores, header: ReportHeader) -> dict[str, Any]:
+    """Returns the content of metrics.json."""
+    metrics = {"title": header.title, **header.facts, **scores.as_dict()}
+    if header.comparisons:
+        metrics["by_size"] = header.by_size.to_dict("records")
+        metrics["comparisons"] = [asdict(comparison) for comparison in header.comparisons]
+    return metrics
+
+
+def _gallery(predictions: Predictions, load_pixels: LoadPixels) -> dict[str, dict[str, object]]:
+    """Returns the worst mistakes of each class, with thumbnails."""
     gallery: dict[str, dict[str, object]] = {}
-    for index, name in enumerate(answers.classes):
-        shown = worst_mistakes(answers, index, GALLERY_MOST)
-        wrong = (answers.labels_N == index) & (answers.predicted_N != index)
-        pictures = pixels_of(np.array(shown, dtype=np.int64))
+    for index, name in enumerate(predictions.classes):
+        positions = worst_mistakes(predictions, index, _MAX_GALLERY)
+        of_class = predictions.labels_N == index
+        images = load_pixels(np.array(positions, dtype=np.int64))
         gallery[name] = {
-            "wrong": int(wrong.sum()),
-            "support": int((answers.labels_N == index).sum()),
+            "wrong": int((of_class & (predictions.predicted_N != index)).sum()),
+            "support": int(of_class.sum()),
             "items": [
                 {
                     "image": _thumbnail(pixels),
-                    "path": answers.paths[position],
-                    "predicted": answers.classes[answers.predicted_N[position]],
-                    "confidence": float(answers.confidence_N[position]),
-                    "own": float(answers.probs_NK[position, index]),
+                    "path": predictions.paths[position],
+                    "predicted": predictions.classes[predictions.predicted_N[position]],
+                    "confidence": float(predictions.confidence_N[position]),
+                    "true_probability": float(predictions.probs_NK[position, index]),
                 }
-                for position, pixels in zip(shown, pictures, strict=True)
+                for position, pixels in zip(positions, images, strict=True)
             ],
         }
     return gallery
@@ -122,4 +142,4 @@ def _gallery(
 def _thumbnail(pixels: NDArray[np.uint8]) -> str:
     image = Image.fromarray(pixels)
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    return as_jpeg(image)
+    return jpeg_data_uri(image)

@@ -1,4 +1,4 @@
-"""What a model is made of."""
+"""Configuration of the model."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,32 +11,36 @@ NUM_BLOCKS = 19
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A MobileNet_V2 with a head of our own."""
+    """Configuration of a MobileNet_V2 with a head of its own."""
 
     unfreeze_depth: int = 3
-    """Blocks that train, counted from the end: 0 the head only, 3 features 16 to 18, 19 all."""
+    """Number of trainable backbone blocks, counted from the end: 0 trains the head only, 3 also
+    features 16 to 18, 19 the whole backbone."""
 
     head: Literal["mlp", "seed"] = "mlp"
-    """mlp: linear, or one hidden layer. seed: the original's three layers and LogSoftmax."""
+    """Classifier head. mlp: linear or one hidden layer, see head_width. seed: the original
+    project's three layers and LogSoftmax."""
 
     head_width: int = 0
-    """Units of the hidden layer of an mlp head; 0 makes it linear."""
+    """Units in the hidden layer of an mlp head; 0 for a linear head."""
 
     dropout: float = 0.2
-    """Probability of dropping a feature before each layer that has one."""
+    """Dropout probability in the head, from 0 to below 1."""
 
     batchnorm: Literal["stored", "trainable", "drift"] = "stored"
-    """Which blocks normalise by the batch in training: none, those that train, or all of them."""
+    """Blocks that normalise by batch statistics during training. stored: none. trainable: the
+    trainable blocks. drift: all blocks, so that those of frozen blocks drift too."""
 
-    flip_test: bool = True
-    """Answer with the mean of the picture's and its mirror image's probabilities."""
+    test_time_flip: bool = True
+    """Average the probabilities of each image and its mirror image at inference."""
 
     resizer: Literal["none", "stack", "residual"] = "none"
-    """none: every picture at 224 px. Else each is taken at the bin of its own size, and brought to
-    224 by the original's strided convolutions, or by the average and a small network beside it."""
+    """How images reach 224 px. none: preprocessing resizes them all. stack and residual take each
+    image at the resolution of its size bin and downsample it in the network: by the original
+    project's strided convolutions, or by averaging plus a small convolutional correction."""
 
-    resizer_start: Literal["area", "random"] = "area"
-    """How a stack begins: as the average, or at random as the original's did."""
+    resizer_init: Literal["area", "random"] = "area"
+    """Initial weights of a stack resizer: area averaging, or random as in the original project."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.unfreeze_depth <= NUM_BLOCKS:
@@ -50,10 +54,10 @@ class ModelConfig:
 
     @property
     def mixed(self) -> bool:
-        """Whether it takes pictures of several sizes."""
+        """Whether the model takes images of several resolutions."""
         return self.resizer != "none"
 
     @property
     def cut(self) -> int:
-        """The first block that trains: features[:cut] are frozen."""
+        """Index of the first trainable block; features[:cut] are frozen."""
         return NUM_BLOCKS - self.unfreeze_depth

@@ -1,4 +1,4 @@
-"""What the network's blocks cost."""
+"""Compute and memory costs of MobileNet_V2's blocks."""
 
 from functools import cache
 
@@ -9,44 +9,45 @@ from torchvision.models import mobilenet_v2
 
 @cache
 def forward_macs(side_px: int) -> tuple[int, ...]:
-    """Multiplications of each block of MobileNet_V2's features, forward, for one picture."""
+    """Returns the multiply-accumulates of each block's forward pass for one image."""
+    # The meta device gives shapes without allocating or computing anything.
     with torch.device("meta"):
         features = mobilenet_v2().features.eval()
-        picture = torch.empty(1, 3, side_px, side_px)
-    counts = []
+        image = torch.empty(1, 3, side_px, side_px)
+    block_macs = []
     for block in features:
-        found: list[int] = []
+        layer_macs: list[int] = []
         hooks = [
             layer.register_forward_hook(
-                lambda layer, _, output: found.append(  # noqa: B023
+                lambda layer, _, output: layer_macs.append(  # noqa: B023
                     output.numel() * layer.weight[0].numel()
                 )
             )
             for layer in block.modules()
             if isinstance(layer, nn.Conv2d)
         ]
-        picture = block(picture)
+        image = block(image)
         for hook in hooks:
             hook.remove()
-        counts.append(sum(found))
-    return tuple(counts)
+        block_macs.append(sum(layer_macs))
+    return tuple(block_macs)
 
 
 @cache
-def values_at(cut: int, side_px: int) -> int:
-    """Numbers that are kept of a picture at a cut; pooled if that is the last."""
+def activation_size(cut: int, side_px: int) -> int:
+    """Returns the number of values that one image has at a cut; pooled after the last block."""
     with torch.device("meta"):
         features = mobilenet_v2().features[:cut].eval()
         output = features(torch.empty(1, 3, side_px, side_px))
     return int(output.shape[1] if cut == len(forward_macs(side_px)) else output.numel())
 
 
-def saved_share(cut: int, side_px: int) -> float:
-    """Share of a training step that the blocks below a cut take.
+def frozen_cost_fraction(cut: int, side_px: int) -> float:
+    """Returns the fraction of a training step spent in the frozen blocks below a cut, 0 to 1.
 
-    A block that learns costs three times its forward pass: forward, and backward for its inputs
-    and for its weights.
+    A trainable block costs three times its forward pass: forward, and backward for its inputs and
+    for its weights.
     """
     macs = forward_macs(side_px)
-    frozen, learning = sum(macs[:cut]), 3 * sum(macs[cut:])
-    return frozen / (frozen + learning)
+    frozen, trainable = sum(macs[:cut]), 3 * sum(macs[cut:])
+    return frozen / (frozen + trainable)

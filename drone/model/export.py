@@ -1,4 +1,4 @@
-"""A trained model as ONNX: pixels in, probabilities out, with all that serving must know inside."""
+"""Exports a trained model to ONNX: pixels in, probabilities out, its settings in the metadata."""
 
 import copy
 import json
@@ -12,21 +12,23 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from drone.model.folding import settle
-from drone.model.inference import mirrored_too, probabilities_at_cut
+from drone.model.folding import merge_batchnorm
+from drone.model.inference import probabilities_at_cut, with_mirrored
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
-from drone.model.onnx_mixed import join
-from drone.model.resizer import Resizer, sides_px
+from drone.model.onnx_mixed import join_sizes
+from drone.model.resizer import SIDES_PX, Resizer
 
-INPUT, OUTPUT = "pixels", "probabilities"
-OPSET = 20
+INPUT = "pixels"
+"""Name of the exported model's only input."""
 
-_MOST = 4096
-"""Pictures in a batch."""
+_OUTPUT = "probabilities"
+_OPSET = 20
+
+_MAX_BATCH_SIZE = 4096
 
 
-class _Before(nn.Module):
-    """From pixels to normalised pictures, and their mirror images if the model wants them."""
+class _Normalise(nn.Module):
+    """Turns pixels into normalised images, followed by their mirror images if `mirrored`."""
 
     def __init__(self, mirrored: bool) -> None:
         super().__init__()
@@ -39,11 +41,11 @@ class _Before(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images_NCHW = (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-        return mirrored_too(images_NCHW) if self.mirrored else images_NCHW
+        return with_mirrored(images_NCHW) if self.mirrored else images_NCHW
 
 
-class _Behind(nn.Module):
-    """From normalised pictures of 224 px, and their mirror images, to probabilities."""
+class _AfterResizer(nn.Module):
+    """Turns normalised images of 224 px, and their mirror images, into probabilities."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -55,101 +57,124 @@ class _Behind(nn.Module):
 
 
 class Served(nn.Module):
-    """The model as it answers: uint8 pixels in, probabilities out."""
+    """A trained model with the interface it is served with: uint8 pixels in, probabilities out."""
 
     def __init__(self, model: Classifier) -> None:
         """Wraps a trained model."""
         super().__init__()
-        self.before = _Before(model.config.flip_test)
+        self.normalise = _Normalise(model.config.test_time_flip)
         self.model = model
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Probabilities, (N, K) float32, of pixels (N, side, side, 3) uint8 of one size."""
-        return probabilities_at_cut(self.model, self.model.stem(self.before(pixels)))
+        """Returns probabilities, (N, K) float32.
+
+        Args:
+            pixels: Images of one size, (N, side, side, 3) uint8.
+        """
+        return probabilities_at_cut(self.model, self.model.stem(self.normalise(pixels)))
 
 
 def to_onnx(model: Classifier, target: Path, side_px: int, metadata: Mapping[str, str]) -> None:
-    """Writes the model as one ONNX file with a batch of any size.
+    """Writes the model as one ONNX file that takes batches of any size.
 
-    A model of mixed resolutions takes pictures of any of its sizes, one size in a batch, and says
-    in its properties which they are ("sides_px").
+    A multi-resolution model takes images of any of its sides, one side in a batch; the metadata
+    lists them as "sides_px".
 
     Args:
-        model: trained; on the processor.
-        target: the file.
-        side_px: of the pictures; of the smallest ones of a model of mixed resolutions.
-        metadata: goes into the file's properties.
+        model: Trained model, on the CPU.
+        target: File to write.
+        side_px: Side of the images; for a multi-resolution model that of the smallest ones.
+        metadata: Metadata to store in the file.
     """
-    facts = dict(metadata)
+    metadata = dict(metadata)
+    # A copy, since merging BatchNorm changes the model.
     served = Served(copy.deepcopy(model)).eval()
-    settle(served)
+    merge_batchnorm(served)
     if model.resizer is None:
-        batch = torch.export.Dim("batch", min=1, max=_MOST)
-        exported = _graph(served, _pixels(side_px), {0: batch}, INPUT, OUTPUT)
+        batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH_SIZE)
+        exported = _graph(served, _example_pixels(side_px), {0: batch}, INPUT, _OUTPUT)
     else:
-        exported = _mixed(served, model.resizer, side_px)
-        facts["sides_px"] = json.dumps(sides_px())
-    onnx.helper.set_model_props(exported, facts)
+        exported = _mixed_graph(served, model.resizer, side_px)
+        metadata["sides_px"] = json.dumps(SIDES_PX)
+    onnx.helper.set_model_props(exported, metadata)
     onnx.checker.check_model(exported)
     onnx.save(exported, target)
 
 
-def _mixed(served: Served, resizer: Resizer, side_px: int) -> onnx.ModelProto:
-    """One graph for all sizes."""
-    copies = 2 if served.model.config.flip_test else 1
-    batch = torch.export.Dim("batch", min=1, max=_MOST)
-    pictures = copies * batch if copies > 1 else batch
+def _mixed_graph(served: Served, resizer: Resizer, side_px: int) -> onnx.ModelProto:
+    """Exports one graph for all sides."""
+    copies = 2 if served.model.config.test_time_flip else 1
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH_SIZE)
+    image_batch = copies * batch if copies > 1 else batch
     height, width = (torch.export.Dim(name, min=2, max=2**14) for name in ("height", "width"))
 
-    def images(side: int) -> Tensor:
+    def example_images(side: int) -> Tensor:
         return torch.zeros((3 * copies, 3, side, side))
 
-    return join(
-        _graph(served.before, _pixels(side_px), {0: batch, 1: height, 2: width}, INPUT, "pictures"),
+    return join_sizes(
+        _graph(
+            served.normalise,
+            _example_pixels(side_px),
+            {0: batch, 1: height, 2: width},
+            INPUT,
+            "images",
+        ),
         {
-            side: _graph(resizer, images(side), {0: pictures}, "larger", "smaller")
-            for side in sides_px()[1:]
+            side: _graph(resizer, example_images(side), {0: image_batch}, "larger", "smaller")
+            for side in SIDES_PX[1:]
         },
-        _graph(_Behind(served.model), images(side_px), {0: pictures}, "pictures", OUTPUT),
+        _graph(
+            _AfterResizer(served.model),
+            example_images(side_px),
+            {0: image_batch},
+            "images",
+            _OUTPUT,
+        ),
     )
 
 
-def _pixels(side_px: int) -> Tensor:
+def _example_pixels(side_px: int) -> Tensor:
+    # Of three images: torch.export would take a batch of one for a constant.
     return torch.zeros((3, side_px, side_px, 3), dtype=torch.uint8)
 
 
 def _graph(
-    module: nn.Module, example: Tensor, dynamic: dict[int, Any], takes: str, gives: str
+    module: nn.Module,
+    example: Tensor,
+    dynamic_shapes: dict[int, Any],
+    input_name: str,
+    output_name: str,
 ) -> onnx.ModelProto:
-    """A module of one input and one output as an ONNX graph."""
+    """Exports a module of one input and one output as an ONNX graph."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of the exporter's own making.
+        # torch.onnx warns about its own internals, which nobody here can change.
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
             (example,),
             dynamo=True,
-            opset_version=OPSET,
-            input_names=[takes],
-            output_names=[gives],
-            dynamic_shapes=(dynamic,),
+            opset_version=_OPSET,
+            input_names=[input_name],
+            output_names=[output_name],
+            dynamic_shapes=(dynamic_shapes,),
             verbose=False,
         )
     assert program is not None
     return program.model_proto
 
 
-def facts_of(file: Path) -> dict[str, str]:
-    """What a model's file says of itself."""
-    return _facts(onnx.load(file))
+def read_metadata(file: Path) -> dict[str, str]:
+    """Reads the metadata of an ONNX file."""
+    return _metadata(onnx.load(file))
 
 
-def add_facts(file: Path, facts: Mapping[str, str]) -> None:
-    """Adds to what a model's file says of itself."""
+def add_metadata(file: Path, metadata: Mapping[str, str]) -> None:
+    """Adds entries to the metadata of an ONNX file; those of the same name are replaced."""
     model = onnx.load(file)
-    onnx.helper.set_model_props(model, {**_facts(model), **facts})
+    onnx.helper.set_model_props(model, {**_metadata(model), **metadata})
     onnx.save(model, file)
 
 
-def _facts(model: onnx.ModelProto) -> dict[str, str]:
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
     return {item.key: item.value for item in model.metadata_props}

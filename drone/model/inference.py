@@ -1,4 +1,4 @@
-"""From normalised pictures to probabilities, as validation and the exported model do it."""
+"""Class probabilities and flip augmentation, shared by validation and the exported model."""
 
 import torch
 from torch import Tensor
@@ -6,20 +6,22 @@ from torch import Tensor
 from drone.model.mobilenet import Classifier
 
 
-def mirrored_too(images_NCHW: Tensor) -> Tensor:
-    """The pictures, then their mirror images."""
+def with_mirrored(images_NCHW: Tensor) -> Tensor:
+    """Returns the images followed by their mirror images, (2N, C, H, W)."""
     return torch.cat([images_NCHW, images_NCHW.flip(3)])
 
 
 def probabilities_at_cut(model: Classifier, activations: Tensor) -> Tensor:
-    """Class probabilities, (N, K) float32, from the activations at the cut.
+    """Returns class probabilities, (N, K) float32, from the activations at the cut.
 
     Args:
-        model: of which the blocks above the cut are used.
-        activations: of N pictures, then of their mirror images if the model asks for both.
+        model: Its blocks above the cut and its head are used.
+        activations: Output of `Classifier.stem` for N images, followed by that for their mirror
+            images if the model has `test_time_flip`.
     """
+    # softmax also holds for the original's head: of log-probabilities it is their exponential.
     probs_NK = torch.softmax(model.tail(activations).float(), dim=1)
-    if not model.config.flip_test:
+    if not model.config.test_time_flip:
         return probs_NK
     count = activations.shape[0] // 2
     return (probs_NK[:count] + probs_NK[count:]) / 2

@@ -1,1 +1,11 @@
-"""What a search varies, how its trials end, and what it found; knows neither Ray nor Optuna."""
+"""Hyper-parameter search: what is searched, how trials are sampled, and what a study found.
+
+Space, Choice, Range     which settings vary, and over which values
+Study, StudySpec         a study's folder, and what it was asked to do
+TrialRecord              a trial with its epochs
+Sampler                  suggests the next trial (Optuna; the only module that imports it)
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

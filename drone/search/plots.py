@@ -1,44 +1,93 @@
-"""Figures of a study that Optuna does not draw."""
+"""Figures of a study."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import matplotlib
+import numpy as np
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+from drone.search.sampler import Sampler
 from drone.search.study import TrialRecord
 
-_COLOURS = {"finished": "tab:blue", "pruned": "tab:gray", "ended": "tab:red", "failed": "tab:red"}
+matplotlib.use("Agg")
+
+_COLOURS = {
+    "finished": "tab:blue",
+    "pruned": "tab:gray",
+    "stopped": "tab:red",
+    "failed": "tab:red",
+}
 
 
 def learning_curves(records: Sequence[TrialRecord], best: int) -> Figure:
-    """Validation macro F1 by epoch, a line for each trial; a cross where it was stopped.
+    """Validation macro F1 by epoch, a line per trial; a cross where a trial ended early.
 
     Args:
         records: of the study.
-        best: number of the trial to draw thick.
+        best: number of the trial that is highlighted.
     """
     figure = Figure(figsize=(9, 4.2))
     axes = figure.add_subplot()
     for record in records:
-        if not record.history:
-            continue
-        epochs = [entry["epoch"] for entry in record.history]
-        scores = [entry["metrics"]["validation/macro_f1"] for entry in record.history]
-        colour, chosen = _COLOURS.get(record.state, "tab:gray"), record.number == best
-        axes.plot(
-            epochs,
-            scores,
-            color="tab:green" if chosen else colour,
-            lw=2.5 if chosen else 0.9,
-            alpha=1.0 if chosen else 0.6,
-            zorder=3 if chosen else 2,
-        )
-        if record.state != "finished":
-            axes.plot(epochs[-1], scores[-1], "x", color=colour, ms=6)
-    for state, colour in (("finished", "tab:blue"), ("pruned", "tab:gray"), ("ended", "tab:red")):
-        axes.plot([], [], color=colour, label=state)
+        if record.history:
+            _draw_curve(axes, record, record.number == best)
+    for state in ("finished", "pruned", "stopped"):
+        axes.plot([], [], color=_COLOURS[state], label=state)
     axes.plot([], [], color="tab:green", lw=2.5, label=f"trial {best}, the best")
     axes.set(xlabel="epoch", ylabel="macro F1 on validation", title="Learning curves")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def _draw_curve(axes: Any, record: TrialRecord, highlighted: bool) -> None:
+    epochs = [entry["epoch"] for entry in record.history]
+    scores = [entry["metrics"]["validation/macro_f1"] for entry in record.history]
+    colour = _COLOURS.get(record.state, "tab:gray")
+    axes.plot(
+        epochs,
+        scores,
+        color="tab:green" if highlighted else colour,
+        lw=2.5 if highlighted else 0.9,
+        alpha=1.0 if highlighted else 0.6,
+        zorder=3 if highlighted else 2,
+    )
+    if record.state != "finished":
+        axes.plot(epochs[-1], scores[-1], "x", color=colour, ms=6)
+
+
+def draw_optuna_plots(sampler: Sampler, folder: Path) -> list[Path]:
+    """Optuna's plots of a study as PNG files; those that need more trials are left out.
+
+    Returns:
+        The files, in the order to show them.
+    """
+    import optuna.visualization.matplotlib as visualization
+
+    plots: dict[str, Callable[..., Any]] = {
+        "optimization_history": visualization.plot_optimization_history,
+        "parameter_importances": visualization.plot_param_importances,
+        "parallel_coordinates": visualization.plot_parallel_coordinate,
+        "slices": visualization.plot_slice,
+    }
+    files = []
+    for name, plot in plots.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # The interface is marked experimental.
+            try:
+                axes = plot(sampler.study)
+            except (RuntimeError, ValueError, ZeroDivisionError):
+                continue
+            figure = np.ravel(axes)[0].figure
+            if name == "slices":
+                figure.set_size_inches(3.2 * len(np.ravel(axes)), 3.6)
+            target = folder / f"{name}.png"
+            figure.savefig(target, dpi=110, bbox_inches="tight", facecolor="white")
+            pyplot.close(figure)
+        files.append(target)
+    return files

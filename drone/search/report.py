@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that needs nothing beside it, and its table as CSV."""
+"""The report of a study: one self-contained HTML file, and its table as CSV."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,47 +8,49 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from drone.data.embed import data_uri
-from drone.search.summary import Repeated
+from drone.search.summary import ConfirmedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What a study came to."""
+class StudyReport:
+    """What the report shows."""
 
     title: str
     facts: Mapping[str, str]
     """Run, data set and the like, in the order to show."""
 
     winner: str
-    """In a sentence."""
+    """The result in a sentence."""
 
     trials: pd.DataFrame
-    repeated: Sequence[Repeated]
+    """See `summary.table`."""
+
+    confirmed: Sequence[ConfirmedConfig]
     names: Mapping[int, str]
-    """Of the trials by number."""
+    """Names of the trials by number."""
 
     sentences: Mapping[str, str]
-    """On each setting."""
+    """What the study says of each setting."""
 
     figures: Sequence[Path]
     """PNG files, shown in this order."""
 
 
-def write(folder: Path, findings: Findings) -> Path:
+def write(folder: Path, report: StudyReport) -> Path:
     """Writes report.html and trials.csv into a folder.
 
     Returns:
         The report's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    findings.trials.to_csv(folder / "trials.csv", index=False)
+    report.trials.to_csv(folder / "trials.csv", index=False)
     environment = Environment(loader=PackageLoader("drone.search"), autoescape=select_autoescape())
-    order = findings.trials.sort_values("objective", ascending=False)
+    ranked = report.trials.sort_values("objective", ascending=False)
     html = environment.get_template("study.html").render(
-        findings=findings,
-        rows=order.to_dict("records"),
-        columns=[name for name in order.columns if name not in ("reason",)],
-        figures={figure.stem: data_uri(figure.read_bytes()) for figure in findings.figures},
+        report=report,
+        rows=ranked.to_dict("records"),
+        columns=[name for name in ranked.columns if name != "reason"],
+        figures={figure.stem: data_uri(figure.read_bytes()) for figure in report.figures},
     )
     target = folder / "report.html"
     target.write_text(html, "utf-8")

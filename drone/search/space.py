@@ -1,61 +1,28 @@
-"""What a search varies: settings by name, each with the values that it may take.
+"""The search space: which settings a search varies by default, and how the user changes that.
 
-Names are those of TrainConfig, such as `optim.lr_head`. A setting that has no effect beside the
-others of a trial (a learning rate of the backbone when no block learns) is not suggested for it.
+To add a search setting, add its domain to DEFAULT. A setting without effect beside the others of a
+trial (a learning rate of the backbone when every block is frozen) is not suggested for that trial:
+`has_effect` says when.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
 
 from drone.config import coerce, flatten, override, to_dict
 from drone.errors import ConfigError
 from drone.labels import nearest
+from drone.search.domain import Choice, Domain, Range, Space
+from drone.search.grammar import Changes
 from drone.training.config import TrainConfig
 
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a few values, in their order if they have one."""
-
-    values: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        return ", ".join(map(str, self.values))
-
-    def examples(self) -> tuple[Any, ...]:
-        """Values that must be allowed for all of them to be."""
-        return self.values
-
-
-@dataclass(frozen=True)
-class Range:
-    """Any number between two, both included."""
-
-    low: float
-    high: float
-    log: bool = False
-    """Whether factors count and not differences."""
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
-
-    def examples(self) -> tuple[Any, ...]:
-        """Values that must be allowed for all of them to be."""
-        return (self.low, self.high)
-
-
-Domain = Choice | Range
-Space = Mapping[str, Domain]
-
 DEFAULT: Space = {
-    # The whole head or also the last convolution, then whole stages of one resolution and width;
-    # 3 is the original's.
+    # The head only, the last convolution too, then whole stages of one resolution and width; 3 is
+    # the original's.
     "model.unfreeze_depth": Choice((0, 1, 2, 3, 5, 8, 12, 19)),
     "model.head_width": Choice((0, 128, 256, 512, 1024)),
-    # Levels, so that trials share views.
+    # Levels instead of a range, so that trials share cached activations.
     "augment.strength": Choice((0.0, 0.25, 0.5, 0.75, 1.0)),
     "optim.lr_head": Range(3e-4, 1e-2, log=True),
     "optim.lr_backbone": Range(2e-5, 1e-3, log=True),
@@ -66,13 +33,13 @@ DEFAULT: Space = {
 }
 """What is searched unless the user says otherwise."""
 
-_NOT_SEARCHED = {
+_NOT_SEARCHABLE = {
     "preset": "it is only a name",
-    "seed": "a seed is no setting to choose (--seed sets it)",
-    "epochs": "trials can be compared only after the same epochs (--epochs sets them)",
-    "checkpoint_every_s": "it changes no result",
-    "compile": "it changes no result",
-    "select": "it decides what a trial's score is",
+    "seed": "a seed is not something to select (--seed sets it)",
+    "epochs": "trials can only be compared after the same number of epochs (--epochs sets it)",
+    "checkpoint_interval_s": "it does not change the result",
+    "compile": "it does not change the result",
+    "best_epoch_by": "it defines the score of a trial",
 }
 
 _CONTROLS = (
@@ -84,7 +51,7 @@ _CONTROLS = (
 )
 """Settings that decide whether others have an effect."""
 
-_WITH_PROBABILITY = {
+_PROBABILITY_OF = {
     "augment.brightness": "augment.brightness_p",
     "augment.contrast": "augment.contrast_p",
     "augment.rotation_deg": "augment.rotation_p",
@@ -95,103 +62,95 @@ _WITH_PROBABILITY = {
 }
 
 
-class Suggester(Protocol):
-    """What chooses values: an Optuna trial, say."""
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of the choices."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
-        """A whole number."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
-        """A number."""
-
-
-def is_read(name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a setting has an effect beside these others, given flat."""
-    if name in ("optim.lr_backbone", "optim.head_epochs") and not settings["model.unfreeze_depth"]:
+def has_effect(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a setting has an effect beside these others, given by dotted name."""
+    if not settings["model.unfreeze_depth"] and name in (
+        "optim.lr_backbone",
+        "optim.head_only_epochs",
+    ):
         return False
-    if name in ("optim.head_epochs", "optim.warmup_epochs"):
+    if name in ("optim.head_only_epochs", "optim.warmup_epochs"):
         return bool(settings["optim.schedule"] == "cosine")
     if name == "model.head_width":
         return bool(settings["model.head"] == "mlp")
-    if name in ("optim.resizer_share", "pixel_budget"):
+    if name in ("optim.resizer_lr_ratio", "pixel_budget"):
         return bool(settings["model.resizer"] != "none")
-    if name == "model.resizer_start":
+    if name == "model.resizer_init":
         return bool(settings["model.resizer"] == "stack")
     if name.startswith("augment.") and name != "augment.strength":
-        probability = _WITH_PROBABILITY.get(name)
+        probability = _PROBABILITY_OF.get(name)
         never = probability is not None and settings[probability] == 0
         return bool(settings["augment.strength"] > 0) and not never
     return True
 
 
-def suggest(space: Space, base: TrainConfig, trial: Suggester) -> dict[str, Any]:
-    """The values of a trial by name; those without effect are left out."""
+class Suggester(Protocol):
+    """Chooses values: an Optuna trial."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Chooses one of the choices."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
+        """Chooses a whole number."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
+        """Chooses a number."""
+
+
+def suggest_params(space: Space, base: TrainConfig, trial: Suggester) -> dict[str, Any]:
+    """The parameters of a trial by dotted name; settings without effect are left out."""
     settings = flatten(to_dict(base))
-    chosen: dict[str, Any] = {}
-    for name in _in_order(space):
-        if not is_read(name, {**settings, **chosen}):
-            continue
-        domain = space[name]
-        if isinstance(domain, Choice):
-            chosen[name] = trial.suggest_categorical(name, domain.values)
-        elif isinstance(settings[name], int):
-            chosen[name] = trial.suggest_int(
-                name, int(domain.low), int(domain.high), log=domain.log
-            )
-        else:
-            chosen[name] = trial.suggest_float(name, domain.low, domain.high, log=domain.log)
-    return chosen
+    params: dict[str, Any] = {}
+    for name in _suggestion_order(space):
+        if has_effect(name, {**settings, **params}):
+            params[name] = _suggest_value(trial, name, space[name], settings[name])
+    return params
 
 
-def _in_order(space: Space) -> list[str]:
-    """What others depend on first; probabilities depend on a control, and others on them."""
-    probabilities, names = _WITH_PROBABILITY.values(), list(space)
+def _suggest_value(trial: Suggester, name: str, domain: Domain, default: Any) -> Any:
+    if isinstance(domain, Choice):
+        return trial.suggest_categorical(name, domain.values)
+    if isinstance(default, int):
+        return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
+    return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
+
+
+def _suggestion_order(space: Space) -> list[str]:
+    """Names in the order in which to suggest them: a setting after those that decide its effect."""
+    probabilities, names = _PROBABILITY_OF.values(), list(space)
     return sorted(
         space,
         key=lambda name: (name not in _CONTROLS, name not in probabilities, names.index(name)),
     )
 
 
-def configure(base: TrainConfig, params: Mapping[str, Any], source: str) -> TrainConfig:
-    """A configuration with some settings changed, given flat."""
+def apply_params(base: TrainConfig, params: Mapping[str, Any], source: str) -> TrainConfig:
+    """A configuration with some settings changed, given by dotted name.
+
+    Raises:
+        ConfigError: it starts with `source`.
+    """
     nested: dict[str, Any] = {}
     for name, value in params.items():
         *groups, last = name.split(".")
-        place = nested
+        target = nested
         for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
+            target = target.setdefault(group, {})
+        target[last] = value
     return override(base, nested, source)
 
 
-def settings_of(base: TrainConfig, space: Space) -> dict[str, Any]:
-    """The searched settings as the base has them, brought within their domains."""
+def base_params(base: TrainConfig, space: Space) -> dict[str, Any]:
+    """The searched settings as the base has them, moved into their domains."""
     settings = flatten(to_dict(base))
-    found = {}
-    for name, domain in space.items():
-        value = settings[name]
-        if isinstance(domain, Range):
-            value = type(value)(min(max(value, domain.low), domain.high))
-        elif value not in domain.values:
-            value = _nearest(value, domain.values)
-        found[name] = value
-    return found
+    return {name: domain.closest(settings[name]) for name, domain in space.items()}
 
 
-def _nearest(value: Any, options: Sequence[Any]) -> Any:
-    if not all(isinstance(option, (int, float)) for option in (value, *options)):
-        return options[0]
-    return min(options, key=lambda option: abs(option - value))
-
-
-def check_trial(params: Mapping[str, Any], space: Space, source: str) -> dict[str, Any]:
-    """Makes sure that a trial of given settings lies in the space.
+def check_params(params: Mapping[str, Any], space: Space, source: str) -> dict[str, Any]:
+    """Validates the settings of a trial that the user wrote.
 
     Returns:
-        The settings, each of its own type.
+        The settings, each in its type.
 
     Raises:
         ConfigError: a setting that is not searched, or a value outside of its domain.
@@ -200,44 +159,37 @@ def check_trial(params: Mapping[str, Any], space: Space, source: str) -> dict[st
     for name, value in params.items():
         domain = space.get(name)
         if domain is None:
-            raise ConfigError(f"{source}: {name} is not searched; put it into --vary or --space.")
+            raise ConfigError(f"{source}: {name} is not searched; add it to --vary or --space.")
         value = coerce(TrainConfig, name, value, source)
-        inside = (
-            value in domain.values
-            if isinstance(domain, Choice)
-            else isinstance(value, (int, float)) and domain.low <= value <= domain.high
-        )
-        if not inside:
-            raise ConfigError(f"{source}: {name} is {value}; it is searched in {domain}.")
+        if not domain.contains(value):
+            raise ConfigError(f"{source}: {name} is {value}; its domain is {domain}.")
         checked[name] = value
     return checked
 
 
-def resolve(
-    base: TrainConfig, changes: Mapping[str, Any], source: str, start: Space | None = None
+def resolve_space(
+    base: TrainConfig, changes: Changes, source: str, start: Space = DEFAULT
 ) -> tuple[TrainConfig, dict[str, Domain]]:
-    """A space, changed as the user wants it.
+    """Applies the user's changes to a space.
 
     Args:
         base: settings of all trials.
-        changes: by name: a value fixes the setting, a list gives choices, a mapping with `low`,
-            `high` and perhaps `log` a range. Names that are not in the space join it.
-        source: where the changes come from, for messages.
-        start: the space to change; by default DEFAULT.
+        changes: see `drone.search.grammar`. Names that are not in the space join it.
+        source: where the changes come from, for error messages.
+        start: space to change.
 
     Returns:
-        The base with what is fixed, and what is searched.
+        The base with the fixed settings, and the space.
 
     Raises:
-        ConfigError: an unknown name, a value that is not allowed, or a name that no trial would
-            read.
+        ConfigError: an unknown name, an invalid value, or a setting that no trial would use.
     """
-    space = dict(DEFAULT if start is None else start)
-    known = flatten(to_dict(base))
+    space = dict(start)
+    names = flatten(to_dict(base))
     fixed: dict[str, Any] = {}
     for name, change in changes.items():
-        if name not in known:
-            like = nearest(name, list(known))
+        if name not in names:
+            like = nearest(name, list(names))
             hint = f" Did you mean {like!r}?" if like else " See train.py --help for the names."
             raise ConfigError(f"{source}: there is no setting {name!r}.{hint}")
         domain = _domain(name, change, source)
@@ -246,12 +198,15 @@ def resolve(
             space.pop(name, None)
         else:
             space[name] = domain
-    base = configure(base, fixed, source)
-    for name in [name for name in space if name not in changes]:
-        if not _ever_read(name, space, base):
-            del space[name]  # What the user fixed leaves it without effect.
+    base = apply_params(base, fixed, source)
+    # A setting that the fixed ones leave without effect is dropped, unless the user named it.
+    space = {
+        name: domain
+        for name, domain in space.items()
+        if name in changes or _ever_has_effect(name, space, base)
+    }
     for name in space:
-        _check(name, space, base, source)
+        _check_searchable(name, space, base, source)
     if not space:
         raise ConfigError(f"{source}: every setting is fixed; there is nothing to search.")
     return base, space
@@ -259,103 +214,60 @@ def resolve(
 
 def _domain(name: str, change: Any, source: str) -> Domain:
     if isinstance(change, Mapping):
-        try:
-            bounds = {**change, "low": float(change["low"]), "high": float(change["high"])}
-            domain = Range(**bounds)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{source}: {name} is {dict(change)}; a range has low, high and perhaps log."
-            ) from error
-        if not math.isfinite(domain.low) or not math.isfinite(domain.high):
-            raise ConfigError(f"{source}: {name} is {domain}; a range goes between finite numbers.")
-        if not domain.low < domain.high or (domain.log and domain.low <= 0):
-            raise ConfigError(
-                f"{source}: {name} is {domain}; low must be below high, and above 0 with log."
-            )
-        return domain
-    given = change if isinstance(change, (list, tuple)) else (change,)
-    values = tuple(coerce(TrainConfig, name, value, source) for value in given)
+        return _range(name, change, source)
+    options = change if isinstance(change, (list, tuple)) else (change,)
+    values = tuple(coerce(TrainConfig, name, value, source) for value in options)
     if not values or len(set(values)) < len(values):
         raise ConfigError(f"{source}: {name} needs one value or several different ones.")
     return Choice(values)
 
 
-def _check(name: str, space: Space, base: TrainConfig, source: str) -> None:
-    if name in _NOT_SEARCHED:
-        raise ConfigError(f"{source}: {name} cannot be searched: {_NOT_SEARCHED[name]}.")
-    whole = isinstance(flatten(to_dict(base))[name], int)
-    for value in space[name].examples():
-        is_whole = whole and isinstance(value, float) and value.is_integer()
-        configure(base, {name: int(value) if is_whole else value}, source)
-    if not _ever_read(name, space, base):
+def _range(name: str, change: Mapping[str, Any], source: str) -> Range:
+    try:
+        domain = Range(**{**change, "low": float(change["low"]), "high": float(change["high"])})
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{source}: {name} is searched, but no trial would read it: beside the other settings "
-            f"it has no effect."
+            f"{source}: {name} is {dict(change)}; a range has low, high and perhaps log."
+        ) from error
+    if not math.isfinite(domain.low) or not math.isfinite(domain.high):
+        raise ConfigError(f"{source}: {name} is {domain}; a range needs finite numbers.")
+    if not domain.low < domain.high or (domain.log and domain.low <= 0):
+        raise ConfigError(
+            f"{source}: {name} is {domain}; low must be below high, and above 0 with log."
+        )
+    return domain
+
+
+def _check_searchable(name: str, space: Space, base: TrainConfig, source: str) -> None:
+    if name in _NOT_SEARCHABLE:
+        raise ConfigError(f"{source}: {name} cannot be searched: {_NOT_SEARCHABLE[name]}.")
+    is_whole = isinstance(flatten(to_dict(base))[name], int)
+    for value in space[name].extremes():
+        as_int = is_whole and isinstance(value, float) and value.is_integer()
+        # The configuration itself validates the value.
+        apply_params(base, {name: int(value) if as_int else value}, source)
+    if not _ever_has_effect(name, space, base):
+        raise ConfigError(
+            f"{source}: {name} is searched, but it has no effect beside the other settings of any "
+            f"trial."
         )
 
 
-def _ever_read(name: str, space: Space, base: TrainConfig) -> bool:
-    return any(is_read(name, settings) for settings in _controlled(space, base))
+def _ever_has_effect(name: str, space: Space, base: TrainConfig) -> bool:
+    return any(has_effect(name, settings) for settings in _control_combinations(space, base))
 
 
-def _controlled(space: Space, base: TrainConfig) -> Iterator[dict[str, Any]]:
-    """The base with every combination of what decides whether other settings count."""
+def _control_combinations(space: Space, base: TrainConfig) -> Iterator[dict[str, Any]]:
+    """The base with every combination of the settings that decide whether others have an effect."""
     settings = flatten(to_dict(base))
-    controls = [*_CONTROLS, *set(_WITH_PROBABILITY.values())]
+    controls = [*_CONTROLS, *set(_PROBABILITY_OF.values())]
     searched = [name for name in controls if name in space]
-    for values in product(*(space[name].examples() for name in searched)):
+    for values in product(*(space[name].extremes() for name in searched)):
         yield {**settings, **dict(zip(searched, values, strict=True))}
 
 
-def parse(words: Sequence[str]) -> dict[str, Any]:
-    """Changes as a command line has them: NAME=VALUE, NAME=A,B,C or NAME=LOW..HIGH.
-
-    A range is logarithmic where the default is, or where it spans a factor of 10 or more.
-
-    Raises:
-        ConfigError: a word of another form.
-    """
-    changes: dict[str, Any] = {}
-    for word in words:
-        name, found, text = word.partition("=")
-        if not found or not text:
-            raise ConfigError(f"{word!r}: write NAME=VALUE, NAME=A,B,C or NAME=LOW..HIGH.")
-        if ".." in text:
-            low, high = (_value(part) for part in text.split("..", 1))
-            if isinstance(low, str) or isinstance(high, str):
-                raise ConfigError(f"{word!r}: a range goes from one number to another.")
-            default = DEFAULT.get(name)
-            log = default.log if isinstance(default, Range) else low > 0 and high / low >= 10
-            changes[name] = {"low": low, "high": high, "log": log and low > 0}
-        elif "," in text:
-            changes[name] = [_value(part) for part in text.split(",")]
-        else:
-            changes[name] = _value(text)
-    return changes
-
-
-def flat_changes(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Changes from a file, whether names have dots or stand in groups."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and "low" not in value and "high" not in value:
-            flat.update(flat_changes(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
-
-
 def trial_name(config: TrainConfig) -> str:
-    """A trial in a few letters, `d5 w512 a0.50 lr1e-3`: depth, width, augmentation, head's rate."""
+    """A short name of a trial, `d5 w512 a0.50 lr1e-3`: depth, width, augmentation, head's rate."""
     rate = f"{config.optim.lr_head:.0e}".replace("e-0", "e-")
     return (
         f"d{config.model.unfreeze_depth} w{config.model.head_width} "

@@ -1,11 +1,11 @@
-"""A study on disk: what it was asked, and every trial with its epochs.
+"""A study on disk: what it was asked to do, and every trial with its epochs.
 
-    study.json          the settings; written once
-    trials/0007.json    a trial, written anew after each of its epochs
-    confirm/0001.json   the same of a repetition of one of the best
+    study.json          the spec; written once
+    trials/0007.json    a trial, rewritten after each of its epochs
+    confirm/0001.json   a confirmation run: one of the best configurations, trained again
 
-These files are the truth that a study goes on from: MLflow and Optuna are brought up to date
-from them. Each is written to another name and renamed.
+These files are the truth that a study resumes from: MLflow and Optuna are brought up to date from
+them. Each is written to another name and renamed.
 """
 
 import json
@@ -16,15 +16,19 @@ from typing import Any, Literal
 
 from drone.config import override, to_dict
 from drone.errors import ConfigError, RunError
-from drone.search.space import Choice, Domain, Range
+from drone.search.domain import Choice, Domain, Range
 from drone.training.config import TrainConfig
-from drone.training.context import History
+from drone.training.selection import History
 
-SCHEMA = 1
+SCHEMA = 2
 STUDY_FILE = "study.json"
 
-State = Literal["running", "finished", "pruned", "ended", "failed"]
-"""ended: stopped for a reason of its own, such as divergence. failed: its process broke."""
+Part = Literal["trials", "confirm"]
+"""The search itself, or the confirmation of its best configurations."""
+
+State = Literal["running", "finished", "pruned", "stopped", "failed"]
+"""pruned: ended by the scheduler. stopped: ended for a reason of its own, such as divergence.
+failed: its process broke."""
 
 
 @dataclass
@@ -32,45 +36,52 @@ class TrialRecord:
     """A trial and what it has shown so far."""
 
     number: int
-    """From 0 in its part of the study."""
+    """Counted from 0 within its part of the study."""
 
     params: dict[str, Any]
-    """What was varied, flat."""
+    """The searched settings, by dotted name."""
 
     seed: int
     resplit: int | None = None
-    """Number of another way to share out training and validation; None is the data set's own."""
+    """Number of another partition into training and validation; None is the data set's own."""
 
     state: State = "running"
     reason: str = ""
-    """Why it ended or failed."""
+    """Why it was stopped or failed."""
 
     objective: float = 0.0
     history: History = field(default_factory=list)
     usage: dict[str, float] = field(default_factory=dict)
-    """Seconds and memory that it took."""
+    """Wall time in seconds and peak memory in MB, by metric name."""
 
-    reuse: str = ""
-    """What the planner of kept activations said."""
+    cache_reason: str = ""
+    """The cache policy's decision, in words."""
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come of it."""
+    def has_ended(self) -> bool:
+        """Whether the trial has ended, in whichever way."""
         return self.state != "running"
+
+    @property
+    def has_score(self) -> bool:
+        """Whether its objective says something of its configuration."""
+        return bool(self.history) and self.state != "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a study was asked to do; a change of these would be another study."""
+class StudySpec:
+    """What a study was asked to do; with another spec it would be another study."""
 
     name: str
     base: TrainConfig
     space: Mapping[str, Domain]
     data: str
+    """Folder or URI of the data set."""
+
     fingerprint: str
     weights: str
     first_trials: Sequence[Mapping[str, Any]]
-    """Settings of the trials that come before Optuna's own."""
+    """Parameters of the trials that come before the sampler's own."""
 
     num_trials: int
     scheduler: str
@@ -85,12 +96,16 @@ class Study:
     """A study's folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Uses a folder; see `create` and `open_study`."""
+        """Uses a folder, which need not exist yet."""
         self.folder = folder
 
     @property
-    def settings(self) -> Settings:
-        """What it was asked.
+    def exists(self) -> bool:
+        """Whether the folder holds a study."""
+        return (self.folder / STUDY_FILE).exists()
+
+    def read_spec(self) -> StudySpec:
+        """What the study was asked to do.
 
         Raises:
             RunError: the folder holds no study, or one that cannot be read.
@@ -101,48 +116,51 @@ class Study:
         except OSError as error:
             raise RunError(f"{self.folder} holds no study (no {STUDY_FILE}).") from error
         except ValueError as error:
-            raise RunError(f"{file} is damaged: {error}.") from error
+            raise RunError(f"{file} is damaged: {error}. Restore it from a copy.") from error
         try:
             if content.pop("schema") != SCHEMA:
-                raise RunError(f"{file} was written by another version of this program.")
+                raise RunError(
+                    f"Cannot resume {self.folder}: it was written by another version of this "
+                    f"program. Start a new study with ray_jobs/tune.py."
+                )
             content["base"] = override(TrainConfig(), content["base"], str(file))
             content["space"] = {
                 name: Choice(tuple(domain["values"])) if "values" in domain else Range(**domain)
                 for name, domain in content["space"].items()
             }
-            return Settings(**content)
+            return StudySpec(**content)
         except (AttributeError, KeyError, TypeError, ConfigError) as error:
             raise RunError(
-                f"{file} is damaged: it does not hold a study's settings ({error}). Bring it back "
+                f"{file} is damaged: it does not hold the spec of a study ({error}). Restore it "
                 f"from a copy, or start a new study."
             ) from error
 
-    def save_settings(self, settings: Settings) -> None:
-        """Writes what it is asked."""
-        content = {**vars(settings), "schema": SCHEMA, "base": to_dict(settings.base)}
-        content["space"] = {name: asdict(domain) for name, domain in settings.space.items()}
+    def write_spec(self, spec: StudySpec) -> None:
+        """Writes what the study is asked to do."""
+        content = {**vars(spec), "schema": SCHEMA, "base": to_dict(spec.base)}
+        content["space"] = {name: asdict(domain) for name, domain in spec.space.items()}
         _write_json(self.folder / STUDY_FILE, content)
 
-    def save(self, part: str, record: TrialRecord) -> None:
-        """Writes a trial of a part: "trials" or "confirm"."""
+    def save(self, part: Part, record: TrialRecord) -> None:
+        """Writes a trial."""
         _write_json(self.folder / part / f"{record.number:04d}.json", asdict(record))
 
-    def records(self, part: str) -> list[TrialRecord]:
-        """All trials of a part by number.
+    def records(self, part: Part) -> list[TrialRecord]:
+        """All trials of a part, by number.
 
         Raises:
             RunError: a file cannot be read.
         """
-        return [_record(file) for file in sorted((self.folder / part).glob("[0-9]*.json"))]
+        return [_read_record(file) for file in sorted((self.folder / part).glob("[0-9]*.json"))]
 
 
-def _record(file: Path) -> TrialRecord:
+def _read_record(file: Path) -> TrialRecord:
     try:
         return TrialRecord(**json.loads(file.read_text("utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise RunError(
-            f"{file} is damaged: {error}. Delete it, then --resume: the trial is run again, or "
-            f"left out if it had ended."
+            f"{file} is damaged: {error}. Delete it, then --resume: the study continues without "
+            f"this trial, or runs it again if it was the last."
         ) from error
 
 

@@ -1,1 +1,18 @@
-"""From bytes to an answer, on numpy, pillow and onnxruntime alone."""
+"""Serves an exported model: from an image's bytes to a prediction, over HTTP and on AWS Lambda.
+
+Needs only numpy, pillow, onnxruntime and python-multipart, so it starts fast and fits a Lambda
+package; the HTTP app also needs starlette. From the rest of the project it imports `drone.labels`
+and `drone.errors` alone.
+
+preprocess: `Preprocessing` and `to_pixels`, the one way from bytes to the model's input.
+predictor: `Predictor` loads an ONNX file and returns a `Prediction`; `ModelInfo` describes it.
+api: `Api` handles requests without a server; `ApiSettings` has its limits.
+http: `HttpApp` is the ASGI application with a queue; `HttpSettings` has its concurrency.
+lambda_handler: `handler` is the AWS Lambda function.
+openapi: the OpenAPI schema of the interface and the page at /docs.
+"""
+
+from drone.serving.predictor import ModelInfo, Prediction, Predictor
+from drone.serving.preprocess import Preprocessing
+
+__all__ = ["ModelInfo", "Prediction", "Predictor", "Preprocessing"]

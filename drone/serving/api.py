@@ -1,6 +1,10 @@
-"""The HTTP interface without a server: a request in, a response out.
+"""The HTTP interface without a server: `Api` turns a `Request` into a `Response`.
 
-The HTTP app and the Lambda handler both call `Api.answer`, so that they say the same.
+The HTTP app and the Lambda handler both call `Api.handle`, so they answer alike.
+
+Each limit on bytes is checked in one place. `Api` checks the length of a request's body against
+`ApiSettings.max_bytes`, whichever transport brought it. The HTTP app enforces the same limit while
+it reads, to bound its memory. An image inside a form or JSON is never longer than the body.
 """
 
 import base64
@@ -19,33 +23,44 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from drone.errors import ConfigError, ImageError
-from drone.serving.openapi import describe, page
-from drone.serving.predictor import Prediction, Predictor
+from drone.serving.openapi import docs_page, openapi_schema
+from drone.serving.predictor import ModelInfo, Prediction, Predictor
 
-# It would log bytes of damaged forms; the refusal says enough.
+# Its debug messages quote bytes of damaged forms; images may be private, and a log is not.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
+STATUS_BY_REASON = {
+    "empty": 400,
+    "non-media": 415,
+    "undecodable": 422,
+    "unsupported": 415,
+    "too-small": 422,
+    "too-large": 413,
+}
+"""HTTP status for each of `ImageError.REASONS`."""
+
+# Request ids are logged: a line break in one could forge a log entry.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApiSettings:
-    """What the interface allows."""
+    """Limits and headers of the HTTP interface."""
 
     max_bytes: int = 10 * 2**20
-    """A longer body is refused with 413."""
+    """Maximum length of a request body in bytes; a longer one is answered 413."""
 
     max_pixels: int = 50_000_000
-    """A picture with more is refused with 413, from its header."""
+    """Maximum width times height of an image; a larger one is answered 413, undecoded."""
 
     allow_origin: str = "*"
-    """Value of Access-Control-Allow-Origin; empty sends none."""
+    """Value of the Access-Control-Allow-Origin header; empty sends no CORS headers."""
 
     name: str = ""
-    """Of the registered model, for GET /model; empty takes what the model's file says."""
+    """Model name in responses; empty takes the one in the model's file."""
 
     version: str = ""
-    """Of the registered model; empty takes what the model's file says."""
+    """Model version in responses; empty takes the one in the model's file."""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels"):
@@ -59,10 +74,10 @@ class Request:
 
     method: str
     path: str
-    """Without the query."""
+    """Path without the query string."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
-    """By name in lower case."""
+    """Values by header name in lower case."""
 
     body: bytes = b""
 
@@ -76,8 +91,8 @@ class Response:
     body: bytes
 
 
-class Refusal(Exception):
-    """A request that gets no answer, with what to tell its sender."""
+class ApiError(Exception):
+    """A request that fails, with the status, problem code and message to answer."""
 
     def __init__(
         self, status: int, problem: str, message: str, headers: Mapping[str, str] | None = None
@@ -89,109 +104,96 @@ class Refusal(Exception):
 
 
 class Api:
-    """Answers requests about pictures; may be shared by threads."""
+    """Handles requests to classify images; threads may share it."""
 
     def __init__(self, predictor: Predictor, settings: ApiSettings) -> None:
-        """Answers with a model; it starts with the first question."""
         self.predictor = predictor
         self.settings = settings
         self._routes: dict[str, dict[str, Callable[[Request], dict[str, Any] | str]]] = {
             "/predict": {"POST": self._predict},
             "/model": {"GET": self._model},
             "/health": {"GET": lambda _: {"status": "ok"}},
-            "/openapi.json": {"GET": lambda _: describe(self.settings.max_bytes)},
-            "/docs": {"GET": lambda _: page(describe(self.settings.max_bytes))},
+            "/openapi.json": {"GET": lambda _: openapi_schema(self.settings.max_bytes)},
+            "/docs": {"GET": lambda _: docs_page(openapi_schema(self.settings.max_bytes))},
         }
 
-    def answer(self, request: Request) -> Response:
-        """The response to any request; never raises for what a sender did."""
-        number = request_id(request.headers)
+    def handle(self, request: Request) -> Response:
+        """Returns the response to a request; raises only for defects, never for bad input."""
+        request_id = request_id_of(request.headers)
         try:
-            content = self._content(request, number)
-        except Refusal as refusal:
-            return self.refuse(refusal, number)
+            content = self._content(request, request_id)
+        except ApiError as error:
+            return self.error_response(error, request_id)
         except ImageError as error:
-            return self.refuse(Refusal(error.status, error.problem, str(error)), number)
+            status = STATUS_BY_REASON[error.reason]
+            return self.error_response(ApiError(status, error.reason, str(error)), request_id)
         if isinstance(content, str):
-            return self._response(200, "text/html; charset=utf-8", content.encode(), number)
+            return self._response(200, "text/html; charset=utf-8", content.encode(), request_id)
         if content is None:
-            return self._response(204, "", b"", number)
-        return self._response(200, "application/json", _json(content), number)
+            return self._response(204, "", b"", request_id)
+        return self._response(200, "application/json", _json(content), request_id)
 
-    def knows(self, path: str) -> bool:
-        """Whether the path is one of the interface's own."""
+    def has_route(self, path: str) -> bool:
+        """Whether the interface itself answers at this path."""
         return path in self._routes
 
-    def refuse(self, refusal: Refusal, number: str) -> Response:
-        """The response that says why there is no answer."""
-        error = {
-            "status": refusal.status,
-            "problem": refusal.problem,
-            "message": str(refusal),
-        }
-        body = _json({"error": error, "request_id": number})
-        response = self._response(refusal.status, "application/json", body, number)
-        response.headers.update(refusal.headers)
+    def error_response(self, error: ApiError, request_id: str) -> Response:
+        """Returns the response that reports an error as JSON."""
+        content = {"status": error.status, "problem": error.problem, "message": str(error)}
+        body = _json({"error": content, "request_id": request_id})
+        response = self._response(error.status, "application/json", body, request_id)
+        response.headers.update(error.headers)
         return response
 
-    def failed(self, error: Exception, number: str, log: logging.Logger) -> Response:
-        """The response to what should not have happened; the log gets the place, not the data."""
-        # An error's message may quote the picture that it stumbled over, so its kind must do.
-        place = "".join(traceback.format_tb(error.__traceback__))
-        log.error("%s in request %s\n%s", type(error).__name__, number, place)
-        message = "Something went wrong here; the log has more under the request_id."
-        return self.refuse(Refusal(500, "internal", message), number)
+    def defect_response(self, error: Exception, request_id: str, log: logging.Logger) -> Response:
+        """Logs an unexpected exception and returns a response with status 500."""
+        # The message of the exception may quote the image, so only its type and origin are logged.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s in request %s\n%s", type(error).__name__, request_id, frames)
+        message = "Internal error. The server's log has details under this request_id."
+        return self.error_response(ApiError(500, "internal", message), request_id)
 
-    def _content(self, request: Request, number: str) -> dict[str, Any] | str | None:
+    def _content(self, request: Request, request_id: str) -> dict[str, Any] | str | None:
         methods = self._routes.get(request.path)
         if methods is None:
-            known = ", ".join(self._routes)
-            raise Refusal(404, "not-found", f"There is no {request.path}. There is: {known}.")
-        allowed = ["OPTIONS", *methods, *(["HEAD"] if "GET" in methods else [])]
+            paths = ", ".join(self._routes)
+            message = f"There is no {request.path}. Available paths: {paths}."
+            raise ApiError(404, "not-found", message)
         if request.method == "OPTIONS":
-            return None
+            return None  # A CORS preflight: the headers that it asks for are on every response.
         method = "GET" if request.method == "HEAD" else request.method
         if method not in methods:
-            raise Refusal(
-                405,
-                "method-not-allowed",
-                f"{request.path} takes {', '.join(methods)}, not {request.method}.",
-                {"Allow": ", ".join(allowed)},
-            )
+            allowed = ["OPTIONS", *methods, *(["HEAD"] if "GET" in methods else [])]
+            message = f"{request.path} takes {', '.join(methods)}, not {request.method}."
+            raise ApiError(405, "method-not-allowed", message, {"Allow": ", ".join(allowed)})
         content = methods[method](request)
         if isinstance(content, dict) and request.path == "/predict":
-            content["request_id"] = number
+            content["request_id"] = request_id
         return content
-
-    def _model(self, _: Request) -> dict[str, Any]:
-        return {
-            **self.predictor.facts,
-            **self._named(),
-            "limits": {
-                "max_bytes": self.settings.max_bytes,
-                "max_pixels": self.settings.max_pixels,
-            },
-        }
-
-    def _named(self) -> dict[str, str]:
-        facts = self.predictor.facts
-        return {
-            "name": self.settings.name or facts["name"],
-            "version": self.settings.version or facts["version"],
-            "fingerprint": facts["fingerprint"],
-        }
 
     def _predict(self, request: Request) -> dict[str, Any]:
         if len(request.body) > self.settings.max_bytes:
-            raise too_large(self.settings.max_bytes)
-        picture = picture_of(request, self.settings.max_bytes)
-        found = self.predictor.predict(picture, max_pixels=self.settings.max_pixels)
-        return {**as_json(found), "model": self._named()}
+            raise body_too_large(self.settings.max_bytes)
+        image = extract_image(request)
+        prediction = self.predictor.predict(image, max_pixels=self.settings.max_pixels)
+        return {**_prediction_to_dict(prediction), "model": self._identity(self.predictor.info)}
 
-    def _response(self, status: int, kind: str, body: bytes, number: str) -> Response:
-        headers = {"X-Request-Id": number, "X-Content-Type-Options": "nosniff"}
-        if kind:
-            headers["Content-Type"] = kind
+    def _model(self, _: Request) -> dict[str, Any]:
+        info, settings = self.predictor.info, self.settings
+        limits = {"max_bytes": settings.max_bytes, "max_pixels": settings.max_pixels}
+        return {**info.to_dict(), **self._identity(info), "limits": limits}
+
+    def _identity(self, info: ModelInfo) -> dict[str, str]:
+        return {
+            "name": self.settings.name or info.name,
+            "version": self.settings.version or info.version,
+            "fingerprint": info.fingerprint,
+        }
+
+    def _response(self, status: int, media_type: str, body: bytes, request_id: str) -> Response:
+        headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff"}
+        if media_type:
+            headers["Content-Type"] = media_type
         if self.settings.allow_origin:
             headers["Access-Control-Allow-Origin"] = self.settings.allow_origin
             headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, OPTIONS"
@@ -201,93 +203,95 @@ class Api:
         return Response(status, headers, body)
 
 
-def as_json(found: Prediction) -> dict[str, Any]:
-    """An answer as plain values."""
-    kind = None if found.drone is None else ("drone" if found.drone > 0.5 else "bird")
+def _prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
+    drone = prediction.drone
     return {
-        "label": found.label,
-        "index": found.index,
-        "probabilities": found.probabilities,
-        "confidence": found.probabilities[found.label],
-        "drone": found.drone,
-        "kind": kind,
-        "unsure": found.unsure,
+        "label": prediction.label,
+        "index": prediction.index,
+        "probabilities": prediction.probabilities,
+        "confidence": prediction.probabilities[prediction.label],
+        "drone": drone,
+        "kind": None if drone is None else ("drone" if drone > 0.5 else "bird"),
+        "unsure": prediction.unsure,
     }
 
 
-def too_large(max_bytes: int) -> Refusal:
-    """The refusal of a body that is too long."""
-    return Refusal(413, "too-large", f"The request is longer than {max_bytes / 2**20:g} MiB.")
+def body_too_large(max_bytes: int) -> ApiError:
+    """Returns the error for a body above the limit."""
+    message = f"The request body is longer than {max_bytes / 2**20:g} MiB."
+    return ApiError(413, "too-large", message)
 
 
-def request_id(headers: Mapping[str, str]) -> str:
-    """The sender's own number of the request if it is a plain one, else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """Returns the client's X-Request-Id if it is safe to log, otherwise a new UUID."""
+    request_id = headers.get("x-request-id", "")
+    return request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
 
 
-def picture_of(request: Request, max_bytes: int) -> bytes:
-    """The bytes of the picture in a request: its body, a part of a form, or base64 in JSON.
+def extract_image(request: Request) -> bytes:
+    """Returns the image in a request: the body itself, a file of a form, or base64 in JSON.
 
     Raises:
-        Refusal: there is none, or the form or JSON is damaged.
+        ApiError: There is no image, or the form or JSON is malformed.
     """
-    given = request.headers.get("content-type", "")
-    kind = given.split(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        picture = _from_form(given, request.body)
-    elif kind == "application/json" or kind.endswith("+json"):
-        picture = _from_json(request.body)
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.split(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        image = _from_form(content_type, request.body)
+    elif media_type == "application/json" or media_type.endswith("+json"):
+        image = _from_json(request.body)
     else:
-        picture = request.body
-    if not picture:
-        raise Refusal(400, "empty", "The request holds no picture.")
-    if len(picture) > max_bytes:
-        raise too_large(max_bytes)
-    return picture
+        image = request.body
+    if not image:
+        raise ApiError(400, "empty", "The request contains no image.")
+    return image
 
 
 def _from_form(content_type: str, body: bytes) -> bytes:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise Refusal(400, "bad-form", "The form's Content-Type names no boundary.")
-    found: dict[str, bytes] = {}
+        raise ApiError(400, "bad-form", "The form's Content-Type has no boundary.")
+    files: dict[str, bytes] = {}
 
-    def keep(part: Any) -> None:
+    def add_file(part: Any) -> None:
         name = (part.field_name or b"").decode("utf-8", "replace")
         if hasattr(part, "file_object"):
             part.file_object.seek(0)
-            found.setdefault(name, part.file_object.read())
+            # Of several files with one name the first counts.
+            files.setdefault(name, part.file_object.read())
             part.close()
 
-    # Never to disk: the body, whose length has been checked, is in memory already.
+    # Keeps parts off the disk: the body is in memory already, so its parts fit as well.
     config = {"MAX_MEMORY_FILE_SIZE": 2 * len(body) + 1}
     try:
         parser = FormParser(
-            "multipart/form-data", lambda _: None, keep, boundary=boundary, config=config
+            "multipart/form-data", lambda _: None, add_file, boundary=boundary, config=config
         )
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
-        raise Refusal(400, "bad-form", f"The form is damaged: {error}.") from error
-    if not found:
-        raise Refusal(400, "empty", 'The form holds no file; send the picture as "image".')
-    return found.get("image", next(iter(found.values())))
+        raise ApiError(400, "bad-form", f"The form is malformed: {error}.") from error
+    if not files:
+        message = 'The form contains no file; send the image as the file "image".'
+        raise ApiError(400, "empty", message)
+    return files.get("image", next(iter(files.values())))
 
 
 def _from_json(body: bytes) -> bytes:
     try:
-        said = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "bad-json", "The body is not valid JSON.") from error
-    image = said.get("image") if isinstance(said, dict) else None
+        raise ApiError(400, "bad-json", "The body is not valid JSON.") from error
+    image = content.get("image") if isinstance(content, dict) else None
     if not isinstance(image, str):
-        raise Refusal(400, "bad-json", 'Wanted is {"image": "..."} with the picture as base64.')
+        message = 'The JSON must be {"image": "..."} with the image as base64.'
+        raise ApiError(400, "bad-json", message)
+    # A browser's FileReader gives a data URI, and `base64` on a command line wraps its lines.
     text = image.partition(",")[2] if image.startswith("data:") else image
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refusal(400, "bad-json", '"image" is not valid base64.') from error
+        raise ApiError(400, "bad-json", '"image" is not valid base64.') from error
 
 
 def _json(content: object) -> bytes:

@@ -1,248 +1,219 @@
-"""The HTTP app: the interface of `api` as an ASGI application, and the page beside it.
+"""The HTTP app: the interface of `api` as an ASGI application, with the web page beside it.
 
-Answers are computed by a few threads; when all are busy and as many requests wait as may, a further
-one is refused at once with 503, so that none is lost in a queue that grows. A request counts there
-only when it has come whole, so that slow senders keep nobody from an answer. What needs no picture,
-such as GET /health, goes past that queue.
+Requests for a prediction are computed by a pool of threads. When all threads are busy and the queue
+is full, a further request is answered 503 at once. A request enters the queue only when its body
+is complete, so slow clients do not block others. All other paths, such as GET /health, bypass the
+queue.
 """
 
 import asyncio
-import contextlib
 import logging
 import mimetypes
-import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response as AsgiResponse
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from drone.errors import ConfigError
-from drone.serving.api import Api, Refusal, Request, Response, request_id, too_large
+from drone.serving.api import Api, ApiError, Request, Response, body_too_large, request_id_of
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-_COMING_PER_TAKEN = 4
-"""Bodies that may be on their way, for each request that may be worked on or wait."""
-
-_PIECE = 256 * 2**10
-"""Bytes of a file that are in memory at a time."""
+_UPLOADS_PER_REQUEST = 4
+"""Bodies that may be uploading, for each request that may be processed or queued."""
 
 _log = logging.getLogger("drone.http")
 
-for _suffix, _kind in (
+# The tables of the operating system may lack these, and browsers refuse modules of another type.
+for _suffix, _media_type in (
     (".mjs", "text/javascript"),
     (".js", "text/javascript"),
     (".wasm", "application/wasm"),
 ):
-    mimetypes.add_type(_kind, _suffix)
+    mimetypes.add_type(_media_type, _suffix)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpSettings:
-    """How many requests are taken at a time."""
+    """Concurrency and timeouts of the HTTP server."""
 
     engines: int | None = None
-    """Calls of the network at the same time, each on one core; by default one for each core of
+    """Inference calls that run at the same time, each on one core; by default one for each core of
     this machine, or one in each replica."""
 
-    batch: int = 1
-    """Pictures that one call takes at most, of those that have come meanwhile. More gained nothing
-    on two processor cores."""
+    max_concurrent: int = 16
+    """Requests processed at the same time."""
 
-    threads: int = 16
-    """Requests that are worked on at the same time."""
-
-    waiting: int = 32
-    """Requests that may wait for a thread; a further one gets 503."""
+    max_queued: int = 32
+    """Requests that may wait; a further one is answered 503."""
 
     body_timeout_s: float = 30.0
-    """A body that has not come whole by then is refused with 408."""
+    """Seconds within which a request body must arrive; a slower one is answered 408."""
 
     retry_after_s: int = 1
-    """What a 503 tells the sender to wait."""
+    """Seconds in the Retry-After header of a 503."""
 
     def __post_init__(self) -> None:
-        engines = 1 if self.engines is None else self.engines
-        if min(self.threads, engines, self.batch) < 1 or self.waiting < 0:
-            raise ConfigError(
-                "threads, engines and batch must be at least 1, and waiting at least 0."
-            )
-        if self.body_timeout_s <= 0 or self.retry_after_s < 0:
-            raise ConfigError("body_timeout_s must be above 0 and retry_after_s at least 0.")
+        for name, minimum in (
+            ("engines", 1),
+            ("max_concurrent", 1),
+            ("max_queued", 0),
+            ("retry_after_s", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ConfigError(f"{name} is {value}; it must be at least {minimum}.")
+        if self.body_timeout_s <= 0:
+            raise ConfigError(f"body_timeout_s is {self.body_timeout_s}; it must be above 0.")
 
 
-def busy(retry_after_s: int) -> Refusal:
-    """The refusal of a picture that finds too many before it."""
-    message = "Too many pictures at once; try again in a moment."
-    return Refusal(503, "busy", message, {"Retry-After": str(retry_after_s)})
-
-
-@dataclass(frozen=True)
-class _FileResponse(Response):
-    """A response whose body is read while it is sent."""
-
-    file: BinaryIO
-    size: int
+def overloaded(retry_after_s: int) -> ApiError:
+    """Returns the error for a request that finds the queue full."""
+    message = "The server is busy; try again in a moment."
+    return ApiError(503, "busy", message, {"Retry-After": str(retry_after_s)})
 
 
 class HttpApp:
     """An ASGI 3 application."""
 
     def __init__(self, api: Api, settings: HttpSettings, web: Path | None = None) -> None:
-        """Answers with an interface; `web` is a folder of files to serve beside it."""
+        """Creates the app.
+
+        Args:
+            api: Handles the requests.
+            settings: Concurrency and timeouts.
+            web: Folder of static files to serve beside the interface; None serves none.
+        """
         self.api = api
         self.settings = settings
-        self._web = web.resolve() if web else None
-        self._threads = ThreadPoolExecutor(settings.threads, "answer")
-        self._most = settings.threads + settings.waiting
-        self._taken = 0
-        self._coming = 0
+        self._files = StaticFiles(directory=web, html=True) if web else None
+        self._pool = ThreadPoolExecutor(settings.max_concurrent, "predict")
+        self._max_accepted = settings.max_concurrent + settings.max_queued
+        # These need no lock: only the event loop's thread changes them.
+        self._accepted = 0
+        self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection, as the server hands it over."""
+        """Handles one ASGI connection."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._request(scope, receive, send)
+            await self._http(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
-                self._threads.shutdown()
+                self._pool.shutdown()
                 return
 
-    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.monotonic()
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in scope["headers"]
-        }
-        number = request_id(headers)
-        headers["x-request-id"] = number
+        method, path, headers = scope["method"], scope["path"], dict(Headers(scope=scope))
+        request_id = request_id_of(headers)
+        headers["x-request-id"] = request_id
         try:
             response = await self._response(scope, headers, receive)
-        except Refusal as refusal:
-            response = self.api.refuse(refusal, number)
+        except ApiError as error:
+            response = _to_asgi(self.api.error_response(error, request_id), method)
         except ConnectionError:
-            return  # The sender has gone.
+            return  # The client has disconnected.
         except Exception as error:
-            response = self.api.failed(error, number, _log)
-        await _send(send, response, head=scope["method"] == "HEAD")
-        # Never the content: a picture may be private, and a log is not.
+            response = _to_asgi(self.api.defect_response(error, request_id, _log), method)
+        await response(scope, receive, send)
+        # Never log the content: an image may be private, and a log is not.
         took_ms = 1000 * (time.monotonic() - start)
-        _log.info(
-            "%s %s %d %.0f ms %s", scope["method"], scope["path"], response.status, took_ms, number
-        )
+        _log.info("%s %s %d %.0f ms %s", method, path, response.status_code, took_ms, request_id)
 
-    async def _response(self, scope: Scope, headers: dict[str, str], receive: Receive) -> Response:
-        path, method = scope["path"], scope["method"]
-        if not self.api.knows(path) and self._web is not None and method in ("GET", "HEAD"):
-            return await asyncio.to_thread(self._file, path, headers)
-        if method != "POST" or path != "/predict":
-            # Quick, but a model's facts may have to start its engine first.
-            return await asyncio.to_thread(self.api.answer, Request(method, path, headers))
-        if self._taken >= self._most or self._coming >= _COMING_PER_TAKEN * self._most:
-            raise busy(self.settings.retry_after_s)
-        self._coming += 1
+    async def _response(
+        self, scope: Scope, headers: dict[str, str], receive: Receive
+    ) -> AsgiResponse:
+        method, path = scope["method"], scope["path"]
+        if self._files and method in ("GET", "HEAD") and not self.api.has_route(path):
+            if path != "/model/model.json":
+                return await self._static(self._files, scope)
+            path = "/model"
+        request = Request(method, path, headers)
+        if (method, path) == ("POST", "/predict"):
+            response = await self._predict(request, receive)
+        else:
+            # In a thread although it is quick: the first GET /model may have to load the model.
+            response = await asyncio.to_thread(self.api.handle, request)
+        return _to_asgi(response, method)
+
+    async def _predict(self, request: Request, receive: Receive) -> Response:
+        body = await self._upload(request.headers, receive)
+        self._check_accepted()  # Again: others may have been accepted during the upload.
+        self._accepted += 1
         try:
-            body = await self._body(headers, receive)
-        finally:
-            self._coming -= 1
-        if self._taken >= self._most:
-            raise busy(self.settings.retry_after_s)
-        self._taken += 1
-        try:
+            request = replace(request, body=body)
             loop = asyncio.get_running_loop()
-            request = Request(method, path, headers, body)
-            return await loop.run_in_executor(self._threads, self.api.answer, request)
+            return await loop.run_in_executor(self._pool, self.api.handle, request)
         finally:
-            self._taken -= 1
+            self._accepted -= 1
 
-    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
-        # A form or base64 is longer than its picture by up to a third and some headers.
-        most = self.api.settings.max_bytes
-        said = headers.get("content-length", "")
-        if said.isdecimal() and int(said) > most:
-            raise too_large(most)
+    async def _upload(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+        self._check_accepted()
+        if self._uploading >= _UPLOADS_PER_REQUEST * self._max_accepted:
+            raise overloaded(self.settings.retry_after_s)
+        self._uploading += 1
         try:
-            return await asyncio.wait_for(_read(receive, most), self.settings.body_timeout_s)
+            read = _read_body(headers, receive, self.api.settings.max_bytes)
+            return await asyncio.wait_for(read, self.settings.body_timeout_s)
         except TimeoutError as error:
-            raise Refusal(408, "timeout", "The request did not come whole in time.") from error
+            timeout_s = self.settings.body_timeout_s
+            message = f"The request body did not arrive within {timeout_s:g} seconds."
+            raise ApiError(408, "timeout", message) from error
+        finally:
+            self._uploading -= 1
 
-    def _file(self, path: str, asked: dict[str, str]) -> Response:
-        """A file of the page, or of the model that the page can use itself; nothing else."""
-        assert self._web is not None
-        if path == "/model/model.json":
-            return self.api.answer(Request("GET", "/model"))
-        is_model = path == "/model/model.onnx"
-        wanted = self.api.predictor.model if is_model else self._page_file(path)
-        file = wanted.open("rb")
-        # Of the open file: what is put in its place meanwhile has a tag of its own.
-        facts = os.fstat(file.fileno())
-        tag = f'"{facts.st_mtime_ns:x}-{facts.st_size:x}"'
-        headers = {
-            "Content-Type": mimetypes.guess_type(wanted.name)[0] or "application/octet-stream",
-            "Cache-Control": "no-cache",
-            "ETag": tag,
-            "X-Content-Type-Options": "nosniff",
-        }
-        known = {
-            one.strip().removeprefix("W/") for one in asked.get("if-none-match", "").split(",")
-        }
-        if known & {tag, "*"}:
-            file.close()
-            return Response(304, headers, b"")
-        return _FileResponse(200, headers, b"", file, facts.st_size)
+    def _check_accepted(self) -> None:
+        if self._accepted >= self._max_accepted:
+            raise overloaded(self.settings.retry_after_s)
 
-    def _page_file(self, path: str) -> Path:
-        assert self._web is not None
-        with contextlib.suppress(OSError, ValueError):  # Too long a name; a zero byte in it.
-            wanted = (self._web / path.lstrip("/")).resolve()
-            if wanted.is_dir():
-                wanted = wanted / "index.html"
-            if wanted.is_relative_to(self._web) and wanted.is_file():
-                return wanted
-        raise Refusal(404, "not-found", f"There is no {path}.")
+    async def _static(self, files: StaticFiles, scope: Scope) -> AsgiResponse:
+        """Returns a file of the page, or the model for prediction in the browser."""
+        path = scope["path"]
+        # Starlette would answer a wrong range in plain text; errors here are JSON.
+        scope["headers"] = [item for item in scope["headers"] if item[0] != b"range"]
+        if path == "/model/model.onnx":
+            model = self.api.predictor.model
+            response = files.file_response(model, await asyncio.to_thread(model.stat), scope)
+        else:
+            try:
+                response = await files.get_response(files.get_path(scope), scope)
+            except HTTPException as error:
+                raise ApiError(404, "not-found", f"There is no {path}.") from error
+        response.headers["Accept-Ranges"] = "none"
+        response.headers["Cache-Control"] = "no-cache"  # Browsers revalidate it by its ETag.
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
 
 
-async def _read(receive: Receive, most: int) -> bytes:
+def _to_asgi(response: Response, method: str) -> AsgiResponse:
+    asgi = AsgiResponse(response.body, response.status, response.headers)
+    if method == "HEAD":
+        asgi.body = b""  # The headers keep the length that GET would have.
+    return asgi
+
+
+async def _read_body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:
+    """Reads a body of at most `max_bytes`, by its declared and by its actual length."""
+    declared = headers.get("content-length", "")
+    expected = int(declared) if declared.isdecimal() else 0
     parts, size = [], 0
-    while True:
+    while max(size, expected) <= max_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ConnectionError
-        part = message.get("body", b"")
-        size += len(part)
-        if size > most:
-            raise too_large(most)
-        parts.append(part)
-        if not message.get("more_body"):
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size <= max_bytes and not message.get("more_body"):
             return b"".join(parts)
-
-
-async def _send(send: Send, response: Response, *, head: bool) -> None:
-    with contextlib.ExitStack() as stack:
-        file, size = None, len(response.body)
-        if isinstance(response, _FileResponse):
-            file, size = stack.enter_context(response.file), response.size
-        headers = {**response.headers, "Content-Length": str(size)}
-        if response.status in (204, 304):
-            del headers["Content-Length"]
-        encoded = [
-            (name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()
-        ]
-        await send({"type": "http.response.start", "status": response.status, "headers": encoded})
-        while file is not None and size > 0 and not head:
-            part = await asyncio.to_thread(file.read, min(_PIECE, size))
-            if not part:
-                break  # It was cut meanwhile; the server ends the connection.
-            size -= len(part)
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b"" if head else response.body})
+    raise body_too_large(max_bytes)

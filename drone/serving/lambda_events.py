@@ -1,7 +1,8 @@
-"""What a Lambda function is handed for an HTTP request, and what it hands back.
+"""Translates between AWS Lambda's HTTP events and our `Request` and `Response`.
 
-Four senders, three shapes: API Gateway's REST API (payload 1.0), its HTTP API and function URLs
-(payload 2.0), and a load balancer, whose events look like payload 1.0 without a stage.
+Four kinds of sources send three shapes of events: API Gateway REST APIs (payload format 1.0), HTTP
+APIs and function URLs (payload format 2.0), and application load balancers, whose events look like
+payload format 1.0 without a stage.
 """
 
 import base64
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from drone.serving.api import Refusal, Request, Response
+from drone.serving.api import ApiError, Request, Response
 
 Event = Mapping[str, Any]
 
@@ -18,105 +19,108 @@ _TEXT = ("text/", "application/json")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-def is_http(event: object) -> bool:
-    """Whether the event is an HTTP request at all, and not a timer's or a queue's."""
+def is_http_event(event: object) -> bool:
+    """Whether the event is an HTTP request, and not one of a timer or a queue."""
     if not isinstance(event, Mapping) or not isinstance(event.get("requestContext"), Mapping):
         return False
     return "httpMethod" in event or isinstance(event["requestContext"].get("http"), Mapping)
 
 
-def headers_of(event: Event) -> dict[str, str]:
-    """The request's headers, names in lower case; of a repeated one, the last."""
-    several = _items(event, "multiValueHeaders")
-    found = {name: values[-1] for name, values in several if isinstance(values, list) and values}
-    found.update(_items(event, "headers"))
-    return {name.lower(): str(value) for name, value in found.items()}
+def parse_headers(event: Event) -> dict[str, str]:
+    """Returns the request's headers by lower-case name; of a repeated header, the last value."""
+    lists = _items(event, "multiValueHeaders")
+    headers = {name: values[-1] for name, values in lists if isinstance(values, list) and values}
+    headers.update(_items(event, "headers"))
+    return {name.lower(): str(value) for name, value in headers.items()}
 
 
-def request_of(event: Event, headers: Mapping[str, str], knows: Callable[[str], bool]) -> Request:
-    """The HTTP request that an event describes.
+def parse_request(
+    event: Event, headers: Mapping[str, str], has_route: Callable[[str], bool]
+) -> Request:
+    """Returns the HTTP request that an event describes.
 
     Args:
-        event: of any of the senders.
-        headers: what `headers_of` found.
-        knows: whether a path is one of the interface's own.
+        event: Event of any source for which `is_http_event` holds.
+        headers: Headers that `parse_headers` returned.
+        has_route: Whether a path is one of the interface's own.
 
     Raises:
-        Refusal: its body is not what it is said to be.
+        ApiError: The body is not valid base64, or was corrupted by a conversion to text.
     """
     http = event["requestContext"].get("http", event)
     method = str(http.get("method") or http.get("httpMethod") or "GET").upper()
-    paths = list(_paths(event))
-    path = next((path for path in paths if knows(path)), paths[0])
-    return Request(method, path, headers, _body(event, headers))
+    paths = list(_candidate_paths(event))
+    path = next((path for path in paths if has_route(path)), paths[0])
+    return Request(method, path, headers, _decode_body(event, headers))
 
 
-def result_of(response: Response, event: object, *, head: bool) -> dict[str, Any]:
-    """A response as the sender of the event wants it.
+def format_response(response: Response, event: object, *, head: bool) -> dict[str, Any]:
+    """Returns a response in the shape that the source of the event expects.
 
     Args:
-        response: what to say.
-        event: that is answered.
-        head: whether only the headers were asked for.
+        response: Response to send.
+        event: Event that it answers.
+        head: Whether the request's method is HEAD, so that only headers are sent.
     """
     body = b"" if head else response.body
-    as_text = not body or response.headers.get("Content-Type", "").startswith(_TEXT)
+    is_text = not body or response.headers.get("Content-Type", "").startswith(_TEXT)
     result: dict[str, Any] = {
         "statusCode": response.status,
-        "isBase64Encoded": not as_text,
-        "body": body.decode() if as_text else base64.b64encode(body).decode(),
+        "isBase64Encoded": not is_text,
+        "body": body.decode() if is_text else base64.b64encode(body).decode(),
     }
-    if _wants_lists(event):
+    if _uses_multi_value_headers(event):
         result["multiValueHeaders"] = {name: [value] for name, value in response.headers.items()}
     else:
         result["headers"] = response.headers
     return result
 
 
-def _wants_lists(event: object) -> bool:
-    """Whether a load balancer is set to headers of many values; it then reads no others."""
-    if not isinstance(event, Mapping) or not is_http(event):
+def _uses_multi_value_headers(event: object) -> bool:
+    """Whether a load balancer has multi-value headers enabled; it then ignores `headers`."""
+    if not isinstance(event, Mapping) or not is_http_event(event):
         return False
     return "elb" in event["requestContext"] and "multiValueHeaders" in event
 
 
 def _items(event: Event, name: str) -> list[tuple[str, Any]]:
-    # API Gateway's test console sends null for no headers.
-    found = event.get(name)
-    return list(found.items()) if isinstance(found, Mapping) else []
+    # API Gateway's test console sends null instead of an empty object.
+    headers = event.get(name)
+    return list(headers.items()) if isinstance(headers, Mapping) else []
 
 
-def _paths(event: Event) -> Iterator[str]:
-    """What the request's path may be, the likeliest first.
+def _candidate_paths(event: Event) -> Iterator[str]:
+    """Yields what the interface's path may be, likeliest first.
 
-    A stage (/prod/predict) or a domain's mapping (/drones/predict) may stand before the
-    interface's own path; the route that matched does not have them.
+    A stage (/prod/predict) or a domain's base path (/drones/predict) may precede the interface's
+    own path; the route that matched contains neither.
     """
     context = event["requestContext"]
-    whole = unquote(str(event.get("rawPath") or event.get("path") or "/"))
+    full_path = unquote(str(event.get("rawPath") or event.get("path") or "/"))
     stage = f"/{context.get('stage')}/"
-    if whole.startswith(stage):
-        yield whole.removeprefix(stage[:-1])
-    yield whole
+    if full_path.startswith(stage):
+        yield full_path.removeprefix(stage[:-1])
+    yield full_path
     yield str(event.get("routeKey", "")).rpartition(" ")[2]
     yield str(event.get("resource", ""))
     yield f"/{(event.get('pathParameters') or {}).get('proxy', '')}"
 
 
-def _body(event: Event, headers: Mapping[str, str]) -> bytes:
+def _decode_body(event: Event, headers: Mapping[str, str]) -> bytes:
     text = event.get("body") or ""
     if event.get("isBase64Encoded"):
         try:
             return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise Refusal(400, "bad-body", "The event's body is not valid base64.") from error
-    # Handed on as text, a picture is lost beyond repair; better said than "damaged".
+            message = "The body of the event is not valid base64."
+            raise ApiError(400, "bad-body", message) from error
+    # A gateway that passes an image on as text corrupts it irreparably. Naming the cause is more
+    # helpful than reporting a damaged image.
     if _REPLACEMENT in text and not headers.get("content-type", "").startswith(_TEXT):
-        raise Refusal(
-            415,
-            "not-binary",
-            "The gateway handed the picture on as text. Its binary media types must include "
-            "the request's Content-Type; application/octet-stream may be one of them.",
+        message = (
+            "The gateway passed the image on as text. Add the request's Content-Type to its "
+            "binary media types, for example application/octet-stream."
         )
-    # JSON may hold half a surrogate pair, which strict UTF-8 refuses.
+        raise ApiError(415, "not-binary", message)
+    # JSON may contain half a surrogate pair, which strict UTF-8 rejects.
     return str(text).encode("utf-8", "surrogatepass")

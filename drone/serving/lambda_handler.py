@@ -1,17 +1,16 @@
 """The AWS Lambda function: `drone.serving.lambda_handler.handler`.
 
-All that takes time happens at import, where Lambda gives a full core, and where SnapStart takes its
-picture of the memory: the engine is started and has answered once. What the picture holds must
-be true of each copy made of it, so nothing in it is open or unique. Numbers of requests are
-Lambda's own, or else uuid4, which reads the kernel's random source at the time of the request
-(os.urandom); Lambda documents that this source differs between copies.
+Everything slow happens at import, where Lambda gives a full core and where SnapStart takes its
+snapshot: the model is loaded and has made one prediction. All copies of the function start from the
+same snapshot, so it must hold nothing open or unique. Request ids are Lambda's own or uuid4, which
+reads os.urandom during the request; Lambda documents that this source differs between copies.
 
-Settings, by environment:
-    DRONE_MODEL         an ONNX file, or s3://BUCKET/KEY; by default the package's model.onnx
-    DRONE_MODEL_SHA256  what that file's checksum must be
-    DRONE_MAX_BYTES     of a body, at most; by default what fits Lambda's 6 MB as base64
-    DRONE_MAX_PIXELS    of a picture, at most; by default what fits the function's memory
-    DRONE_ALLOW_ORIGIN  whose pages may ask; by default all (*)
+Environment variables:
+    DRONE_MODEL         ONNX file, or s3://BUCKET/KEY; by default the package's model.onnx
+    DRONE_MODEL_SHA256  expected checksum of that file
+    DRONE_MAX_BYTES     maximum length of a body; by default what fits Lambda's 6 MB as base64
+    DRONE_MAX_PIXELS    maximum pixels of an image; by default what fits the function's memory
+    DRONE_ALLOW_ORIGIN  value of Access-Control-Allow-Origin; by default all (*)
 """
 
 import hashlib
@@ -26,67 +25,76 @@ from typing import Any
 from PIL import Image
 
 from drone.errors import ConfigError, RunError
-from drone.serving.api import Api, ApiSettings, Refusal, request_id
-from drone.serving.lambda_events import headers_of, is_http, request_of, result_of
+from drone.serving.api import Api, ApiError, ApiSettings, request_id_of
+from drone.serving.lambda_events import (
+    format_response,
+    is_http_event,
+    parse_headers,
+    parse_request,
+)
 from drone.serving.predictor import Predictor
 
-PACKAGED = Path(__file__).resolve().parents[2] / "model.onnx"
+_PACKAGED_MODEL = Path(__file__).resolve().parents[2] / "model.onnx"
 
-# A body of 4.5 MiB is 6 MiB as base64, which is all that Lambda takes.
-MAX_BYTES = 9 * 2**19
+# A body of 4.5 MiB is 6 MiB as base64, Lambda's limit for an event.
+_MAX_BYTES = 9 * 2**19
 
-MB_PER_CORE = 1769
-"""Of memory; Lambda gives cores in proportion."""
+_MB_PER_CORE = 1769
+"""Memory for which Lambda gives one full core; it gives cores in proportion to memory."""
 
-# Measured over all formats: the most is a turned WebP with alpha, at 24.
+# Measured over all formats: a rotated WebP with alpha takes the most, 24 bytes.
 _BYTES_PER_PIXEL = 25
-_MB_WITHOUT_PICTURE = 300
+_BASE_MEMORY_MB = 300
 
 _log = logging.getLogger("drone.lambda")
 _log.setLevel(logging.INFO)
 
 
-def settings() -> ApiSettings:
-    """What the interface allows here.
+def load_settings() -> ApiSettings:
+    """Returns the interface's settings, read from the environment.
 
     Raises:
-        ConfigError: a variable of the environment is wrong.
+        ConfigError: An environment variable is not a whole number.
     """
-    memory_mb = _whole("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", MB_PER_CORE)
-    fitting = max(memory_mb - _MB_WITHOUT_PICTURE, 1) * 2**20 // _BYTES_PER_PIXEL
+    memory_mb = _int_variable("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", _MB_PER_CORE)
+    fitting_pixels = max(memory_mb - _BASE_MEMORY_MB, 1) * 2**20 // _BYTES_PER_PIXEL
     return ApiSettings(
-        max_bytes=_whole("DRONE_MAX_BYTES", MAX_BYTES),
-        max_pixels=_whole("DRONE_MAX_PIXELS", min(ApiSettings.max_pixels, fitting)),
+        max_bytes=_int_variable("DRONE_MAX_BYTES", _MAX_BYTES),
+        max_pixels=_int_variable("DRONE_MAX_PIXELS", min(ApiSettings.max_pixels, fitting_pixels)),
         allow_origin=os.environ.get("DRONE_ALLOW_ORIGIN", "*"),
     )
 
 
 def model_file() -> Path:
-    """The model that answers, fetched and checked.
+    """Returns the model's file, downloaded and checked as the environment demands.
 
     Raises:
-        RunError: it cannot be had, or its checksum is another.
+        RunError: The file cannot be read, or its checksum differs.
     """
-    place = os.environ.get("DRONE_MODEL") or str(PACKAGED)
-    file = fetch(place) if place.startswith("s3://") else Path(place)
+    location = os.environ.get("DRONE_MODEL") or str(_PACKAGED_MODEL)
+    file = download(location) if location.startswith("s3://") else Path(location)
     expected = os.environ.get("DRONE_MODEL_SHA256", "").lower()
     if expected:
         try:
-            found = hashlib.sha256(file.read_bytes()).hexdigest()
+            checksum = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as error:
-            raise RunError(f"{place} cannot be read: {error.strerror}.") from error
-        if found != expected:
-            raise RunError(f"{place} has the SHA-256 {found}, not {expected}; it was not loaded.")
+            raise RunError(f"{location} cannot be read: {error.strerror}.") from error
+        if checksum != expected:
+            raise RunError(
+                f"{location} has the SHA-256 {checksum}, not {expected} as DRONE_MODEL_SHA256 "
+                f"demands; it was not loaded."
+            )
     return file
 
 
-def fetch(uri: str) -> Path:
-    """A copy of s3://BUCKET/KEY in the temporary folder, the one place a function may write to.
+def download(uri: str) -> Path:
+    """Downloads s3://BUCKET/KEY to the temporary folder, the only writable one in Lambda.
 
     Raises:
-        RunError: there is none, or it may not be read.
+        ConfigError: The URI has no bucket or key.
+        RunError: The object does not exist or may not be read.
     """
-    # Part of Lambda's own runtime, and slow to import: only here.
+    # Part of Lambda's runtime, not of the package, and slow to import: only for models on S3.
     import boto3
     from boto3.exceptions import Boto3Error
     from botocore.config import Config
@@ -96,80 +104,80 @@ def fetch(uri: str) -> Path:
     if not bucket or not key:
         raise ConfigError(f"DRONE_MODEL is {uri!r}; write s3://BUCKET/KEY.")
     file = Path(tempfile.mkdtemp()) / "model.onnx"
-    # A start may take ten seconds in all.
+    # Lambda aborts an initialisation that takes longer than ten seconds.
     client = boto3.client("s3", config=Config(connect_timeout=2, read_timeout=5))
     try:
         client.download_file(bucket, key, str(file))
     except (Boto3Error, BotoCoreError, ClientError) as error:
         raise RunError(f"{uri} cannot be read: {error}") from error
     finally:
-        client.close()  # A connection would be dead in each copy that SnapStart makes.
+        client.close()  # An open connection would be dead in every copy of the snapshot.
     return file
 
 
-def start() -> Api:
-    """The interface with its engine running, after a first answer.
+def create_api() -> Api:
+    """Returns the interface with its model loaded and warmed up by one prediction.
 
     Raises:
-        DroneError: the model or a setting is wrong.
+        DroneError: The model or a setting is wrong.
     """
-    allowed = settings()
-    memory_mb = _whole("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", MB_PER_CORE)
-    # A number of threads also keeps the engine from binding them to cores, which Lambda forbids.
-    predictor = Predictor(model_file(), threads=max(1, memory_mb // MB_PER_CORE))
+    settings = load_settings()
+    memory_mb = _int_variable("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", _MB_PER_CORE)
+    # With an explicit count, onnxruntime does not pin its threads to cores, which Lambda forbids.
+    predictor = Predictor(model_file(), threads=max(1, memory_mb // _MB_PER_CORE))
     if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
-        Image.init()  # Readers of all formats: nobody waits for it, and each copy has them.
-    predictor.predict(_some_picture())
-    return Api(predictor, allowed)
+        Image.init()  # Imports the readers of all formats, at no cost to any request.
+    predictor.predict(_warm_up_image())
+    return Api(predictor, settings)
 
 
-def respond(api: Api, event: Any, context: Any) -> dict[str, Any]:
-    """Answers one event; never raises.
+def handle_event(api: Api, event: Any, context: Any) -> dict[str, Any]:
+    """Returns the response to one event; never raises.
 
     Args:
-        api: the interface.
-        event: as API Gateway, a function URL or a load balancer sends it.
-        context: Lambda's, with the number of the request.
+        api: Handles the request.
+        event: HTTP event of API Gateway, a function URL or a load balancer.
+        context: Lambda's context object, with the id of the invocation.
     """
-    began = time.monotonic()
-    headers = headers_of(event) if is_http(event) else {}
-    own = getattr(context, "aws_request_id", "")
-    number = request_id({"x-request-id": headers.get("x-request-id") or own})
-    headers["x-request-id"] = number
-    what, method = "an event", ""
+    start = time.monotonic()
+    headers = parse_headers(event) if is_http_event(event) else {}
+    invocation_id = getattr(context, "aws_request_id", "")
+    request_id = request_id_of({"x-request-id": headers.get("x-request-id") or invocation_id})
+    headers["x-request-id"] = request_id
+    target, method = "an event", ""
     try:
-        if not is_http(event):
-            raise Refusal(400, "bad-event", "The event is no HTTP request.")
-        request = request_of(event, headers, api.knows)
-        method, what = request.method, f"{request.method} {request.path[:200]}"
-        response = api.answer(request)
-    except Refusal as refusal:
-        response = api.refuse(refusal, number)
+        if not is_http_event(event):
+            raise ApiError(400, "bad-event", "The event is not an HTTP request.")
+        request = parse_request(event, headers, api.has_route)
+        method, target = request.method, f"{request.method} {request.path[:200]}"
+        response = api.handle(request)
+    except ApiError as error:
+        response = api.error_response(error, request_id)
     except Exception as error:
-        response = api.failed(error, number, _log)
-    took_ms = 1000 * (time.monotonic() - began)
-    # Never the content: a picture may be private, and a log is not.
-    _log.info("%s %d %.0f ms %s", ascii(what)[1:-1], response.status, took_ms, number)
-    return result_of(response, event, head=method == "HEAD")
+        response = api.defect_response(error, request_id, _log)
+    took_ms = 1000 * (time.monotonic() - start)
+    # Never log the content: an image may be private, and a log is not. `ascii` keeps a path from
+    # forging lines of the log.
+    _log.info("%s %d %.0f ms %s", ascii(target)[1:-1], response.status, took_ms, request_id)
+    return format_response(response, event, head=method == "HEAD")
 
 
-def _whole(name: str, default: int) -> int:
-    """A whole number from the environment."""
-    given = os.environ.get(name) or str(default)
-    if not given.isascii() or not given.isdigit():
-        raise ConfigError(f"{name} is {given!r}; it must be a whole number.")
-    return int(given)
+def _int_variable(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(f"{name} is {text!r}; it must be a whole number.")
+    return int(text)
 
 
-def _some_picture() -> bytes:
+def _warm_up_image() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-_API = start()
+_API = create_api()
 
 
 def handler(event: Any, context: Any) -> dict[str, Any]:
-    """What Lambda calls for each request."""
-    return respond(_API, event, context)
+    """Answers one event; Lambda calls this for each request."""
+    return handle_event(_API, event, context)

@@ -1,4 +1,4 @@
-"""The description of the HTTP interface, for programs (OpenAPI 3.1) and for people."""
+"""The description of the HTTP interface: an OpenAPI 3.1 schema and an HTML page of it."""
 
 import html
 import json
@@ -16,34 +16,33 @@ _PREDICTION = {
         "confidence": _PROBABILITY,
         "drone": {**_PROBABILITY, "type": ["number", "null"]},
         "kind": {"type": ["string", "null"], "enum": ["bird", "drone", None]},
-        "unsure": {"type": "boolean", "description": "Too close to call."},
-        "model": {"$ref": "#/components/schemas/Named"},
+        "unsure": {"type": "boolean", "description": "The confidence is below the threshold."},
+        "model": {"$ref": "#/components/schemas/ModelIdentity"},
         "request_id": {"type": "string"},
     },
 }
 
-_NAMED = {
+_MODEL_IDENTITY = {
     "type": "object",
     "required": ["name", "version", "fingerprint"],
     "properties": {
         "name": {"type": "string"},
         "version": {"type": "string"},
-        "fingerprint": {"type": "string", "description": "Of the data set it was trained on."},
+        "fingerprint": {"type": "string", "description": "Fingerprint of its dataset."},
     },
 }
 
 _MODEL = {
     "type": "object",
-    "required": [*_NAMED["required"], "classes", "preprocessing", "limits"],
+    "required": [*_MODEL_IDENTITY["required"], "classes", "preprocessing", "limits"],
     "properties": {
-        **_NAMED["properties"],  # type: ignore[dict-item]
+        **_MODEL_IDENTITY["properties"],  # type: ignore[dict-item]
         "classes": {"type": "array", "items": {"type": "string"}},
         "preprocessing": {"type": "object"},
         "sides_px": {
             "type": "array",
             "items": {"type": "integer"},
-            "description": "Sides of a model of mixed resolutions, which takes a picture at the "
-            "nearest one; empty for a model of one size.",
+            "description": "Input sides of a multi-resolution model; otherwise empty.",
         },
         "temperature": {"type": "number"},
         "unsure_below": _PROBABILITY,
@@ -68,112 +67,103 @@ _ERROR = {
     },
 }
 
-_REFUSALS = {
-    400: "no picture in the request, or a damaged form or JSON",
+_ERROR_DESCRIPTIONS = {
+    400: "no image in the request, or a malformed form or JSON",
     413: "too many bytes or pixels",
-    415: "not a picture of a known kind",
-    422: "a picture that is damaged or too small",
-    503: "busy; Retry-After says when to try again",
+    415: "not an image of a supported format",
+    422: "a damaged image, or one that is too small",
+    503: "too many requests; retry after the seconds in Retry-After",
 }
 
 
-def describe(max_bytes: int) -> dict[str, Any]:
-    """The interface as OpenAPI 3.1."""
+_BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 
-    def given(schema: str) -> dict[str, Any]:
-        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
-    refusals = {
-        str(status): {"description": text, "content": given("Error")}
-        for status, text in _REFUSALS.items()
+def _object_with_image(image: dict[str, Any]) -> dict[str, Any]:
+    return {"schema": {"type": "object", "required": ["image"], "properties": {"image": image}}}
+
+
+_IMAGE_BODY: dict[str, Any] = {
+    "application/octet-stream": {"schema": _BINARY},
+    "image/*": {"schema": _BINARY},
+    "multipart/form-data": _object_with_image(_BINARY),
+    "application/json": _object_with_image({"type": "string", "contentEncoding": "base64"}),
+}
+
+
+def _json_response(description: str, schema: str) -> dict[str, Any]:
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    return {"description": description, "content": {"application/json": content}}
+
+
+def openapi_schema(max_bytes: int) -> dict[str, Any]:
+    """Returns the interface as an OpenAPI 3.1 document.
+
+    Args:
+        max_bytes: Maximum length of a request body, for the description.
+    """
+    errors = {
+        str(status): _json_response(description, "Error")
+        for status, description in _ERROR_DESCRIPTIONS.items()
     }
-    binary: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-    body: dict[str, Any] = {
-        "application/octet-stream": binary,
-        "image/*": binary,
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["image"],
-                "properties": {"image": {"type": "string", "format": "binary"}},
-            }
-        },
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["image"],
-                "properties": {"image": {"type": "string", "contentEncoding": "base64"}},
-            }
-        },
+    predict = {
+        "summary": "Classify an image",
+        "operationId": "predict",
+        "requestBody": {"required": True, "content": _IMAGE_BODY},
+        "responses": {"200": _json_response("prediction", "Prediction"), **errors},
+    }
+    model = {
+        "summary": "The model's name, classes and limits",
+        "operationId": "model",
+        "responses": {"200": _json_response("model", "Model")},
+    }
+    health = {
+        "summary": "Whether the server runs",
+        "operationId": "health",
+        "responses": {"200": _json_response("the server runs", "Health")},
     }
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Drones and birds",
             "version": "1",
-            "description": "Which of four classes a picture shows: flying birds, large "
-            f"quadcopters, small quadcopters, winged drones. At most {max_bytes / 2**20:g} MiB.",
+            "description": "Classifies an image as one of flying birds, large quadcopters, small "
+            f"quadcopters, winged drones. Images of at most {max_bytes / 2**20:g} MiB.",
         },
         "paths": {
-            "/predict": {
-                "post": {
-                    "summary": "The class of a picture",
-                    "operationId": "predict",
-                    "requestBody": {"required": True, "content": body},
-                    "responses": {
-                        "200": {"description": "The answer.", "content": given("Prediction")},
-                        **refusals,
-                    },
-                }
-            },
-            "/model": {
-                "get": {
-                    "summary": "Which model answers, its classes and limits",
-                    "operationId": "model",
-                    "responses": {"200": {"description": "Facts.", "content": given("Model")}},
-                }
-            },
-            "/health": {
-                "get": {
-                    "summary": "Whether the server runs",
-                    "operationId": "health",
-                    "responses": {
-                        "200": {
-                            "description": "It does.",
-                            "content": {"application/json": {"schema": {"type": "object"}}},
-                        }
-                    },
-                }
-            },
+            "/predict": {"post": predict},
+            "/model": {"get": model},
+            "/health": {"get": health},
         },
         "components": {
             "schemas": {
                 "Prediction": _PREDICTION,
-                "Named": _NAMED,
+                "ModelIdentity": _MODEL_IDENTITY,
                 "Model": _MODEL,
+                "Health": {"type": "object"},
                 "Error": _ERROR,
             }
         },
     }
 
 
-def page(description: dict[str, Any]) -> str:
-    """The description as a page for people, which loads nothing from elsewhere."""
+def docs_page(schema: dict[str, Any]) -> str:
+    """Returns an OpenAPI document as an HTML page that loads nothing from other servers."""
     parts = []
-    for path, methods in description["paths"].items():
+    for path, methods in schema["paths"].items():
         for method, operation in methods.items():
-            answers = "".join(
-                f"<tr><td>{status}</td><td>{html.escape(answer['description'])}</td></tr>"
-                for status, answer in operation["responses"].items()
+            responses = "".join(
+                f"<tr><td>{status}</td><td>{html.escape(response['description'])}</td></tr>"
+                for status, response in operation["responses"].items()
             )
-            kinds = ", ".join(operation.get("requestBody", {}).get("content", {}))
-            body = f"<p>Body: {html.escape(kinds)}</p>" if kinds else ""
+            media_types = ", ".join(operation.get("requestBody", {}).get("content", {}))
+            body = f"<p>Body: {html.escape(media_types)}</p>" if media_types else ""
             parts.append(
                 f"<h2>{method.upper()} {html.escape(path)}</h2>"
-                f"<p>{html.escape(operation['summary'])}.</p>{body}<table>{answers}</table>"
+                f"<p>{html.escape(operation['summary'])}.</p>{body}<table>{responses}</table>"
             )
-    schemas = html.escape(json.dumps(description["components"]["schemas"], indent=1))
-    info = description["info"]
+    schemas = html.escape(json.dumps(schema["components"]["schemas"], indent=1))
+    info = schema["info"]
     return (
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8">'
         f"<title>{html.escape(info['title'])}</title>"
@@ -182,6 +172,6 @@ def page(description: dict[str, Any]) -> str:
         "pre{overflow-x:auto;font-size:.8rem}</style>"
         f"<h1>{html.escape(info['title'])}</h1><p>{html.escape(info['description'])}</p>"
         f'<p><a href="openapi.json">openapi.json</a></p>'
-        "<pre>curl --data-binary @picture.jpg http://HOST/predict</pre>"
+        "<pre>curl --data-binary @image.jpg http://HOST/predict</pre>"
         f"{''.join(parts)}<h2>Schemas</h2><pre>{schemas}</pre></html>"
     )

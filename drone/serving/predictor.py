@@ -1,9 +1,10 @@
-"""The model's answer to a picture, wherever it is asked: evaluation, HTTP, Lambda, MLflow."""
+"""Predictions of an exported model: the same for evaluation, HTTP, Lambda and MLflow."""
 
+import contextlib
 import json
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,180 +14,219 @@ from numpy.typing import NDArray
 
 from drone.errors import RunError
 from drone.labels import BIRD
-from drone.serving.budget import Budget
-from drone.serving.preprocess import Preprocessing, open_header, to_square
+from drone.serving.preprocess import Preprocessing, decode_and_resize, open_header
+from drone.serving.weighted_semaphore import WeightedSemaphore
 
-PIXELS_AT_A_TIME = 100_000_000
-"""Of pictures that one predictor decodes at the same time; each takes up to 25 bytes meanwhile."""
+_MAX_DECODING_PIXELS = 100_000_000
+"""Pixels that one predictor decodes at the same time; each takes up to 25 bytes meanwhile."""
 
 
-def calibrated(probs_NK: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Probabilities whose logits are divided by a temperature (Guo et al. 2017), (N, K) float32.
+def apply_temperature(probs_NK: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Returns softmax(log(probabilities) / temperature) (Guo et al. 2017), (N, K) float32.
 
-    The order of the classes stays what it is; above 1 the answers become less sure.
+    The order of the classes is unchanged; a temperature above 1 lowers the confidence.
     """
     if temperature == 1:
         return probs_NK
+    # The bound keeps an underflowed probability of 0 finite.
     logits_NK = np.log(np.maximum(probs_NK, 1e-12)) / temperature
     powers_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
-    shares_NK: NDArray[np.float32] = powers_NK / powers_NK.sum(axis=1, keepdims=True)
-    return shares_NK
+    scaled_NK: NDArray[np.float32] = powers_NK / powers_NK.sum(axis=1, keepdims=True)
+    return scaled_NK
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer."""
+    """The classification of one image."""
 
     index: int
-    """Of the most probable class."""
+    """Index of the most probable class."""
 
     label: str
-    """Its name."""
+    """Name of the most probable class."""
 
     probabilities: dict[str, float]
-    """By class name, in the order of the classes; sum to 1."""
+    """Probability by class name, in the order of the class indices; they sum to 1."""
 
     drone: float | None
-    """Probability that it is any drone; None if the model knows no birds."""
+    """Probability that the image shows a drone of any kind; None if no class is a bird."""
 
     unsure: bool = False
-    """Whether the highest probability is too low to be relied upon."""
+    """Whether the highest probability is below the model's `unsure_below`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What an exported model says about itself."""
+
+    name: str
+    """Name of the registered model; may be empty."""
+
+    version: str
+    """Version of the registered model; may be empty."""
+
+    fingerprint: str
+    """Fingerprint of the dataset that the model was trained on; may be empty."""
+
+    classes: tuple[str, ...]
+    """Class names in the order of their indices."""
+
+    preprocessing: Preprocessing
+    """How bytes become the pixels that the model was trained on."""
+
+    sides_px: tuple[int, ...]
+    """Input sides of a multi-resolution model, ascending; empty for a model of one size."""
+
+    temperature: float
+    """Divisor of the logits, fitted on validation images; see `apply_temperature`."""
+
+    unsure_below: float
+    """Threshold on the highest probability, below which a prediction counts as unsure."""
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "ModelInfo":
+        """Parses the metadata of an ONNX file.
+
+        Raises:
+            KeyError: The classes or the preprocessing are missing.
+        """
+        return cls(
+            name=metadata.get("name", ""),
+            version=metadata.get("version", ""),
+            fingerprint=metadata.get("fingerprint", ""),
+            classes=tuple(json.loads(metadata["classes"])),
+            preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
+            sides_px=tuple(json.loads(metadata.get("sides_px", "[]"))),
+            temperature=float(metadata.get("temperature", 1.0)),
+            unsure_below=float(metadata.get("unsure_below", 0.0)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all fields as JSON values, as GET /model and the page's model.json have them."""
+        return {**asdict(self), "classes": list(self.classes), "sides_px": list(self.sides_px)}
 
 
 class Predictor:
-    """An exported model, ready to answer; may be shared by threads."""
+    """An exported model, ready to predict; threads may share it."""
 
-    def __init__(self, model: Path, threads: int | None = None) -> None:
-        """Names the model; the engine starts with the first question.
+    def __init__(
+        self, model: Path, threads: int | None = None, max_concurrency: int | None = None
+    ) -> None:
+        """The model is loaded at the first use, or by `start`.
 
         Args:
-            model: file that `drone.model.export.to_onnx` wrote.
-            threads: for one answer; None takes all cores, a busy server does best with 1.
+            model: ONNX file that `drone.model.export.to_onnx` wrote.
+            threads: Threads of one inference call; None takes all cores. A server under load is
+                fastest with 1.
+            max_concurrency: Maximum number of inference calls at the same time; None for no limit.
         """
         self.model = model
         self._threads = threads
         self._lock = threading.Lock()
-        self._decoding = Budget(PIXELS_AT_A_TIME)
+        # By pixels, not by images: one large image takes the memory of hundreds of usual ones.
+        self._decoding = WeightedSemaphore(_MAX_DECODING_PIXELS)
+        self._inference = (
+            threading.Semaphore(max_concurrency) if max_concurrency else contextlib.nullcontext()
+        )
         self._session: onnxruntime.InferenceSession | None = None
         self._metadata: dict[str, str] = {}
+        self._info: ModelInfo | None = None
 
     def start(self) -> None:
-        """Starts the engine now.
+        """Loads the model now.
 
         Raises:
-            RunError: the file is no model, or not one that names its classes.
+            RunError: The file is not a model, or was not written by our export.
         """
-        self._ready()
+        self._loaded()
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of their indices."""
-        return tuple(json.loads(self.metadata["classes"]))
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How bytes become the pixels that this model was trained on."""
-        return Preprocessing.from_json(self.metadata["preprocessing"])
-
-    @property
-    def sides_px(self) -> tuple[int, ...]:
-        """Sizes of pictures that a model of mixed resolutions takes; else empty."""
-        return tuple(json.loads(self.metadata.get("sides_px", "[]")))
-
-    @property
-    def temperature(self) -> float:
-        """What the logits are divided by, fitted on validation pictures; see `calibrated`."""
-        return float(self.metadata.get("temperature", 1.0))
-
-    @property
-    def unsure_below(self) -> float:
-        """Probability of the best class below which an answer counts as unsure."""
-        return float(self.metadata.get("unsure_below", 0.0))
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a page must know to use the model by itself, as plain values."""
-        return {
-            **{name: self.metadata.get(name, "") for name in ("name", "version", "fingerprint")},
-            "classes": list(self.classes),
-            "preprocessing": json.loads(self.preprocessing.to_json()),
-            "sides_px": list(self.sides_px),
-            "temperature": self.temperature,
-            "unsure_below": self.unsure_below,
-        }
+    def info(self) -> ModelInfo:
+        """What the model says about itself."""
+        self._loaded()
+        assert self._info is not None
+        return self._info
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the export wrote into the file."""
-        self._ready()
+        """All metadata of the ONNX file, as written."""
+        self._loaded()
         return self._metadata
 
     def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
-        """The answer to one picture.
+        """Classifies one image.
 
         Args:
-            data: the content of its file.
-            max_pixels: a stricter limit than the model's own.
+            data: Content of the image file.
+            max_pixels: Maximum width times height; the model's own limit still applies.
 
         Raises:
-            ImageError: the bytes give no picture; it says why.
+            ImageError: The bytes are not an image that the model accepts.
         """
-        settings = self.preprocessing
+        settings = self.info.preprocessing
         if max_pixels is not None and max_pixels < settings.max_pixels:
             settings = replace(settings, max_pixels=max_pixels)
-        header = open_header(data, settings)
-        with self._decoding.share(header.width * header.height):
-            pixels = to_square(header, settings, self.sides_px)
-            # What the picture itself still holds must not outlive its share.
-            header.close()
-        return self.describe(self.predict_pixels(pixels[None])[0])
+        image = open_header(data, settings)
+        with self._decoding.acquire(image.width * image.height):
+            pixels = decode_and_resize(image, settings, self.info.sides_px)
+            # Releases the decoded pixels before another thread may decode.
+            image.close()
+        return self.to_prediction(self.predict_pixels(pixels[None])[0])
 
     def predict_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities, (N, K) float32, of pixels (N, side, side, 3) uint8 of one size."""
-        return calibrated(self.uncalibrated(pixels_NHWC), self.temperature)
+        """Returns calibrated probabilities, (N, K) float32.
 
-    def uncalibrated(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the exported network itself says, (N, K) float32.
+        Args:
+            pixels_NHWC: Output of `to_pixels`, (N, side, side, 3) uint8, all of one side.
 
         Raises:
-            ValueError: the pictures are of a size that a model of mixed resolutions does not know.
+            ValueError: The side is none of a multi-resolution model's.
         """
-        side, sides_px = pixels_NHWC.shape[1], self.sides_px
-        if sides_px and side not in sides_px:
-            raise ValueError(f"The model takes pictures of {sides_px} px, not {side}.")
-        outputs: Sequence[Any] = self._ready().run(None, {"pixels": pixels_NHWC})
+        return apply_temperature(self.predict_uncalibrated(pixels_NHWC), self.info.temperature)
+
+    def predict_uncalibrated(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Like `predict_pixels`, without the temperature: the network's own output."""
+        side_px, sides_px = pixels_NHWC.shape[1], self.info.sides_px
+        if sides_px and side_px not in sides_px:
+            raise ValueError(f"The model takes images of {sides_px} px, not {side_px}.")
+        session = self._loaded()
+        with self._inference:
+            outputs: Sequence[Any] = session.run(None, {"pixels": pixels_NHWC})
         probs_NK: NDArray[np.float32] = outputs[0]
         return probs_NK
 
-    def describe(self, probs_K: NDArray[np.float32]) -> Prediction:
-        """Probabilities of one picture as an answer."""
+    def to_prediction(self, probs_K: NDArray[np.float32]) -> Prediction:
+        """Returns the prediction that the probabilities of one image make."""
+        info = self.info
         index = int(probs_K.argmax())
-        named = {name: float(value) for name, value in zip(self.classes, probs_K, strict=True)}
-        drone = 1 - named[BIRD] if BIRD in named else None
-        unsure = float(probs_K.max()) < self.unsure_below
-        return Prediction(index, self.classes[index], named, drone, unsure)
+        by_name = {name: float(value) for name, value in zip(info.classes, probs_K, strict=True)}
+        drone = 1 - by_name[BIRD] if BIRD in by_name else None
+        unsure = float(probs_K.max()) < info.unsure_below
+        return Prediction(index, info.classes[index], by_name, drone, unsure)
 
-    def _ready(self) -> onnxruntime.InferenceSession:
+    def _loaded(self) -> onnxruntime.InferenceSession:
         with self._lock:
             if self._session is None:
-                self._session = self._start()
+                self._session = self._load()
             return self._session
 
-    def _start(self) -> onnxruntime.InferenceSession:
+    def _load(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 3  # Errors only; its warnings concern graph optimisation.
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:
             session = onnxruntime.InferenceSession(
                 str(self.model), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's own errors share no base but this.
+        except Exception as error:  # onnxruntime's errors have no narrower common base.
             raise RunError(f"{self.model} is not a model that can be loaded: {error}") from error
         self._metadata = dict(session.get_modelmeta().custom_metadata_map)
-        if "classes" not in self._metadata or "preprocessing" not in self._metadata:
+        try:
+            self._info = ModelInfo.from_metadata(self._metadata)
+        except KeyError as error:
             raise RunError(
-                f"{self.model} does not name its classes and preprocessing; export it with "
+                f"{self.model} has no {error} in its metadata. Export the model again with "
                 f"ray_jobs/export.py."
-            )
+            ) from error
         return session

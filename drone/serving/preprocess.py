@@ -1,7 +1,7 @@
-"""The one way from bytes to the pixels that the model sees.
+"""The one way from an image file's bytes to the pixels that the model sees.
 
-Packing for training, evaluation, the servers and the logged model all call `to_pixels`; its
-settings travel inside the exported model, so that there is nothing that could drift apart.
+Dataset preparation, evaluation, the HTTP app, the Lambda function and the MLflow model all call
+`to_pixels`. Its settings are stored in the exported model, so training and serving cannot drift.
 """
 
 import io
@@ -18,15 +18,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from drone.errors import ConfigError, ImageError
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "PPM", "BMP", "TIFF", "AVIF")
-"""What Pillow may open. A whitelist: some of its other readers run outside programs."""
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "PPM", "BMP", "TIFF", "AVIF")
+"""Formats that Pillow may open. An allow-list: some of its other readers run external programs."""
 
-# The limit of `Preprocessing.max_pixels`, checked before anything is decoded, replaces Pillow's.
+# `Preprocessing.max_pixels` replaces Pillow's limit; it is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
-# Pillow warns of damaged EXIF and the like; a picture that still opens is fine.
+# Pillow warns about damaged EXIF and the like, although the image itself can be decoded.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-DAMAGE = (
+DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -34,16 +34,16 @@ DAMAGE = (
     EOFError,
     LookupError,
     ArithmeticError,
-    RuntimeError,  # of AVIF
-    # A tag of another type than Pillow expects, as a TIFF or EXIF may have.
+    RuntimeError,  # Raised by the AVIF reader.
+    # Raised for a TIFF or EXIF tag whose type is not the one that Pillow expects.
     TypeError,
     AttributeError,
     AssertionError,
     struct.error,
 )
-"""What Pillow raises on damaged pictures and damaged EXIF."""
+"""What Pillow raises for damaged images and damaged EXIF."""
 
-RESAMPLING = {
+_RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
@@ -55,35 +55,35 @@ class Preprocessing:
     """How bytes become pixels."""
 
     side_px: int = 224
-    """Side of the square that the picture is squashed to."""
+    """Side in pixels of the square that every image is resized to, ignoring its aspect ratio."""
 
     resampling: str = "bilinear"
-    """Filter of the one resize, antialiased except for `nearest`."""
+    """Resampling filter: bilinear, bicubic (both antialiased) or nearest."""
 
     max_bytes: int = 64 * 2**20
-    """A longer file is refused unread."""
+    """Maximum file size in bytes; larger files are rejected undecoded."""
 
     max_pixels: int = 64_000_000
-    """A picture whose header promises more is refused before it is decoded."""
+    """Maximum width times height; larger images are rejected by their header, undecoded."""
 
     min_side_px: int = 8
-    """A picture with a shorter side holds nothing to recognise and is refused."""
+    """Minimum width and height in pixels; smaller images are rejected."""
 
     def __post_init__(self) -> None:
         for name in ("side_px", "max_bytes", "max_pixels", "min_side_px"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.resampling not in RESAMPLING:
-            allowed = ", ".join(RESAMPLING)
+        if self.resampling not in _RESAMPLING:
+            allowed = ", ".join(_RESAMPLING)
             raise ConfigError(f"resampling is {self.resampling!r}; allowed are {allowed}.")
 
     def to_json(self) -> str:
-        """The settings as one line of JSON, keys sorted."""
+        """Returns the settings as one line of JSON with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocessing":
-        """The settings that `to_json` wrote."""
+        """Returns the settings that `to_json` wrote."""
         values: dict[str, Any] = json.loads(text)
         return cls(**values)
 
@@ -91,159 +91,147 @@ class Preprocessing:
 def to_pixels(
     data: bytes, settings: Preprocessing, sides_px: Sequence[int] = ()
 ) -> NDArray[np.uint8]:
-    """The pixels that the model sees, (side, side, 3) uint8 RGB.
+    """Decodes and resizes an image to the model's input, (side, side, 3) uint8 RGB.
 
     Args:
-        data: the content of a file.
-        settings: how bytes become pixels.
-        sides_px: of a model of mixed resolutions; the picture gets the one nearest to its size.
-            Without them it gets the side of the settings.
+        data: Content of the image file.
+        settings: How bytes become pixels.
+        sides_px: Input sides of a multi-resolution model, ascending. The image is resized to the
+            side nearest to its longer side; without them, to `settings.side_px`.
 
     Raises:
-        ImageError: the bytes give no picture; it says why.
+        ImageError: The bytes are not an image that the model accepts.
     """
-    return to_square(open_header(data, settings), settings, sides_px)
+    return decode_and_resize(open_header(data, settings), settings, sides_px)
 
 
-def to_square(
-    header: Image.Image, settings: Preprocessing, sides_px: Sequence[int] = ()
+def decode_and_resize(
+    image: Image.Image, settings: Preprocessing, sides_px: Sequence[int] = ()
 ) -> NDArray[np.uint8]:
-    """What `to_pixels` gives, of a picture that `open_header` has opened."""
-    image = load(header)
+    """Like `to_pixels`, for an image that `open_header` opened."""
+    image = _decode_opened(image)
     if not sides_px:
-        return resize(image, settings)
+        return _resize(image, settings)
     side_px = sides_px[int(nearest_side(max(image.size), sides_px))]
-    return resize(image, replace(settings, side_px=side_px))
+    return _resize(image, replace(settings, side_px=side_px))
 
 
 def nearest_side(longer_sides_px: ArrayLike, sides_px: Sequence[int]) -> NDArray[np.int64]:
-    """Index of the side that is nearest to the longer side of each picture; ties go down.
+    """Returns the index of the side nearest to each image's longer side; ties go to the smaller.
 
     Args:
-        longer_sides_px: of the pictures as they are, any shape.
-        sides_px: ascending.
+        longer_sides_px: Longer sides of the original images in pixels, any shape.
+        sides_px: Sides to choose from, ascending.
     """
     distances = np.abs(np.asarray(longer_sides_px)[..., None] - np.array(sides_px))
     nearest: NDArray[np.int64] = distances.argmin(axis=-1)
     return nearest
 
 
-def resize(image: Image.Image, settings: Preprocessing) -> NDArray[np.uint8]:
-    """An RGB picture squashed to the model's square, (side_px, side_px, 3) uint8."""
-    square = image.resize((settings.side_px,) * 2, RESAMPLING[settings.resampling])
-    return np.asarray(square)
-
-
 def decode(data: bytes, settings: Preprocessing) -> Image.Image:
-    """The first frame of a picture, upright, in 8-bit RGB with alpha laid over white.
+    """Decodes the first frame: EXIF rotation applied, 8-bit RGB, alpha composited over white.
 
     Raises:
-        ImageError: the bytes give no picture; it says why.
+        ImageError: The bytes are not an image that the model accepts.
     """
-    return load(open_header(data, settings))
+    return _decode_opened(open_header(data, settings))
 
 
-def load(image: Image.Image) -> Image.Image:
-    """What `decode` gives, of a picture that `open_header` has opened.
+def decode_reduced(image: Image.Image, min_side_px: int, mode: str = "RGB") -> Image.Image:
+    """Decodes an opened image, a JPEG at the smallest sufficient scale, which is faster.
 
-    Raises:
-        ImageError: it is damaged, or of a mode that is not read.
-    """
-    try:
-        # Always decode here: a truncated JPEG passes open() and even verify().
-        image.load()
-        return _as_rgb(_upright(image))
-    except DAMAGE as error:
-        raise _broken() from error
-
-
-def load_roughly(image: Image.Image, about_px: int, mode: str = "RGB") -> Image.Image:
-    """Like `load`, for where a rough look is enough: a JPEG is decoded to a smaller size.
-
-    The size is the smallest of all, 1/2, 1/4 and 1/8 whose sides are at least `about_px`. All of
-    the file's data are read, so that damage shows as it does in `load`.
+    The scale is the smallest of 1, 1/2, 1/4 and 1/8 that leaves both sides at least
+    `min_side_px`. The whole file is read, so damage is found as in `decode`.
 
     Args:
-        image: that `open_header` has opened.
-        about_px: wanted sides.
-        mode: "RGB", or "L" for grey, which spares a JPEG its colours.
+        image: Image that `open_header` opened.
+        min_side_px: Minimum sides of the result, unless the image itself is smaller.
+        mode: "RGB", or "L" for greyscale, which skips the colour channels of a JPEG.
 
     Raises:
-        ImageError: it is damaged, or of a mode that is not read.
+        ImageError: The image is damaged or its mode is not supported.
     """
-    image.draft("L" if mode == "L" and image.mode == "RGB" else None, (about_px, about_px))
+    # Only JPEG can decode at a smaller scale; other formats ignore the draft.
+    image.draft("L" if mode == "L" and image.mode == "RGB" else None, (min_side_px, min_side_px))
     if mode == "L" and image.mode == "L" and not image.has_transparency_data:
         try:
             image.load()
-            return _upright(image)
-        except DAMAGE as error:
-            raise _broken() from error
-    return load(image).convert(mode)
+            return _apply_exif_rotation(image)
+        except DECODE_ERRORS as error:
+            raise _undecodable() from error
+    return _decode_opened(image).convert(mode)
 
 
 def open_header(data: bytes, settings: Preprocessing) -> Image.Image:
-    """The picture with only its header read and its size checked.
+    """Opens an image, reading and checking only its header.
 
-    The format is told from the content, never from a name.
+    The format is detected from the content, never from a file name or Content-Type.
 
     Raises:
-        ImageError: empty, not a picture of a known kind, too large or too small.
+        ImageError: The data is empty, not a supported format, too large or too small.
     """
     if not data:
-        raise ImageError(400, "empty", "The file is empty.")
+        raise ImageError("empty", "The file is empty.")
     if len(data) > settings.max_bytes:
-        limit = settings.max_bytes / 2**20
-        size = len(data) / 2**20
-        raise ImageError(413, "too-large", f"The file has {size:.1f} MiB; at most {limit:g} MiB.")
-    image = _identify(data)
-    if image.width * image.height > settings.max_pixels:
         raise ImageError(
-            413,
             "too-large",
-            f"The picture has {image.width} x {image.height} pixels; "
-            f"at most {settings.max_pixels / 1e6:g} million.",
+            f"The file has {len(data) / 2**20:.1f} MiB; "
+            f"the limit is {settings.max_bytes / 2**20:g} MiB.",
         )
+    image = _identify(data)
+    size = f"The image has {image.width} x {image.height} pixels"
+    if image.width * image.height > settings.max_pixels:
+        limit = f"{settings.max_pixels / 1e6:g} million"
+        raise ImageError("too-large", f"{size}; the limit is {limit}.")
     if min(image.size) < settings.min_side_px:
-        raise ImageError(
-            422,
-            "too-small",
-            f"The picture has {image.width} x {image.height} pixels; "
-            f"each side needs at least {settings.min_side_px}.",
-        )
+        limit = f"{settings.min_side_px} x {settings.min_side_px}"
+        raise ImageError("too-small", f"{size}; the minimum is {limit}.")
     return image
+
+
+def _decode_opened(image: Image.Image) -> Image.Image:
+    try:
+        # A truncated JPEG passes open() and even verify(); only decoding detects it.
+        image.load()
+        return _to_rgb(_apply_exif_rotation(image))
+    except DECODE_ERRORS as error:
+        raise _undecodable() from error
+
+
+def _resize(image: Image.Image, settings: Preprocessing) -> NDArray[np.uint8]:
+    square = image.resize((settings.side_px, settings.side_px), _RESAMPLING[settings.resampling])
+    return np.asarray(square)
 
 
 def _identify(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
-        if looks_like_image(data):
-            raise _broken() from error
-        raise ImageError(
-            415, "non-media", f"Not a picture of a known kind ({', '.join(FORMATS)})."
-        ) from error
-    except DAMAGE as error:
-        raise _broken() from error
+        if _has_image_signature(data):
+            raise _undecodable() from error
+        formats = ", ".join(_FORMATS)
+        raise ImageError("non-media", f"Not an image of a supported format ({formats}).") from error
+    except DECODE_ERRORS as error:
+        raise _undecodable() from error
 
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 
 
-def looks_like_image(data: bytes) -> bool:
-    """Whether the first bytes promise a picture, even if the rest is broken."""
+def _has_image_signature(data: bytes) -> bool:
     return data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_exif_rotation(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except DAMAGE:
-        return image  # Damaged EXIF: the pixels themselves are fine.
+    except DECODE_ERRORS:
+        return image  # Damaged EXIF does not make the pixels unusable.
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("F", "LAB", "HSV"):
-        raise ImageError(415, "unsupported", f"Pictures of mode {image.mode} are not read.")
+        raise ImageError("unsupported", f"Images of mode {image.mode} are not supported.")
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
     if image.has_transparency_data:
@@ -254,13 +242,13 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits to 8, which Pillow's own conversion clips to white."""
+    """Converts 16-bit grey to 8 bits; Pillow's own conversion clips everything to white."""
     values = np.asarray(image)
-    # Mode I has 32 bits: a PGM of 16 bits comes as I, and so do files of 8 bits in disguise.
+    # Mode I has 32 bits: Pillow uses it for 16-bit PGM, and also for some files with 8-bit values.
     if image.mode != "I" or values.max(initial=0) > 255:
         values = values >> 8
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
-def _broken() -> ImageError:
-    return ImageError(422, "undecodable", "The picture is damaged or cut short.")
+def _undecodable() -> ImageError:
+    return ImageError("undecodable", "The image is damaged or truncated.")

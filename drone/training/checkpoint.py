@@ -1,13 +1,13 @@
 """Checkpoint folders.
 
-    weights.pt      the model, and of its moving average, under "model" and "average"
+    weights.pt      the model and the moving average of its weights, under "model" and "average"
     optimizer.pt    the optimiser
     best.pt         the weights of the best epoch so far, as they were evaluated
     state.json      everything else; written last, with the sizes of the others
 
-Order of precedence when a run goes on: the launcher's newest checkpoint of this attempt; the
-newest of earlier attempts; a fresh start from the configured weights. There is no state of random
-generators to keep: every random number is a function of seed, epoch and picture (drone.noise).
+A run resumes from, in this order: the launcher's newest checkpoint of this attempt; the newest of
+earlier attempts; a fresh start from the configured weights. No state of random generators is saved:
+every random number is a function of seed, epoch and image (drone.counter_rng).
 """
 
 import json
@@ -20,37 +20,38 @@ import torch
 from torch import Tensor
 
 from drone.errors import RunError
+from drone.training.selection import History
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever an older program could misread the folder."""
 
 STATE_FILE = "state.json"
 _FILES = ("weights.pt", "optimizer.pt", "best.pt")
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 @dataclass
 class Position:
-    """Where training stands and what it knows besides tensors."""
+    """Where training stands, and what it remembers besides tensors."""
 
     epoch: int = 0
-    """The epoch that goes on, from 0."""
+    """The current epoch, from 0."""
 
     batch: int = 0
-    """Its batches that are done."""
+    """Completed batches of the current epoch."""
 
-    tally: list[float] = field(default_factory=list)
-    """Sums over these batches, of all ranks."""
+    metric_sums: list[float] = field(default_factory=list)
+    """`EpochMetrics.state` over these batches, of all ranks."""
 
     elapsed_s: float = 0.0
     """Seconds that these batches took."""
 
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """An entry for each finished epoch."""
+    history: History = field(default_factory=list)
+    """An entry for each completed epoch."""
 
     best: dict[str, float] = field(default_factory=dict)
-    """"epoch", "macro_f1" and "loss" on validation of the best epoch; empty before the first."""
+    """Validation "epoch", "macro_f1" and "loss" of the best epoch; empty before the first."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,24 @@ class Identity:
     commit: str
 
 
-def save(
-    folder: Path,
-    position: Position,
-    identity: Identity,
-    weights: dict[str, State],
-    optimizer: dict[str, Any],
-    best: State,
-) -> None:
-    """Writes a checkpoint folder, under another name until it is whole."""
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a checkpoint."""
+
+    weights: dict[str, StateDict]
+    """"model", and "average" if there is a moving average."""
+
+    optimizer: dict[str, Any]
+    best: StateDict
+
+
+def save(folder: Path, position: Position, identity: Identity, tensors: Tensors) -> None:
+    """Writes a checkpoint folder, under another name until it is complete."""
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    for name, content in zip(_FILES, (weights, optimizer, best), strict=True):
+    contents = (tensors.weights, tensors.optimizer, tensors.best)
+    for name, content in zip(_FILES, contents, strict=True):
         torch.save(content, building / name)
     sizes = {name: (building / name).stat().st_size for name in _FILES}
     state = {
@@ -88,17 +94,6 @@ def save(
     building.rename(folder)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What a checkpoint folder holds."""
-
-    position: Position
-    identity: Identity
-    weights: dict[str, State]
-    optimizer: dict[str, Any]
-    best: State
-
-
 def is_whole(folder: Path) -> bool:
     """Whether every file is there in its full size."""
     try:
@@ -109,13 +104,13 @@ def is_whole(folder: Path) -> bool:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint below a folder, or None. Checkpoints sort by name."""
-    found = sorted(folder.glob("checkpoint_*"), reverse=True)
-    return next((checkpoint for checkpoint in found if is_whole(checkpoint)), None)
+    """The newest complete checkpoint below a folder, or None. Checkpoints sort by name."""
+    checkpoints = sorted(folder.glob("checkpoint_*"), reverse=True)
+    return next((checkpoint for checkpoint in checkpoints if is_whole(checkpoint)), None)
 
 
 def read_position(folder: Path) -> tuple[Position, Identity]:
-    """The small part of a checkpoint.
+    """Reads the small part of a checkpoint.
 
     Raises:
         RunError: it is damaged or of another schema.
@@ -124,8 +119,8 @@ def read_position(folder: Path) -> tuple[Position, Identity]:
         state = json.loads((folder / STATE_FILE).read_text("utf-8"))
         if state["schema"] != SCHEMA:
             raise RunError(
-                f"The checkpoint {folder} has schema {state['schema']}; "
-                f"this program reads {SCHEMA}."
+                f"Cannot read the checkpoint {folder}: it has schema {state['schema']}, this "
+                f"version reads {SCHEMA}. Start the run again with ray_jobs/train.py."
             )
         identity = Identity(
             config=state["config"],
@@ -135,10 +130,13 @@ def read_position(folder: Path) -> tuple[Position, Identity]:
         )
         return Position(**state["position"]), identity
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"The checkpoint {folder} is damaged ({error}).") from error
+        raise RunError(
+            f"The checkpoint {folder} is damaged ({error}). Delete it to resume from the one "
+            f"before."
+        ) from error
 
 
-def load(folder: Path) -> Loaded:
+def load(folder: Path) -> tuple[Position, Identity, Tensors]:
     """Reads a checkpoint; tensors only, nothing in it is executed.
 
     Raises:
@@ -150,10 +148,10 @@ def load(folder: Path) -> Loaded:
     weights, optimizer, best = (
         torch.load(folder / name, map_location="cpu", weights_only=True) for name in _FILES
     )
-    return Loaded(position, identity, weights, optimizer, best)
+    return position, identity, Tensors(weights, optimizer, best)
 
 
-def load_best(folder: Path) -> State:
-    """The weights of the best epoch alone."""
-    best: State = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
+def load_best(folder: Path) -> StateDict:
+    """Reads the weights of the best epoch alone."""
+    best: StateDict = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
     return best

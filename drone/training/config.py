@@ -1,25 +1,25 @@
-"""How a model is trained."""
+"""Training configuration."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from drone.data.augment import AugmentConfig
+from drone.data.augmentation import AugmentConfig
 from drone.data.bins import PIXEL_BUDGET
 from drone.errors import ConfigError
 from drone.model.config import ModelConfig
-
-Select = Literal["loss", "macro_f1"]
+from drone.training.selection import BestEpochBy
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimiser and its schedule."""
+    """The optimiser and its learning-rate schedule."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum 0.9 as the original had it."""
+    """Optimiser: AdamW, or SGD with Nesterov momentum 0.9 as in the original project."""
 
     schedule: Literal["cosine", "seed-cyclic"] = "cosine"
-    """cosine: warm-up, then down to zero, per step. seed-cyclic: triangular2, per epoch."""
+    """Learning-rate schedule: cosine is warm-up and cosine decay to zero, per step; seed-cyclic is
+    the original's triangular2, per epoch."""
 
     lr_head: float = 1e-3
     """Peak learning rate of the head."""
@@ -27,43 +27,48 @@ class OptimConfig:
     lr_backbone: float = 2e-4
     """Peak learning rate of the unfrozen blocks."""
 
-    resizer_share: float = 0.05
-    """Learning rate of the resizer as a share of the head's, at most: a tenth at most, since a
-    resizer that moves fast ruins what the backbone sees. (The original's schedule had it at 1.)"""
+    resizer_lr_ratio: float = 0.05
+    """Maximum learning rate of the resizer as a fraction of the head's, at most 0.1: a resizer that
+    moves fast ruins what the backbone sees. (The original's schedule had 1.)"""
 
     weight_decay: float = 0.05
-    """Of weights; with AdamW, biases and normalisation have none."""
+    """Weight decay; with AdamW, biases and normalisation layers are exempt."""
 
-    head_epochs: float = 1.0
-    """Epochs in which only the head learns."""
+    head_only_epochs: float = 1.0
+    """Epochs at the start in which only the head is trained."""
 
     warmup_epochs: float = 0.5
-    """Epochs in which a learning rate rises to its peak."""
+    """Epochs over which a learning rate rises to its peak."""
 
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
+    """Label smoothing: share of the target that is spread over all classes."""
 
-    clip_norm: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    max_grad_norm: float = 1.0
+    """Maximum norm of the gradient before it is clipped; 0 disables clipping."""
 
     ema_decay: float = 0.99
-    """Of the moving average of the weights, per step, that is evaluated; 0 switches it off."""
+    """Decay per step of the moving average of the weights that is evaluated; 0 disables it."""
 
     def __post_init__(self) -> None:
         for name in ("lr_head", "lr_backbone"):
             if not 0 < getattr(self, name) <= 10:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}; above 0, at most 10.")
-        most = 1.0 if self.schedule == "seed-cyclic" else 0.1
-        if not 0 < self.resizer_share <= most:
+                raise ConfigError(
+                    f"optim.{name} is {getattr(self, name)}; it must be above 0 and at most 10."
+                )
+        max_ratio = 1.0 if self.schedule == "seed-cyclic" else 0.1
+        if not 0 < self.resizer_lr_ratio <= max_ratio:
             raise ConfigError(
-                f"optim.resizer_share is {self.resizer_share}; above 0, at most {most:g}."
+                f"optim.resizer_lr_ratio is {self.resizer_lr_ratio}; it must be above 0 and at "
+                f"most {max_ratio:g}."
             )
-        for name in ("weight_decay", "head_epochs", "warmup_epochs", "clip_norm"):
+        for name in ("weight_decay", "head_only_epochs", "warmup_epochs", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more.")
         for name in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}; 0 to below 1.")
+                raise ConfigError(
+                    f"optim.{name} is {getattr(self, name)}; it must be 0 or more and below 1."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,68 +76,66 @@ class TrainConfig:
     """Everything that decides what a run computes; the number of workers does not."""
 
     preset: str = "finetune"
-    """Name of the preset that this began as."""
+    """Name of the preset that the configuration started from."""
 
     epochs: int = 12
-    """Passes over the training pictures."""
+    """Number of passes over the training images."""
 
     batch_size: int = 64
-    """Pictures in an optimiser step, over all workers together."""
+    """Images per optimiser step, over all workers together."""
 
     pixel_budget: int = PIXEL_BUDGET
-    """With a resizer, pixels that go through the network together on each worker; a step's pictures
-    are of several sizes and come in parts, 64 of 448 px, 4 of 1792 px."""
+    """Maximum pixels of a micro-batch on each worker, with a resizer: a step's images are of
+    several sizes and go through the network size by size, 64 of 448 px or 4 of 1792 px at a
+    time."""
 
-    watchdog: int = 0
-    """Evaluations in a row that a run may be below its own start, or have one class for an answer,
-    before it is stopped; 0 never stops it."""
+    early_stopping_patience: int = 0
+    """Early stopping: consecutive evaluations that a run may be worse than at its start, or predict
+    a single class, before it is stopped; 0 disables it."""
 
     seed: int = 0
-    """Of the head's first weights, the order, the views and dropout."""
+    """Seed for head initialisation, data order, augmentation and dropout."""
 
     views: int = 0
-    """Different views of each picture: epoch e sees view e mod this. 0: one for each epoch."""
+    """Number of different augmented views per image: epoch e uses view e mod this. 0 draws a new
+    view in every epoch."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the device computes in it, else fp32. Weights are always fp32."""
+    """Precision of the activations: auto is bf16 where the device computes in it, else fp32.
+    Weights are always fp32."""
 
-    select: Select = "loss"
-    """What chooses the best epoch on validation; the loss is steadier where pictures are few."""
+    best_epoch_by: BestEpochBy = "loss"
+    """Validation metric that selects the best epoch; with few images the loss is less noisy."""
 
-    checkpoint_every_s: float = 300.0
-    """Seconds between checkpoints in the middle of an epoch; each epoch ends with one anyway."""
+    checkpoint_interval_s: float = 300.0
+    """Seconds between checkpoints within an epoch; every epoch ends with one anyway."""
 
     compile: bool = False
     """Compile the model with torch.compile (needs a C++ compiler; pays for long runs)."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """What the model is made of."""
+    """Architecture of the model."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How the pictures vary from epoch to epoch."""
+    """Augmentation of the training images."""
 
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimiser and its schedule."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "pixel_budget"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("views", "watchdog"):
+        for name in ("views", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
         if self.compile and self.model.mixed:
             raise ConfigError(
-                "compile is for pictures of one size; leave it out with model.resizer."
+                "compile needs images of one size: disable it, or set model.resizer to none."
             )
-        if self.pixel_budget < 1:
-            raise ConfigError(f"pixel_budget is {self.pixel_budget}; it must be at least 1.")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed is {self.seed}; it must be 0 to {2**31 - 1}.")
-        if self.checkpoint_every_s <= 0:
-            raise ConfigError(f"checkpoint_every_s is {self.checkpoint_every_s}; above 0.")
-
-
-def epoch_rank(macro_f1: float, loss: float, select: Select) -> tuple[float, float]:
-    """Epochs of a higher rank are better, by their figures on validation."""
-    return (-loss, macro_f1) if select == "loss" else (macro_f1, -loss)
+        if self.checkpoint_interval_s <= 0:
+            raise ConfigError(
+                f"checkpoint_interval_s is {self.checkpoint_interval_s}; it must be above 0."
+            )

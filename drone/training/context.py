@@ -1,37 +1,39 @@
-"""What the loop needs from whoever launched it."""
+"""What the training loop needs from whoever launched it."""
 
 import shutil
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from drone.training.checkpoint import latest
-
-History = list[dict[str, Any]]
-"""An entry for each finished epoch: "epoch", "time_ms" and "metrics" by name."""
+from drone.training.selection import History
 
 
 class Stop(IntEnum):
-    """Why training should stop at the next step; the largest of all ranks counts."""
+    """Why training should stop at the next step; the largest value of all ranks counts."""
 
     NO = 0
     PREEMPTED = 1
-    """This worker's machine goes away: checkpoint, then let the launcher start again."""
+    """This worker's machine is going away: write a checkpoint, then let the launcher restart."""
 
     INTERRUPTED = 2
-    """A person wants it: checkpoint and end."""
+    """The user interrupted the run: write a checkpoint and end."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands, for a person to look at."""
+    """How far training is, for a progress bar."""
 
     epoch: int
+    """The current epoch, from 1."""
+
     epochs: int
     step: int
+    """Completed steps of the epoch."""
+
     steps: int
     batch_size: int
     images_per_s: float
@@ -43,20 +45,20 @@ class Context(Protocol):
     rank: int
     world_size: int
     device: torch.device
-    saves_each_epoch: bool
-    """Whether each epoch ends with a checkpoint; else only those that are due by time."""
+    checkpoint_each_epoch: bool
+    """Whether every epoch ends with a checkpoint; otherwise only those due by time are written."""
 
     def report(self, history: History, checkpoint: Path | None) -> None:
         """Hands over all epochs so far and a checkpoint folder; every rank calls it together.
 
-        Only rank 0 brings a checkpoint, if one is due. The folder may be moved or copied.
+        Only rank 0 passes a checkpoint, and only if one is due. The folder may be moved or copied.
         """
 
     def progress(self, progress: Progress) -> None:
-        """Tells how far the epoch is; called by rank 0 after each step, must be cheap."""
+        """Reports progress within an epoch; called by rank 0 after each step, must be cheap."""
 
     def resume_from(self) -> Path | None:
-        """The checkpoint folder to go on from, or None for a fresh start."""
+        """The checkpoint folder to resume from, or None for a fresh start."""
 
     def stop(self) -> Stop:
         """Whether this rank has been asked to stop."""
@@ -65,22 +67,22 @@ class Context(Protocol):
 class LocalContext:
     """One process, checkpoints in a folder: for tests and the simplest case."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        """Uses the folder; what is in it is gone on from.
+    def __init__(self, folder: Path, max_checkpoints: int = 2) -> None:
+        """Uses a folder; a checkpoint in it is resumed from.
 
         Args:
             folder: for checkpoints, each in a subfolder.
-            keep: the newest ones that stay.
+            max_checkpoints: checkpoint retention: how many of the newest are kept.
         """
         self.rank, self.world_size = 0, 1
         self.device = torch.device("cpu")
-        self.saves_each_epoch = True
+        self.checkpoint_each_epoch = True
         self.folder = folder
         self.history: History = []
-        self._keep = keep
+        self._max_checkpoints = max_checkpoints
 
     def report(self, history: History, checkpoint: Path | None) -> None:
-        """Renames the checkpoint into the folder."""
+        """Copies the checkpoint into the folder, then deletes the oldest beyond the limit."""
         self.history = list(history)
         if checkpoint is None:
             return
@@ -90,16 +92,16 @@ class LocalContext:
         arriving = self.folder / f".arriving_{number:06d}"
         shutil.copytree(checkpoint, arriving)
         arriving.rename(self.folder / f"checkpoint_{number:06d}")
-        for old in existing[: len(existing) + 1 - self._keep]:
+        for old in existing[: len(existing) + 1 - self._max_checkpoints]:
             shutil.rmtree(old)
 
     def progress(self, progress: Progress) -> None:
-        """Nobody looks."""
+        """Does nothing."""
 
     def resume_from(self) -> Path | None:
-        """The newest whole checkpoint in the folder."""
+        """The newest complete checkpoint in the folder."""
         return latest(self.folder)
 
     def stop(self) -> Stop:
-        """Never."""
+        """Never stops."""
         return Stop.NO

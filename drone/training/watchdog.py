@@ -1,4 +1,4 @@
-"""Whether it makes sense that a run goes on, told from its evaluations."""
+"""Early stopping: whether a run is still worth its time, judged from its evaluations."""
 
 import math
 from collections.abc import Mapping
@@ -6,89 +6,90 @@ from typing import Any
 
 from drone.errors import TrainingError
 from drone.training.config import TrainConfig
-from drone.training.context import History
+from drone.training.selection import History
 
-_DIVERGED = 3.0
-"""A loss this many times that of guessing has left for good."""
+_DIVERGED_RATIO = 3.0
+"""A validation loss this many times that of guessing does not recover."""
 
 
-def reason_to_end(
+def reason_to_stop(
     history: History, num_classes: int, grace_epochs: float, patience: int = 2
 ) -> str | None:
-    """Why a run should end although nothing failed; None if it should go on.
+    """Why a run should stop although nothing failed; None if it should continue.
 
     Args:
         history: the epochs so far.
         num_classes: K.
-        grace_epochs: of the head alone and of the warm-up, in which little can be said.
-        patience: evaluations in a row in which one class is the answer to everything.
+        grace_epochs: head-only and warm-up epochs, which say little yet.
+        patience: consecutive evaluations in which a single class is predicted for every image.
     """
     if not history:
         return None
     metrics = history[-1]["metrics"]
     losses = (metrics["train/loss"], metrics["validation/loss"])
     if not all(math.isfinite(loss) for loss in losses):
-        return "not finite: the loss is no number"
-    if metrics["validation/loss"] > _DIVERGED * math.log(num_classes):
+        return "not finite: the loss is NaN or infinite"
+    if metrics["validation/loss"] > _DIVERGED_RATIO * math.log(num_classes):
         return (
-            f"diverged: a validation loss of {metrics['validation/loss']:.2f}, where guessing "
-            f"has {math.log(num_classes):.2f}"
+            f"diverged: the validation loss is {metrics['validation/loss']:.2f}, guessing gives "
+            f"{math.log(num_classes):.2f}"
         )
     judged = [entry for entry in history if entry["epoch"] > grace_epochs][-patience:]
-    if len(judged) == patience and all(_one_answer(entry) for entry in judged):
-        return "collapsed: one class is the answer to every picture"
+    if len(judged) == patience and all(_predicts_one_class(entry) for entry in judged):
+        return "collapsed: a single class is predicted for every image"
     return None
 
 
-def _one_answer(entry: Mapping[str, Any]) -> bool:
+def _predicts_one_class(entry: Mapping[str, Any]) -> bool:
     recalls = [
         value for name, value in entry["metrics"].items() if name.startswith("validation/recall_")
     ]
     return sorted(recalls) == [0.0] * (len(recalls) - 1) + [1.0]
 
 
-def fallen_below_start(history: History, head_epochs: float, patience: int) -> str | None:
-    """Whether a run has been worse than it began for some evaluations in a row, and how much.
+def worse_than_start(history: History, head_only_epochs: float, patience: int) -> str | None:
+    """Whether a run has been worse than at its start for some consecutive evaluations, and how.
 
-    It begins with the last epoch in which only the head learnt, at least the first: what the head
-    makes of the backbone as it is. What learns later must not take from that.
+    The start is the last epoch in which only the head was trained, at least the first: what the
+    head achieves on the backbone as it is. Training further blocks must not lose that.
     """
-    start_epoch = max(1, math.floor(head_epochs))
-    figures = {entry["epoch"]: entry["metrics"]["validation/macro_f1"] for entry in history}
-    later = [figures[epoch] for epoch in sorted(figures) if epoch > start_epoch][-patience:]
-    start = figures.get(start_epoch)
+    start_epoch = max(1, math.floor(head_only_epochs))
+    scores = {entry["epoch"]: entry["metrics"]["validation/macro_f1"] for entry in history}
+    later = [scores[epoch] for epoch in sorted(scores) if epoch > start_epoch][-patience:]
+    start = scores.get(start_epoch)
     if start is None or len(later) < patience or max(later) >= start:
         return None
     return (
-        f"below its start: macro F1 {later[-1]:.3f} on validation, {start:.3f} after epoch "
-        f"{start_epoch}"
+        f"worse than at its start: validation macro F1 is {later[-1]:.3f}, it was {start:.3f} "
+        f"after epoch {start_epoch}"
     )
 
 
 class Watchdog:
-    """Stops a run that has no future."""
+    """Stops a run early, as TrainConfig.early_stopping_patience says."""
 
     def __init__(self, config: TrainConfig, num_classes: int) -> None:
-        """Watches as configured; see TrainConfig.watchdog."""
-        self._patience, self._num_classes = config.watchdog, num_classes
+        """Watches a run of this configuration."""
+        self._patience, self._num_classes = config.early_stopping_patience, num_classes
         optim = config.optim
-        self._head_epochs = optim.head_epochs if optim.head_epochs < config.epochs else 0.0
-        self._grace_epochs = self._head_epochs + optim.warmup_epochs
+        head_only = optim.head_only_epochs
+        self._head_only_epochs = head_only if head_only < config.epochs else 0.0
+        self._grace_epochs = self._head_only_epochs + optim.warmup_epochs
 
     def check(self, history: History) -> None:
-        """Looks at the evaluations so far; on every rank the same.
+        """Judges the evaluations so far; on every rank alike.
 
         Raises:
-            TrainingError: the run should not go on; it names the reason.
+            TrainingError: the run should stop; the message gives the reason.
         """
-        if not self._patience:
-            return
         patience = self._patience
-        reason = reason_to_end(history, self._num_classes, self._grace_epochs, patience)
-        reason = reason or fallen_below_start(history, self._head_epochs, patience)
+        if not patience:
+            return
+        reason = reason_to_stop(history, self._num_classes, self._grace_epochs, patience)
+        reason = reason or worse_than_start(history, self._head_only_epochs, patience)
         if reason:
             raise TrainingError(
-                f"The watchdog stopped the run after epoch {history[-1]['epoch']}. {reason}. "
-                f"Start another with lower --optim.lr-head and --optim.resizer-share, or with "
-                f"--watchdog 0 to let it run to its end."
+                f"Early stopping ended the run after epoch {history[-1]['epoch']}: {reason}. "
+                f"Start another with lower --optim.lr-head and --optim.resizer-lr-ratio, or with "
+                f"--early-stopping-patience 0 to train to the last epoch."
             )

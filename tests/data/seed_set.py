@@ -18,17 +18,17 @@ ACROSS = {
     ("Large QuadCopters", "Winged Drones"): 15,
     ("Small QuadCopters", "Winged Drones"): 19,
 }
-"""Pictures that a class shares with an earlier one."""
+"""Number of images that two classes share."""
 
 BOTH = 6
-"""Files among the winged drones that count as errors by their name and are copies too."""
+"""Winged drones that count as errors by their name and are copies too."""
 
 _ERROR_SUFFIXES = ("gif", "jfif", "svg", "txt", "ipynb")
 _SUFFIXES = ("jpg",) * 9 + ("jpeg",)
 
 
 def layout() -> Iterator[tuple[str, int]]:
-    """Path and number of the content of each of the 21,805 files; equal numbers are copies."""
+    """Yields the path and the content number of each of the 21,805 files; copies share a number."""
     content = iter(range(10**6))
     shared: dict[str, list[int]] = {name: [] for name in CLASSES}
     for name in CLASSES:
@@ -37,7 +37,7 @@ def layout() -> Iterator[tuple[str, int]]:
                 shared[second] += [next(content) for _ in range(count)]
                 numbers = shared[second][-count:]
                 yield from ((f"{name}/given_{second[0]}{n:06d}.jpg", n) for n in numbers)
-        own = ERRORS.get(name, 0) + sum(
+        special = ERRORS.get(name, 0) + sum(
             count for (first, second), count in ACROSS.items() if name in (first, second)
         )
         both = BOTH if name == "Winged Drones" else 0
@@ -50,7 +50,7 @@ def layout() -> Iterator[tuple[str, int]]:
             if error < both:
                 yield f"{name}/error_{error:02d} again.{suffix}", number
         copies = WITHIN[name] - both
-        single = FILES[name] - own - 2 * copies
+        single = FILES[name] - special - 2 * copies
         for copy in range(copies):
             number = next(content)
             yield f"{name}/image_{number:06d}.jpg", number
@@ -60,11 +60,11 @@ def layout() -> Iterator[tuple[str, int]]:
             yield f"{name}/image_{number:06d}.{_SUFFIXES[number % len(_SUFFIXES)]}", number
 
 
-def picture(number: int) -> bytes:
-    """A picture like no other, as JPEG: smooth colours, a few hundred to some thousand pixels."""
+def image(number: int) -> bytes:
+    """Returns a unique image as JPEG: smooth colours, a few hundred to some thousand pixels."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 256, (rng.integers(5, 9), rng.integers(5, 9), 3), dtype=np.uint8)
-    # Half of the original's pictures were wider than about 700 px, one in twenty below 224.
+    # Half of the original's images were wider than about 700 px, one in twenty below 224.
     width = int(np.clip(rng.lognormal(np.log(700), 0.7), 100, 6000))
     size = (width, int(width * rng.uniform(0.55, 1.0)))
     image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
@@ -73,14 +73,14 @@ def picture(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def write(folder: Path, most: int = 10**6) -> None:
-    """Makes the collection, at most so many files of each class, on all processors."""
+def write(folder: Path, max_per_class: int = 10**6) -> None:
+    """Writes the collection, or its first files of each class, on all processors."""
     made = dict.fromkeys(CLASSES, 0)
     jobs = []
     for path, number in layout():
         name = path.split("/")[0]
         (folder / name).mkdir(parents=True, exist_ok=True)
-        if made[name] < most:
+        if made[name] < max_per_class:
             made[name] += 1
             jobs.append((folder / path, number))
     with ProcessPoolExecutor() as pool:
@@ -90,4 +90,4 @@ def write(folder: Path, most: int = 10**6) -> None:
 def _write_one(job: tuple[Path, int]) -> None:
     file, number = job
     text = file.suffix in (".svg", ".txt", ".ipynb")
-    file.write_bytes(f"no picture {number}".encode() if text else picture(number))
+    file.write_bytes(f"no image {number}".encode() if text else image(number))

@@ -1,4 +1,4 @@
-"""Pictures at the bins of their sizes: the rule, the packing, and batches of one bin."""
+"""Images at the bins of their sizes: nearest bin, packing, and batches of one bin."""
 
 import math
 import resource
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from drone.data.batches import Batches
-from drone.data.bins import BIN_SIDES_PX, PIXEL_BUDGET, batch_of, nearest_bin
+from drone.data.bins import BIN_SIDES_PX, PIXEL_BUDGET, batch_size_for, nearest_bin
 from drone.data.dataset import Dataset, open_dataset
-from drone.data.pixels import PixelStore, bin_rows, shard_name
-from drone.data.prepare import PrepareSettings, map_here, plan
-from drone.data.writing import apply, undo
+from drone.data.pixels import PixelStore, bin_shard_rows, shard_name
+from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
+from drone.data.prepare.write import undo_last, write_dataset
 from drone.errors import ConfigError, DataError
-from drone.model.resizer import STACKS, sides_px
+from drone.model.resizer import SIDES_PX, STACKS
 from drone.serving.preprocess import Preprocessing, to_pixels
 
 
@@ -25,8 +25,8 @@ def test_the_nearest_bin_and_ties_go_down() -> None:
     assert [BIN_SIDES_PX[at] for at in nearest_bin(longer)] == expected
 
 
-def test_a_batch_keeps_to_its_pixels() -> None:
-    assert [batch_of(side, 256, PIXEL_BUDGET) for side in BIN_SIDES_PX] == [
+def test_a_batch_keeps_to_its_pixel_budget() -> None:
+    assert [batch_size_for(side, 256, PIXEL_BUDGET) for side in BIN_SIDES_PX] == [
         256,
         64,
         28,
@@ -35,23 +35,31 @@ def test_a_batch_keeps_to_its_pixels() -> None:
         4,
         1,
     ]
-    assert [batch_of(side, 20, PIXEL_BUDGET) for side in BIN_SIDES_PX] == [20, 20, 20, 16, 7, 4, 1]
-    assert batch_of(3584, 64, 1) == 1  # One picture goes through, whatever it takes.
+    assert [batch_size_for(side, 20, PIXEL_BUDGET) for side in BIN_SIDES_PX] == [
+        20,
+        20,
+        20,
+        16,
+        7,
+        4,
+        1,
+    ]
+    assert batch_size_for(3584, 64, 1) == 1  # At least one image goes through.
 
 
 def test_resizers_know_the_same_sides() -> None:
-    assert sides_px() == BIN_SIDES_PX
+    assert SIDES_PX == BIN_SIDES_PX
     assert all(side == 224 * math.prod(factors) for side, factors in STACKS.items())
 
 
-def test_a_shard_of_large_pictures_has_few() -> None:
-    rows = [bin_rows(side) for side in BIN_SIDES_PX]
+def test_a_shard_of_large_images_has_few() -> None:
+    rows = [bin_shard_rows(side) for side in BIN_SIDES_PX]
     assert rows == [512, 128, 56, 32, 14, 8, 2]
     sizes = [count * side**2 * 3 for count, side in zip(rows, BIN_SIDES_PX, strict=True)]
     assert max(sizes) <= 512 * 224**2 * 3
 
 
-def test_each_picture_is_packed_at_its_bin_as_it_would_be_served(
+def test_each_image_is_packed_at_its_bin_as_it_would_be_served(
     mixed: Dataset, mixed_raw: Path
 ) -> None:
     train = mixed.at_bins().split("train")
@@ -72,30 +80,37 @@ def test_a_batch_of_two_bins_is_refused(mixed: Dataset) -> None:
         train.gather(np.arange(len(train)))
 
 
-def test_bins_are_the_same_data_and_stay(mixed_raw: Path, tmp_path: Path) -> None:
+def test_adding_bins_changes_no_data_and_updates_keep_them(mixed_raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "d"
-    planned = plan([mixed_raw], PrepareSettings(), map_here)
-    plain, _ = apply(planned, out, map_here)
+    planned = plan_dataset([mixed_raw], PrepareSettings(), map_sequentially)
+    plain, _ = write_dataset(planned, out, map_sequentially)
     with pytest.raises(DataError, match="224 px only.*--bins"):
         plain.at_bins()
-    binned, written = apply(planned, out, map_here, bins=True)
+    binned, written = write_dataset(planned, out, map_sequentially, bins=True)
     assert written and binned.has_bins and binned.fingerprint == plain.fingerprint
-    assert apply(planned, out, map_here)[1] is False  # Nothing new, and they are still there.
+    assert (
+        write_dataset(planned, out, map_sequentially)[1] is False
+    )  # Nothing new, and they are still there.
     assert open_dataset(out).has_bins
-    fewer = plan([mixed_raw], PrepareSettings(policy="first", near="drop"), map_here, out)
-    assert apply(fewer, out, map_here)[0].has_bins
-    assert undo(out, map_here).at_bins().split("train").paths == plain.split("train").paths
+    fewer = plan_dataset(
+        [mixed_raw], PrepareSettings(policy="first", near_duplicates="drop"), map_sequentially, out
+    )
+    assert write_dataset(fewer, out, map_sequentially)[0].has_bins
+    assert (
+        undo_last(out, map_sequentially).at_bins().split("train").paths
+        == plain.split("train").paths
+    )
     shutil.rmtree(out / "pixels" / "0896")
     with pytest.raises(DataError, match=r"0896.*missing or damaged"):
         open_dataset(out).at_bins().split("train")
 
 
-def test_undo_takes_bins_away_again(mixed_raw: Path, tmp_path: Path) -> None:
+def test_undo_removes_added_bins(mixed_raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "d"
-    planned = plan([mixed_raw], PrepareSettings(), map_here)
-    apply(planned, out, map_here)
-    apply(planned, out, map_here, bins=True)
-    assert not undo(out, map_here).has_bins
+    planned = plan_dataset([mixed_raw], PrepareSettings(), map_sequentially)
+    write_dataset(planned, out, map_sequentially)
+    write_dataset(planned, out, map_sequentially, bins=True)
+    assert not undo_last(out, map_sequentially).has_bins
     assert not (out / "pixels" / "0448").exists()
 
 
@@ -118,16 +133,21 @@ def test_many_shards_need_few_open_files(tmp_path: Path) -> None:
     assert list(pixels[:, 0, 0, 0]) == list(range(90))
 
 
-def test_bins_need_the_smallest_one(mixed_raw: Path, tmp_path: Path) -> None:
+def test_bins_need_the_smallest_side(mixed_raw: Path, tmp_path: Path) -> None:
     settings = PrepareSettings(preprocessing=Preprocessing(side_px=64))
     with pytest.raises(ConfigError, match="--bins needs --preprocessing.side-px 224"):
-        apply(plan([mixed_raw], settings, map_here), tmp_path / "d", map_here, bins=True)
+        write_dataset(
+            plan_dataset([mixed_raw], settings, map_sequentially),
+            tmp_path / "d",
+            map_sequentially,
+            bins=True,
+        )
 
 
 SIDES_N = np.repeat([224, 448, 672, 1792, 3584], [37, 90, 40, 9, 2])
 
 
-def test_an_epoch_is_a_pure_function_with_every_picture() -> None:
+def test_an_epoch_is_a_pure_function_with_every_image() -> None:
     batches = Batches(SIDES_N, 32, PIXEL_BUDGET)
     order = batches.order(3, 1)
     assert order.shape == (batches.steps, 32) == (math.ceil(len(SIDES_N) / 32), 32)
@@ -139,24 +159,28 @@ def test_an_epoch_is_a_pure_function_with_every_picture() -> None:
     assert np.array_equal(flat[len(SIDES_N) :], flat[: order.size - len(SIDES_N)])
 
 
-@pytest.mark.parametrize("world", [1, 2, 5])
-def test_parts_hold_one_bin_and_all_pictures_of_the_step(world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_micro_batches_hold_one_bin_and_all_images_of_the_step(world_size: int) -> None:
     batches = Batches(SIDES_N, 32, PIXEL_BUDGET)
     sizes: dict[int, list[int]] = {}
     for step in batches.order(0, 0):
-        parts = batches.parts(step, world)
-        assert sorted(np.concatenate(parts)) == sorted(step)
-        for part in parts:
-            (side,) = set(SIDES_N[part])
-            sizes.setdefault(int(side), []).append(len(part))
-            assert -(-len(part) // world) <= batch_of(int(side), 32, PIXEL_BUDGET)
-    # Where a bin has pictures enough, they go together and not one by one.
+        micro_batches = batches.micro_batches(step, world_size)
+        assert sorted(np.concatenate(micro_batches)) == sorted(step)
+        for positions in micro_batches:
+            (side,) = set(SIDES_N[positions])
+            sizes.setdefault(int(side), []).append(len(positions))
+            assert -(-len(positions) // world_size) <= batch_size_for(int(side), 32, PIXEL_BUDGET)
+    # Where a bin has enough images, they go together and not one by one.
     assert all(np.mean(counts) > 1.5 for side, counts in sizes.items() if side < 3584), sizes
 
 
-@pytest.mark.parametrize("world", [1, 3])
-def test_evaluation_counts_each_picture_once(world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_counts_each_image_once(world_size: int) -> None:
     batches = Batches(SIDES_N, 64, PIXEL_BUDGET)
-    shares = [part for rank in range(world) for part in batches.once(rank, world, 64)]
-    assert sorted(np.concatenate(shares)) == list(range(len(SIDES_N)))
-    assert all(len(set(SIDES_N[part])) == 1 for part in shares)
+    evaluated = [
+        positions
+        for rank in range(world_size)
+        for positions in batches.sequential(rank, world_size, 64)
+    ]
+    assert sorted(np.concatenate(evaluated)) == list(range(len(SIDES_N)))
+    assert all(len(set(SIDES_N[positions])) == 1 for positions in evaluated)

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, and what they left in MLflow."""
+"""Runs jobs in processes of their own, and reads what they logged to MLflow."""
 
 import contextlib
 import os
@@ -18,31 +18,31 @@ from tests.conftest import job_command, job_environment
 
 
 def points(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of each metric by epoch, as they were logged."""
+    """Steps and values of each metric that is logged by epoch."""
     names = client.get_run(run_id).data.metrics
-    kept = [name for name in names if name.split("/")[0] in ("train", "validation", "lr")]
+    by_epoch = [name for name in names if name.split("/")[0] in ("train", "validation", "lr")]
     return {
         name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
-        for name in kept
+        for name in by_epoch
     }
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 240) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"still not so after {timeout_s:.0f} s"
         time.sleep(0.2)
 
 
 @contextlib.contextmanager
 def started(
-    place: Path, name: str, *words: object, **environment: str
+    folder: Path, name: str, *args: object, **environment: str
 ) -> Iterator[subprocess.Popen]:
     """A job that runs while the block does, in a process group of its own."""
-    with (place / "job.log").open("w") as log:
+    with (folder / "job.log").open("w") as log:
         job = subprocess.Popen(
-            job_command(name, *words),
-            cwd=place,
+            job_command(name, *args),
+            cwd=folder,
             env=job_environment(**environment),
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -58,14 +58,14 @@ def started(
 
 
 def workers_of(job: subprocess.Popen, kind: str = "RayTrainWorker") -> list[psutil.Process]:
-    """The processes of a local Ray that train, or those of another kind."""
+    """The processes of a job's local Ray that train, or those of another kind."""
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(job.pid).children(recursive=True)
-        return [child for child in children if kind in " ".join(cmdline(child))]
+        return [child for child in children if kind in " ".join(_cmdline(child))]
     return []
 
 
-def cmdline(process: psutil.Process) -> list[str]:
+def _cmdline(process: psutil.Process) -> list[str]:
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
         return process.cmdline()
     return []
@@ -77,26 +77,26 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def answers(url: str) -> bool:
+def is_up(url: str) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
         return bool(response.status == 200)
     return False
 
 
 @contextlib.contextmanager
-def tracking_server(place: Path, port: int, store: str) -> Iterator[subprocess.Popen]:
+def tracking_server(folder: Path, port: int, store: str) -> Iterator[subprocess.Popen]:
     """MLflow's server with its UI on a sqlite store in a folder."""
-    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--workers", "1", "--backend-store-uri", f"sqlite:///{place}/{store}"]
-    words += ["--artifacts-destination", str(place / "server-artifacts")]
+    args = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    args += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/{store}"]
+    args += ["--artifacts-destination", str(folder / "server-artifacts")]
     server = subprocess.Popen(
-        [sys.executable, *words],
-        cwd=place,
+        [sys.executable, *args],
+        cwd=folder,
         env=job_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
         start_new_session=True,
     )
     try:
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        wait_for(lambda: is_up(f"http://127.0.0.1:{port}/health"))
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):

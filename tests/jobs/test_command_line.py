@@ -1,4 +1,4 @@
-"""What jobs say to wrong usage: a message that names it and the way out, never a traceback."""
+"""Wrong usage gets a message that names the cause and the way out, never a traceback."""
 
 import json
 import re
@@ -17,11 +17,11 @@ JOBS += ("tracking", "export", "serve")
 
 def fails(done: Done, code: int, *parts: str) -> None:
     """Asserts that a job failed with an exit code and a message, whose line breaks do not count."""
-    said = re.sub(r"[\s│]+", " ", done.err + done.out)
-    assert done.code == code, said
-    assert "Traceback" not in said
+    output = re.sub(r"[\s│]+", " ", done.err + done.out)
+    assert done.code == code, output
+    assert "Traceback" not in output
     for part in parts:
-        assert part in said, said
+        assert part in output, output
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -41,7 +41,7 @@ FLAGS = {
         "--out",
         "--dry-run",
         "--policy",
-        "--near",
+        "--near-duplicates",
         "--undo",
         "--decisions",
         "--diff",
@@ -56,7 +56,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_the_promised_flags_are_there(call_job: RunJob, name: str) -> None:
+def test_promised_flags_exist(call_job: RunJob, name: str) -> None:
     shown = call_job(name, "--help").out
     assert all(flag in shown for flag in FLAGS[name])
 
@@ -82,17 +82,17 @@ def test_settings_out_of_range(call_job: RunJob, dataset: Dataset) -> None:
 def test_a_config_file(call_job: RunJob, dataset: Dataset, tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
     file.write_text("epochs: 2\nmodel: {dropuot: 0.1}\n")
-    words = ["smoke", "--data", dataset.folder, "--config", file]
-    fails(call_job("train", *words), 2, "my.yaml: model", "Did you mean 'dropout'?")
+    args = ["smoke", "--data", dataset.folder, "--config", file]
+    fails(call_job("train", *args), 2, "my.yaml: model", "Did you mean 'dropout'?")
     file.write_text("epochs: [2\n")
-    fails(call_job("train", *words), 2, "my.yaml cannot be read")
-    fails(call_job("train", "smoke", "--config", "no.yaml"), 2, "no.yaml cannot be read")
+    fails(call_job("train", *args), 2, "Cannot read", "my.yaml")
+    fails(call_job("train", "smoke", "--config", "no.yaml"), 2, "Cannot read no.yaml")
 
 
 def test_raw_folders_that_cannot_be_used(call_job: RunJob, tmp_path: Path) -> None:
     fails(call_job("prepare", "--raw", "nowhere", "--out", "set"), 1, "nowhere does not exist")
     (tmp_path / "raw" / "cats").mkdir(parents=True)
-    fails(call_job("prepare", "--raw", "raw", "--out", "set"), 1, "holds a class", "cats")
+    fails(call_job("prepare", "--raw", "raw", "--out", "set"), 1, "matches a class", "cats")
     (tmp_path / "raw" / CLASSES[0]).mkdir()
     (tmp_path / "raw" / CLASSES[0] / "a.jpg").touch()
     fails(call_job("prepare", "--raw", "raw", "--out", "set"), 1, "no file of", "Winged Drones")
@@ -105,23 +105,23 @@ def test_raw_folders_that_cannot_be_used(call_job: RunJob, tmp_path: Path) -> No
     assert not (tmp_path / "set").exists()
 
 
-def test_versions_that_cannot_be_had(call_job: RunJob, dataset: Dataset) -> None:
+def test_versions_that_do_not_exist(call_job: RunJob, dataset: Dataset) -> None:
     fails(call_job("prepare", "--raw", "raw"), 2, "--out is missing")
     fails(call_job("prepare", "--out", "set"), 2, "--raw is missing")
     fails(
-        call_job("prepare", "--out", "set", "--undo", "--raw", "raw"), 2, "--undo needs --out alone"
+        call_job("prepare", "--out", "set", "--undo", "--raw", "raw"), 2, "--undo takes --out alone"
     )
     fails(call_job("prepare", "--out", "nowhere", "--undo"), 1, "not a prepared data set")
     fails(call_job("prepare", "--out", dataset.folder, "--undo"), 1, "no version before this one")
     fails(call_job("prepare", "--diff", dataset.folder, "gone"), 1, "not a prepared data set")
-    fails(call_job("prepare", "--diff", "a", "b", "--out", "c"), 2, "takes nothing else")
+    fails(call_job("prepare", "--diff", "a", "b", "--out", "c"), 2, "takes no other flags")
     same = call_job("prepare", "--diff", dataset.folder, dataset.folder, "--json")
     assert same.code == 0 and same.result["changes"] == []
-    words = ["--raw", "raw", "--out", "set", "--decisions", "gone.jsonl"]
-    fails(call_job("prepare", *words), 1, "gone.jsonl cannot be read")
+    args = ["--raw", "raw", "--out", "set", "--decisions", "gone.jsonl"]
+    fails(call_job("prepare", *args), 1, "gone.jsonl cannot be read")
 
 
-def test_runs_data_sets_and_weights_that_are_not_there(call_job: RunJob, dataset: Dataset) -> None:
+def test_runs_data_sets_and_weights_that_do_not_exist(call_job: RunJob, dataset: Dataset) -> None:
     fails(call_job("train", "smoke", "--data", "nowhere"), 1, "not a prepared data set")
     weights = call_job("train", "smoke", "--data", dataset.folder, "--weights", "no.pth")
     fails(weights, 1, "The weights no.pth cannot be read", "imagenet, none")
@@ -129,28 +129,28 @@ def test_runs_data_sets_and_weights_that_are_not_there(call_job: RunJob, dataset
     fails(call_job("train", "--resume", "gone"), 1, "There is no run 'gone'")
     model = call_job("evaluate", "--model", "models:/drone-classifier@champion")
     fails(model, 1, "no model models:/drone-classifier@champion")
-    fails(call_job("evaluate", "--model", "champion"), 1, "write models:/NAME@ALIAS")
-    fails(call_job("promote", "--rollback"), 1, "nothing to go back to")
+    fails(call_job("evaluate", "--model", "champion"), 1, "use models:/NAME@ALIAS")
+    fails(call_job("promote", "--rollback"), 1, "Cannot roll back drone-classifier")
 
 
 def test_a_tracking_server_that_is_down(call_job: RunJob, dataset: Dataset) -> None:
-    words = ["smoke", "--data", dataset.folder, "--weights", "none"]
-    done = call_job("train", *words, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    args = ["smoke", "--data", dataset.folder, "--weights", "none"]
+    done = call_job("train", *args, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     fails(done, 1, "tracking server http://127.0.0.1:9 cannot be used", "MLFLOW_TRACKING_URI")
-    old = call_job("train", *words, MLFLOW_TRACKING_URI="./mlruns")
+    old = call_job("train", *args, MLFLOW_TRACKING_URI="./mlruns")
     fails(old, 1, "./mlruns cannot be used")
 
 
 @pytest.mark.ray
 def test_more_workers_than_processors(run_job: RunJob, dataset: Dataset) -> None:
-    words = ["smoke", "--data", dataset.folder, "--weights", "none", "--num-workers", 999]
-    fails(run_job("train", *words), 2, "--num-workers is 999, but Ray has")
+    args = ["smoke", "--data", dataset.folder, "--weights", "none", "--num-workers", 999]
+    fails(run_job("train", *args), 2, "--num-workers is 999, but Ray has")
 
 
 @pytest.mark.ray
 def test_a_dry_run_writes_nothing(run_job: RunJob, made_up, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    words = ["--raw", made_up.folder, "--out", "set", "--dry-run", "--json"]
-    done = run_job("prepare", *words)
+    args = ["--raw", made_up.folder, "--out", "set", "--dry-run", "--json"]
+    done = run_job("prepare", *args)
     assert done.code == 0, done.err
     assert done.result["steps"]["found"]["total"] == len(made_up.truth.files)
     assert done.result["written"] is False
@@ -158,7 +158,7 @@ def test_a_dry_run_writes_nothing(run_job: RunJob, made_up, tmp_path: Path) -> N
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """Each `python ray_jobs/...` line of a text, as words."""
+    """Each `python ray_jobs/...` line of a text, as args."""
     lines = re.findall(r"^\s*(?:\$ )?(python ray_jobs/\w+\.py[^\n(`]*)", text, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
@@ -175,7 +175,7 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
     texts += [(ROOT / "ray_jobs" / f"{name}.py").read_text().split('"""')[1] for name in JOBS]
     commands = [command for text in texts for command in commands_in(text)]
     assert len(commands) > 10
-    for _, script, *words in commands:
+    for _, script, *args in commands:
         module = import_module(f"ray_jobs.{Path(script).stem}")
         job = {
             "collect": lambda m: m.Collect,
@@ -190,5 +190,5 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
             "export": lambda m: m.Export,
             "serve": lambda m: m.Serve,
         }.get(Path(script).stem)
-        parsed = tyro.cli(job(module), args=words) if job else module.parse(words)
-        assert parsed is not None, json.dumps(words)
+        parsed = tyro.cli(job(module), args=args) if job else module.parse(args)
+        assert parsed is not None, json.dumps(args)

@@ -1,4 +1,4 @@
-"""Pictures of mixed resolutions by the commands that a person types, on real Ray."""
+"""Images of mixed resolutions by the commands that a person types, on real Ray."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from drone.labels import CLASSES
 from drone.serving.predictor import Predictor
 from tests.conftest import Done, RunJob, job_command, job_environment
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_it_is_evaluated_by_size_and_against_squashing(place: Path) -> None:
     result = run(place, "evaluate", "--run", "multires", "--against", "multires").result
     sides = [row["side_px"] for row in result["by_size"]]
     assert sides == sorted(sides) and set(sides) <= {224, 448, 672, 896}
-    assert sum(row["pictures"] for row in result["by_size"]) == result["support"]
+    assert sum(row["images"] for row in result["by_size"]) == result["support"]
     assert all(row["ms"] > 0 and row["ms_1"] > 0 and row["ms_2"] > 0 for row in result["by_size"])
     own, other = result["comparisons"]
     assert own["against"] == "squashed to 224 px" and other["against"] == "of multires, squashed"
@@ -65,9 +65,9 @@ def test_it_is_evaluated_by_size_and_against_squashing(place: Path) -> None:
     assert told["comparisons"] == result["comparisons"]
 
 
-def test_its_export_takes_pictures_at_their_own_sizes(place: Path, tmp_path: Path) -> None:
+def test_its_export_takes_images_at_their_own_sizes(place: Path, tmp_path: Path) -> None:
     result = run(place, "export", "--run", "multires", "--out", tmp_path / "out").result
-    assert result["parity"]["same_top1"] == 1 and result["int8"] is None
+    assert result["parity"]["top1_agreement"] == 1 and result["int8"] is None
     predictor = Predictor(tmp_path / "out" / "model.onnx")
     assert json.loads((tmp_path / "out" / "model.json").read_text())["sides_px"][-1] == 3584
     noise = np.random.default_rng(0).integers(0, 256, (700, 1700, 3), np.uint8)
@@ -76,7 +76,7 @@ def test_its_export_takes_pictures_at_their_own_sizes(place: Path, tmp_path: Pat
     assert set(found.probabilities) == set(CLASSES)
 
 
-def test_pictures_of_other_origins_keep_their_sizes_too(
+def test_images_of_other_origins_keep_their_sizes_too(
     place: Path, tmp_path: Path, run_job: RunJob
 ) -> None:
     folder = tmp_path / "other" / CLASSES[0]

@@ -1,4 +1,4 @@
-"""The review of a data set, in a real browser, from its doubtful pictures to the next version."""
+"""The review of a data set in a real browser, from its doubtful images to its next version."""
 
 import json
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ import torch
 from playwright.sync_api import Browser, Page
 from torchvision.models import mobilenet_v2
 
-from drone.data.clean import ACROSS
 from drone.data.dataset import open_dataset
-from drone.data.prepare import PrepareSettings, map_here, plan
-from drone.data.writing import apply
+from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
+from drone.data.prepare.verdicts import ACROSS
+from drone.data.prepare.write import write_dataset
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
 from tests.browser import chromium
@@ -22,7 +22,7 @@ from tests.conftest import SMALL_PX, MadeUp, RunJob
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random ones: what the page shows is of no account here, only that it works."""
+    """Random weights: which labels are doubtful does not matter here."""
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("weights") / "random.pth"
     torch.save(mobilenet_v2().state_dict(), file)
@@ -31,12 +31,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reviewed(made_up: MadeUp, tmp_path: Path, weights: Path, call_job: RunJob) -> Path:
-    """A folder with a data set in `set` and its page."""
+    """A folder with a data set in `set` and its review page."""
     settings = PrepareSettings(preprocessing=Preprocessing(side_px=SMALL_PX))
-    apply(plan([made_up.folder], settings, map_here), tmp_path / "set", map_here)
+    write_dataset(
+        plan_dataset([made_up.folder], settings, map_sequentially),
+        tmp_path / "set",
+        map_sequentially,
+    )
     done = call_job("review", "--data", "set", "--weights", weights, "--json")
     assert done.code == 0, done.err
-    (tmp_path / "said.json").write_text(done.out.splitlines()[-1])
+    (tmp_path / "result.json").write_text(done.out.splitlines()[-1])
     return tmp_path
 
 
@@ -46,21 +50,21 @@ def browser() -> Iterator[Browser]:
         yield launched
 
 
-def now(page: Page) -> str:
-    """The md5 of the picture that is shown."""
-    return str(page.locator("#picture").get_attribute("data-md5"))
+def current(page: Page) -> str:
+    """The md5 of the image on the page."""
+    return str(page.locator("#image").get_attribute("data-md5"))
 
 
 def embedded(page: Path) -> str:
-    """The JSON that the page is made of."""
+    """The JSON embedded in the page."""
     return page.read_text().split('id="data">')[1].split("</script>")[0]
 
 
-def decided(page: Page) -> int:
+def num_decided(page: Page) -> int:
     return int(page.locator("#count").inner_text().split()[0])
 
 
-def test_a_person_decides_by_keys_and_clicks(
+def test_deciding_by_keys_and_clicks(
     reviewed: Path,
     browser: Browser,
     made_up: MadeUp,
@@ -68,51 +72,51 @@ def test_a_person_decides_by_keys_and_clicks(
     call_job: RunJob,
     run_job: RunJob,
 ) -> None:
-    said = json.loads((reviewed / "said.json").read_text())
+    result = json.loads((reviewed / "result.json").read_text())
     manifest = open_dataset(reviewed / "set").manifest
     context = browser.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True)
-    asked: list[str] = []
-    context.on("request", lambda request: asked.append(request.url))
-    faults: list[str] = []
+    requested_urls: list[str] = []
+    context.on("request", lambda request: requested_urls.append(request.url))
+    page_errors: list[str] = []
     page = context.new_page()
-    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("pageerror", lambda error: page_errors.append(str(error)))
     page.goto((reviewed / "review.html").as_uri())
 
-    # Copies in several classes come first, each with all its places.
+    # Copies in several classes come first, with the paths of all copies.
     across = set(manifest.loc[manifest["reason"] == ACROSS, "md5"])
-    assert page.locator("#count").inner_text() == f"0 of {said['shown']} decided"
-    first = now(page)
+    assert page.locator("#count").inner_text() == f"0 of {result['shown']} decided"
+    first = current(page)
     assert first in across
     for path in manifest.loc[manifest["md5"] == first, "path"]:
         assert path in page.locator("#why").inner_text()
-    assert page.evaluate("document.getElementById('picture').naturalWidth") > 0
+    assert page.evaluate("document.getElementById('image').naturalWidth") > 0
 
-    page.keyboard.press("4")  # Relabel; the next one comes by itself.
-    second = now(page)
-    assert second != first and decided(page) == 1
+    page.keyboard.press("4")  # Relabels and moves to the next image.
+    second = current(page)
+    assert second != first and num_decided(page) == 1
     page.keyboard.press("x")
-    third = now(page)
+    third = current(page)
     page.keyboard.press("Space")
-    assert decided(page) == 3
-    fourth = now(page)
+    assert num_decided(page) == 3
+    fourth = current(page)
     page.keyboard.press("x")
     page.keyboard.press("u")
-    assert now(page) == fourth and decided(page) == 3
+    assert current(page) == fourth and num_decided(page) == 3
     page.keyboard.press("ArrowLeft")
-    assert now(page) == third
-    page.get_by_role("button", name="x drop").click()  # Changed one's mind, by a click.
-    assert decided(page) == 3
+    assert current(page) == third
+    page.get_by_role("button", name="x drop").click()  # Changes the decision, by a click.
+    assert num_decided(page) == 3
 
-    # A reload keeps all of it, and goes on with what is open.
+    # A reload keeps the decisions and moves to the first undecided image.
     page.get_by_label("Your name").fill("Ada")
     page.reload()
-    assert decided(page) == 3 and now(page) == fourth
+    assert num_decided(page) == 3 and current(page) == fourth
     assert page.get_by_label("Your name").input_value() == "Ada"
 
-    # In the grid: the keys act on the tile that was clicked.
+    # In the grid the keys act on the tile that was clicked.
     page.keyboard.press("g")
     tiles = page.locator(".tile")
-    assert tiles.count() == said["shown"]
+    assert tiles.count() == result["shown"]
     suspect = page.locator(".tile", has_text="→").nth(0)
     chosen = suspect.get_attribute("data-md5")
     given = manifest.loc[manifest["md5"] == chosen, "class_name"].iloc[0]
@@ -123,64 +127,68 @@ def test_a_person_decides_by_keys_and_clicks(
 
     # Filters: one class, and only what is undecided.
     page.locator("#class").select_option(CLASSES[1])
-    shown = page.evaluate("[...document.querySelectorAll('.tile')].map((one) => one.dataset.md5)")
+    shown = page.evaluate("[...document.querySelectorAll('.tile')].map((tile) => tile.dataset.md5)")
     classes = manifest.drop_duplicates("md5").set_index("md5")["class_name"]
     assert shown and set(classes[shown]) == {CLASSES[1]}
     page.locator("#class").select_option("")
     page.get_by_label("only undecided").check()
-    assert tiles.count() == said["shown"] - 4
-    assert not faults and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert tiles.count() == result["shown"] - 4
+    assert not page_errors
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in requested_urls)
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Export decisions").click()
     download.value.save_as(reviewed / "decisions.jsonl")
     context.close()
     lines = [json.loads(line) for line in (reviewed / "decisions.jsonl").read_text().splitlines()]
-    told = {line["md5"]: (line["action"], line["class_name"], line["by"]) for line in lines}
-    assert told == {
+    decisions = {line["md5"]: (line["action"], line["class_name"], line["by"]) for line in lines}
+    assert decisions == {
         first: ("relabel", CLASSES[3], "Ada"),
         second: ("drop", "", "Ada"),
         third: ("drop", "", "Ada"),
         chosen: ("relabel", other, "Ada"),
     }
 
-    words = ["--raw", made_up.folder, "--out", "set", "--preprocessing.side-px", SMALL_PX]
-    taken = run_job("prepare", *words, "--decisions", "decisions.jsonl", "--json")
-    assert taken.code == 0 and "4 decisions, 4 of them new" in taken.err
+    args = ["--raw", made_up.folder, "--out", "set", "--preprocessing.side-px", SMALL_PX]
+    prepared = run_job("prepare", *args, "--decisions", "decisions.jsonl", "--json")
+    assert prepared.code == 0 and "4 decisions, 4 of them new" in prepared.err
     after = open_dataset(reviewed / "set").manifest
     kept = after[after["kept"]].set_index("md5")["class_name"]
     assert kept[first] == CLASSES[3] and kept[chosen] == other
     assert second not in kept.index and third not in kept.index
-    # What was decided is not asked again.
+    # Decided images are not shown again.
     again = call_job("review", "--data", "set", "--weights", weights, "--json")
     assert again.code == 0, again.err
     data = json.loads(embedded(reviewed / "review.html"))
-    assert not {item["md5"] for item in data["items"]} & set(told)
+    assert not {item["md5"] for item in data["items"]} & set(decisions)
 
 
-def test_it_needs_no_browser_to_say_what_it_found(reviewed: Path) -> None:
-    said = json.loads((reviewed / "said.json").read_text())
-    assert 0 <= said["ceiling"]["low"] <= said["ceiling"]["high"] <= 1
-    assert set(said["wrong"]) == set(CLASSES)
+def test_the_result_and_the_table_of_suspects(reviewed: Path) -> None:
+    result = json.loads((reviewed / "result.json").read_text())
+    assert 0 <= result["ceiling"]["low"] <= result["ceiling"]["high"] <= 1
+    assert set(result["wrong"]) == set(CLASSES)
     suspects = pd.read_csv(reviewed / "review.csv")
-    assert len(suspects) == said["suspects"]
+    assert len(suspects) == result["suspects"]
     assert (suspects["given"] != suspects["suggested"]).all()
     assert suspects["quality"].is_monotonic_increasing
-    # A name cannot end the script that holds it.
+    # A file name cannot end the script element that holds the data.
     data = embedded(reviewed / "review.html")
     assert "<" not in data and json.loads(data)["classes"] == list(CLASSES)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["--data", "nowhere"], "nowhere is not a prepared data set"),
-        (["--data", "x", "--weights", "none"], "--weights none sees nothing"),
+        (
+            ["--data", "x", "--weights", "none"],
+            "--weights is none: random weights give no features",
+        ),
         (["--data", "x", "--out", "page.txt"], "must end in .html"),
-        (["--data", "x", "--out", "gone/page.html"], "There is no folder"),
-        (["--data", "x", "--suspects", "-1"], "must be 0 or more"),
+        (["--data", "x", "--out", "gone/page.html"], "but there is no folder"),
+        (["--data", "x", "--max-suspects", "-1"], "--max-suspects is -1; it must be 0 or more"),
     ],
 )
-def test_wrong_usage(call_job: RunJob, words: list[str], message: str) -> None:
-    done = call_job("review", *words)
+def test_wrong_usage(call_job: RunJob, args: list[str], message: str) -> None:
+    done = call_job("review", *args)
     assert done.code in (1, 2) and message in done.err and "Traceback" not in done.err

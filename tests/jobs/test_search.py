@@ -1,4 +1,4 @@
-"""A search, by the commands that a person types, on real Ray, Optuna and MLflow."""
+"""A search, by the commands that a user types, on real Ray, Optuna and MLflow."""
 
 import json
 import os
@@ -18,12 +18,13 @@ import torch
 import yaml
 from mlflow.tracking import MlflowClient
 
-from drone.adapters import mlflow_tracking as tracking
-from drone.adapters.mlflow_tracking import TrackedRun
 from drone.config import flatten, override, to_dict
 from drone.data.dataset import Dataset
 from drone.search.study import Study, TrialRecord
+from drone.tracking import runs as tracking
+from drone.tracking.runs import TrackedRun
 from drone.training.config import TrainConfig
+from drone.workflows import search
 from ray_jobs import tune
 from tests.browser import chromium
 from tests.conftest import RunJob, job_command, job_environment
@@ -38,7 +39,7 @@ QUICK += ["batch_size=16", "precision=fp32"]
 
 
 @pytest.fixture(scope="module")
-def place(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set, in which jobs run and MLflow keeps its store."""
     folder = tmp_path_factory.mktemp("search")
     shutil.copytree(dataset.folder, folder / "dataset")
@@ -46,25 +47,25 @@ def place(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(place: Path) -> dict:
-    """What a study said that was not disturbed."""
-    words = [*QUICK, "--name", "calm", "--confirm", "1", "2", "--json"]
+def result(folder: Path) -> dict:
+    """The result of a study that was not disturbed."""
+    args = [*QUICK, "--name", "calm", "--confirm", "1", "2", "--json"]
     done = subprocess.run(
-        job_command("tune", *words),
-        cwd=place,
+        job_command("tune", *args),
+        cwd=folder,
         env=job_environment(),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (place / "calm.log").write_text(done.stderr)
+    (folder / "calm.log").write_text(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture
-def client(place: Path) -> MlflowClient:
-    mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
+def client(folder: Path) -> MlflowClient:
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     return MlflowClient()
 
 
@@ -78,8 +79,8 @@ def children(client: MlflowClient, parent: str, part: str) -> dict[int, mlflow.e
     return dict(zip(numbers, runs, strict=True))
 
 
-def told(record: TrialRecord) -> tuple[object, ...]:
-    """What a trial came to, without its times."""
+def outcome(record: TrialRecord) -> tuple[object, ...]:
+    """The outcome of a trial, without its times."""
     epochs = [
         {name: value for name, value in entry["metrics"].items() if name[:5] != "speed"}
         for entry in record.history
@@ -87,19 +88,19 @@ def told(record: TrialRecord) -> tuple[object, ...]:
     return record.number, record.params, record.state, record.objective, epochs
 
 
-def in_optuna(place: Path, name: str) -> list[tuple[object, ...]]:
+def in_optuna(folder: Path, name: str) -> list[tuple[object, ...]]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = f"sqlite:///{place}/studies/{name}/optuna.db"
+    storage = f"sqlite:///{folder}/studies/{name}/optuna.db"
     trials = optuna.load_study(study_name=name, storage=storage).trials
     return [(one.number, one.state, one.params, one.intermediate_values) for one in trials]
 
 
-def test_a_study_is_complete_in_mlflow(place: Path, result: dict, client: MlflowClient) -> None:
+def test_a_study_is_complete_in_mlflow(folder: Path, result: dict, client: MlflowClient) -> None:
     parent = client.get_run(result["run_id"])
     assert parent.info.status == "FINISHED" and parent.info.run_name == "calm"
     assert parent.data.params["space.model.unfreeze_depth"] == "0, 2"
     trials = children(client, result["run_id"], "trials")
-    records = Study(place / "studies" / "calm").records("trials")
+    records = Study(folder / "studies" / "calm").records("trials")
     assert sorted(trials) == [record.number for record in records] == [0, 1, 2, 3, 4]
     for record in records:
         run = trials[record.number]
@@ -119,19 +120,19 @@ def test_a_study_is_complete_in_mlflow(place: Path, result: dict, client: Mlflow
     artifacts = {item.path for item in client.list_artifacts(result["run_id"], "study")}
     assert {"study/report.html", "study/trials.csv", "study/learning_curves.png"} <= artifacts
     assert "study/optimization_history.png" in artifacts
-    html = (place / "studies" / "calm" / "report" / "report.html").read_text()
+    html = (folder / "studies" / "calm" / "report" / "report.html").read_text()
     assert "http" not in html and "Learning curves" not in html.split("<h2>")[0]
-    assert len(pd.read_csv(place / "studies" / "calm" / "report" / "trials.csv")) == 5
+    assert len(pd.read_csv(folder / "studies" / "calm" / "report" / "trials.csv")) == 5
 
 
-def test_the_best_is_repeated_trained_evaluated_and_promoted(
-    place: Path, result: dict, client: MlflowClient
+def test_the_best_is_confirmed_trained_evaluated_and_promoted(
+    folder: Path, result: dict, client: MlflowClient
 ) -> None:
     repeats = children(client, result["run_id"], "confirm")
     best = result["best"]["trial"]
     # The best one and the preset, which is trial 0.
     assert {0, 1, 100 * best, 100 * best + 1} <= set(repeats) and len(repeats) in (2, 4)
-    records = {one.number: one for one in Study(place / "studies" / "calm").records("confirm")}
+    records = {one.number: one for one in Study(folder / "studies" / "calm").records("confirm")}
     assert {one.resplit for one in records.values()} == {0, 1}
     assert {run.data.params["seed"] for run in repeats.values()} == {"1", "2"}
     config = override(
@@ -148,25 +149,26 @@ def test_the_best_is_repeated_trained_evaluated_and_promoted(
     assert registered[0].tags["gate"] == ("passed" if result["promoted"] else "failed")
 
 
-def test_why_tells_the_decision_again(place: Path, result: dict, call_job: RunJob) -> None:
-    done = call_job("promote", "--why", "1", "--json", cwd=place)
+def test_why_shows_the_decision_again(folder: Path, result: dict, call_job: RunJob) -> None:
+    done = call_job("promote", "--why", "1", "--json", cwd=folder)
     assert done.code == 0, done.err
     rules = {rule["name"]: rule["figures"] for rule in done.result["rules"]}
     assert "there is no champion yet" in rules["macro F1"]
-    assert "ms a picture" in rules["latency"]
+    assert "ms per image" in rules["latency"]
     assert done.result["passed"] == result["promoted"]
-    missing = call_job("promote", "--why", "7", cwd=place)
+    missing = call_job("promote", "--why", "7", cwd=folder)
     assert missing.code == 1 and "has no version 7. Its versions are: 1" in missing.err
 
 
-def test_trials_can_be_compared_in_the_ui(place: Path, result: dict, client: MlflowClient) -> None:
+@pytest.mark.slow
+def test_trials_can_be_compared_in_the_ui(folder: Path, result: dict, client: MlflowClient) -> None:
     trials = children(client, result["run_id"], "trials").values()
     ids = json.dumps([run.info.run_id for run in trials])
     experiment = next(iter(trials)).info.experiment_id
     port = free_port()
     page_of = f"http://127.0.0.1:{port}/#/compare-runs?"
     page_of += urllib.parse.urlencode({"runs": ids, "experiments": json.dumps([experiment])})
-    with chromium() as browser, tracking_server(place, port, "mlflow.db"):
+    with chromium() as browser, tracking_server(folder, port, "mlflow.db"):
         page = browser.new_page(viewport={"width": 1600, "height": 1400})
         page.goto(page_of)
         for run in trials:
@@ -175,35 +177,36 @@ def test_trials_can_be_compared_in_the_ui(place: Path, result: dict, client: Mlf
         page.get_by_text("objective").first.wait_for()
 
 
-def test_a_killed_study_goes_on_as_if_nothing_had_happened(
-    place: Path, result: dict, client: MlflowClient, run_job: RunJob
+@pytest.mark.slow
+def test_a_killed_study_resumes_as_if_undisturbed(
+    folder: Path, result: dict, client: MlflowClient, run_job: RunJob
 ) -> None:
-    folder = place / "studies" / "killed"
-    words = [*QUICK, "--name", "killed", "--confirm", "0", "0", "--no-final"]
+    study = folder / "studies" / "killed"
+    args = [*QUICK, "--name", "killed", "--confirm", "0", "0", "--no-final"]
     generator = random.Random(0)
-    for asked in (signal.SIGKILL, signal.SIGINT):
-        with started(place, "tune", *words) as job:
+    for sent in (signal.SIGKILL, signal.SIGINT):
+        with started(folder, "tune", *args) as job:
             # Within the next trial, wherever that is then.
-            known = len(list((folder / "trials").glob("0*.json")))
-            wait_for(lambda known=known: len(list((folder / "trials").glob("0*.json"))) > known)
+            known = len(list((study / "trials").glob("0*.json")))
+            wait_for(lambda known=known: len(list((study / "trials").glob("0*.json"))) > known)
             with pytest.raises(subprocess.TimeoutExpired):
                 job.wait(timeout=generator.uniform(0, 0.8))
-            os.killpg(job.pid, asked)
+            os.killpg(job.pid, sent)
             code = job.wait(timeout=120)
-        assert code == (130 if asked is signal.SIGINT else -signal.SIGKILL)
-        words = ["--resume", "killed", "--concurrency", "1", "--confirm", "0", "0", "--no-final"]
-    assert "--resume goes on from here" in (place / "job.log").read_text()
-    parent = Study(folder).settings.run_id
+        assert code == (130 if sent is signal.SIGINT else -signal.SIGKILL)
+        args = ["--resume", "killed", "--concurrency", "1", "--confirm", "0", "0", "--no-final"]
+    assert "Continue with --resume" in (folder / "job.log").read_text()
+    parent = Study(study).read_spec().run_id
     assert client.get_run(parent).info.status == "KILLED"
-    done = run_job("tune", *words, "--add-trials", 1, "--json", cwd=place)
+    done = run_job("tune", *args, "--add-trials", 1, "--json", cwd=folder)
     assert done.code == 0, done.err
     assert done.result["run_id"] == parent
     calm, killed = (
-        Study(place / "studies" / name).records("trials") for name in ("calm", "killed")
+        Study(folder / "studies" / name).records("trials") for name in ("calm", "killed")
     )
-    assert [told(record) for record in killed[:5]] == [told(record) for record in calm]
-    assert in_optuna(place, "killed")[:5] == in_optuna(place, "calm")
-    assert len(killed) == 6 and killed[5].is_over
+    assert [outcome(record) for record in killed[:5]] == [outcome(record) for record in calm]
+    assert in_optuna(folder, "killed")[:5] == in_optuna(folder, "calm")
+    assert len(killed) == 6 and killed[5].has_ended
     left, right = (children(client, run_id, "trials") for run_id in (result["run_id"], parent))
     assert set(right) == {*left, 5}
     for number, run in left.items():
@@ -213,13 +216,14 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(
     assert client.get_run(parent).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_workers_learns_what_a_trial_of_one_learns(
-    place: Path, result: dict, client: MlflowClient, run_job: RunJob
+    folder: Path, result: dict, client: MlflowClient, run_job: RunJob
 ) -> None:
-    words = [*QUICK, "--name", "pairs", "--workers-per-trial", 2, "--num-trials", 1]
-    done = run_job("tune", *words, "--confirm", 0, 0, "--no-final", "--json", cwd=place)
+    args = [*QUICK, "--name", "pairs", "--workers-per-trial", 2, "--num-trials", 1]
+    done = run_job("tune", *args, "--confirm", 0, 0, "--no-final", "--json", cwd=folder)
     assert done.code == 0, done.err
-    one, two = (Study(place / "studies" / name).records("trials")[0] for name in ("calm", "pairs"))
+    one, two = (Study(folder / "studies" / name).records("trials")[0] for name in ("calm", "pairs"))
     assert (one.params, one.state) == (two.params, two.state)
     losses = [[entry["metrics"]["train/loss"] for entry in told.history] for told in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
@@ -228,39 +232,41 @@ def test_a_trial_of_two_workers_learns_what_a_trial_of_one_learns(
     assert steps == [1, 2, 3]
 
 
-def test_a_study_where_every_trial_fails(place: Path, run_job: RunJob) -> None:
+@pytest.mark.slow
+def test_a_study_where_every_trial_fails(folder: Path, run_job: RunJob) -> None:
     # It looks like MobileNet_V2 until a trial builds the model.
-    torch.save({"features.0.0.weight": torch.zeros(32, 3, 3, 3)}, place / "other.pth")
-    words = [*QUICK, "--name", "failing", "--num-trials", 2, "--no-final"]
-    done = run_job("tune", *words, "--weights", "other.pth", cwd=place)
+    torch.save({"features.0.0.weight": torch.zeros(32, 3, 3, 3)}, folder / "other.pth")
+    args = [*QUICK, "--name", "failing", "--num-trials", 2, "--no-final"]
+    done = run_job("tune", *args, "--weights", "other.pth", cwd=folder)
     assert done.code == 1
-    assert "All 2 trials failed. The last one says: The weights do not fit MobileNet_V2" in done.err
-    records = Study(place / "studies" / "failing").records("trials")
+    message = "All 2 trials failed. The last one: The weights do not fit torchvision's MobileNet_V2"
+    assert message in done.err
+    records = Study(folder / "studies" / "failing").records("trials")
     assert [record.state for record in records] == ["failed", "failed"]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ([], "Name a data set: --data DATASET"),
-        (["--data", "d", "--add-trials", "3"], "--add-trials goes with --resume"),
+        (["--data", "d", "--add-trials", "3"], "--add-trials needs --resume"),
         (["--data", "d", "--vary", "optim.lr_hed=1"], "Did you mean 'optim.lr_head'?"),
-        (["--data", "d", "--space", "no.yaml"], "no.yaml cannot be read"),
+        (["--data", "d", "--space", "no.yaml"], "Cannot read no.yaml"),
         (["--data", "d", "--num-trials", "0"], "--num-trials must be at least 1"),
         (["--data", "nowhere"], "nowhere is not a prepared data set"),
         (["--resume", "nothing"], "There is no study nothing in studies"),
         (["--resume", ""], "--resume is empty"),
-        (["--resume", "s", "--num-trials", "9"], "--num-trials is of a new study"),
-        (["--resume", "s", "--vary", "batch_size=8"], "--vary is of a new study"),
-        (["--resume", "s", "--storage", "elsewhere"], "--storage is of a new study"),
+        (["--resume", "s", "--num-trials", "9"], "--num-trials is fixed when a study starts"),
+        (["--resume", "s", "--vary", "batch_size=8"], "--vary is fixed when a study starts"),
+        (["--resume", "s", "--storage", "elsewhere"], "--storage is fixed when a study starts"),
     ],
 )
-def test_wrong_usage(call_job: RunJob, words: list[str], message: str) -> None:
-    done = call_job("tune", *words)
+def test_wrong_usage(call_job: RunJob, args: list[str], message: str) -> None:
+    done = call_job("tune", *args)
     assert done.code in (1, 2) and message in done.err and "Traceback" not in done.err
 
 
-def test_what_vary_overrules_leaves_no_mark_on_the_space(tmp_path: Path) -> None:
+def test_what_vary_overrules_leaves_no_trace_on_the_space(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("model.unfreeze_depth: 0\n")
     job = tune.Tune(
         data="d",
@@ -268,8 +274,8 @@ def test_what_vary_overrules_leaves_no_mark_on_the_space(tmp_path: Path) -> None
         vary=("model.unfreeze_depth=0,5",),
         studies=tmp_path,
     )
-    _, asked = tune._new(job)
-    assert "optim.lr_backbone" in asked.space
+    _, spec = search.create_study(tune._new_study(job))
+    assert "optim.lr_backbone" in spec.space
 
 
 def test_eight_writers_on_one_sqlite_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,11 +284,9 @@ def test_eight_writers_on_one_sqlite_store(tmp_path: Path, monkeypatch: pytest.M
     tracking.connect()
     client = MlflowClient()
     experiment = client.get_experiment_by_name("drone").experiment_id
-    complaints: list[str] = []
+    warnings: list[str] = []
     runs = [
-        TrackedRun(
-            client.create_run(experiment).info.run_id, f"trial {n}", complaints.append, set()
-        )
+        TrackedRun(client.create_run(experiment).info.run_id, f"trial {n}", warnings.append, set())
         for n in range(8)
     ]
     metrics = {f"train/{name}": 0.5 for name in "abcdefgh"}
@@ -298,7 +302,7 @@ def test_eight_writers_on_one_sqlite_store(tmp_path: Path, monkeypatch: pytest.M
         thread.start()
     for thread in threads:
         thread.join()
-    assert not complaints
+    assert not warnings
     for run in runs:
         for name in metrics:
             steps = [point.step for point in client.get_metric_history(run.run_id, name)]

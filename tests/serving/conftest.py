@@ -1,4 +1,4 @@
-"""Small exported models whose answers differ from picture to picture."""
+"""Small exported models whose predictions differ from image to image."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ SETTINGS = Preprocessing(side_px=64)
 @pytest.fixture(scope="session")
 def model() -> mobilenet.Classifier:
     model = mobilenet.build(ModelConfig(head_width=32), 4, seed=0, backbone=None).eval()
-    # With statistics of no data every answer would be the same.
+    # With the initial statistics every prediction would be the same.
     estimate_statistics(model.features, [torch.randn(32, 3, 64, 64)])
     return model
 
@@ -32,14 +32,14 @@ def model() -> mobilenet.Classifier:
 @pytest.fixture(scope="session")
 def exported(model: mobilenet.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("export") / "model.onnx"
-    facts = {"classes": json.dumps(CLASSES), "preprocessing": SETTINGS.to_json(), "version": "7"}
-    export.to_onnx(model, target, SETTINGS.side_px, facts)
+    metadata = {"classes": json.dumps(CLASSES), "preprocessing": SETTINGS.to_json(), "version": "7"}
+    export.to_onnx(model, target, SETTINGS.side_px, metadata)
     return target
 
 
 @pytest.fixture(scope="session")
 def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in which each pixel counts, made in no time."""
+    """A linear model of all pixels, made without torch and in milliseconds."""
     weights = np.random.default_rng(0).normal(0, 1e-4, (SIDE * SIDE * 3, 4)).astype(np.float32)
     nodes = [
         helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
@@ -53,8 +53,8 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = helper.make_graph(nodes, "linear", [pixels], [out], constants)
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
     settings = Preprocessing(side_px=SIDE).to_json()
-    facts = {"classes": json.dumps(CLASSES), "preprocessing": settings, "version": "7"}
-    helper.set_model_props(model, facts)
+    metadata = {"classes": json.dumps(CLASSES), "preprocessing": settings, "version": "7"}
+    helper.set_model_props(model, metadata)
     target = tmp_path_factory.mktemp("linear") / "model.onnx"
     onnx.save(model, target)
     return target
@@ -62,7 +62,7 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def function(linear: Path) -> Iterator[ModuleType]:
-    """The function's module, which starts when it is imported."""
+    """The module of the Lambda function, which loads its model at import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRONE_MODEL", str(linear))
         from drone.serving import lambda_handler

@@ -1,5 +1,10 @@
-"""Odd and hostile pictures, and what becomes of each wherever it is sent."""
+"""Odd and hostile images, and the outcome of each.
 
+test_preprocess runs the full matrix. The HTTP, Lambda and package tests send the representatives:
+what they add to preprocessing depends on the reason, not on the image.
+"""
+
+import functools
 import io
 import struct
 import zlib
@@ -54,14 +59,14 @@ def _bad_middle() -> bytes:
 
 
 def _bomb_of_a_header() -> bytes:
-    """A PNG of a few bytes whose header promises 50,000 x 50,000 pixels."""
+    """A PNG of a few bytes whose header claims 50,000 x 50,000 pixels."""
     small = _saved(_drawing(), "PNG")
     header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + small[24:29]
     return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
 
 
 def _tiff(tag: int, kind: int, count: int, value: bytes) -> bytes:
-    """A grey TIFF of 16 x 16 pixels in which a tag is of a type, count and value of one's own."""
+    """A grey TIFF of 16 x 16 pixels with one tag of the given type, count and value."""
     tags = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 273: 256, 277: 1, 278: 16, 279: 256}
     entries = {name: struct.pack("<HHII", name, 4, 1, number) for name, number in tags.items()}
     entries[tag] = struct.pack("<HHI4s", tag, kind, count, value)
@@ -70,52 +75,65 @@ def _tiff(tag: int, kind: int, count: int, value: bytes) -> bytes:
     return header.ljust(256, b"\0") + bytes(range(256))
 
 
-def cases() -> dict[str, tuple[bytes, int]]:
-    """By name the bytes, and the HTTP status to expect."""
+@functools.cache
+def cases() -> dict[str, tuple[bytes, str | None]]:
+    """Returns bytes and the expected `ImageError.reason` by name; None for a valid image."""
     jpeg, png = _saved(_drawing(), "JPEG"), _saved(_drawing(), "PNG")
     return {
-        "JPEG": (jpeg, 200),
-        "PNG": (png, 200),
-        "WebP": (_saved(_drawing(), "WEBP"), 200),
-        "GIF": (_saved(_drawing(), "GIF"), 200),
-        "BMP": (_saved(_drawing(), "BMP"), 200),
-        "TIFF": (_saved(_drawing(), "TIFF"), 200),
-        "AVIF": (_saved(_drawing(), "AVIF"), 200),
-        "CMYK": (_saved(_drawing().convert("CMYK"), "JPEG"), 200),
-        "16 bit": (_deep(), 200),
-        "palette": (_saved(_drawing().quantize(8), "PNG"), 200),
-        "palette with alpha": (_saved(_drawing().quantize(8), "PNG", transparency=0), 200),
-        "alpha": (_with_alpha(), 200),
-        "grey with alpha": (_saved(_drawing().convert("LA"), "PNG"), 200),
-        "EXIF": (_rotated(), 200),
-        "animated": (_animated("GIF"), 200),
-        "animated WebP": (_animated("WEBP"), 200),
-        "1 bit": (_saved(_drawing().convert("1"), "PNG"), 200),
-        "truncated": (jpeg[: len(jpeg) // 2], 422),
-        "truncated PNG": (png[: len(png) // 2], 422),
-        "header alone": (png[:20], 422),
-        "damaged header": (_bad_header(), 422),
-        "damaged middle": (_bad_middle(), 422),
-        "1 x 1": (_saved(Image.new("RGB", (1, 1)), "PNG"), 422),
-        "1 x 60000": (_saved(Image.new("L", (1, 60000)), "PNG"), 422),
-        "zero bytes": (b"", 400),
-        "one byte": (b"\0", 415),
-        "zeros": (bytes(5000), 415),
-        "bomb": (_saved(Image.new("1", (20_000, 20_000)), "PNG"), 413),
-        "bomb of a header": (_bomb_of_a_header(), 413),
-        "20000 px wide": (_saved(Image.new("L", (20_000, 100)), "PNG"), 200),
-        "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415),
-        "HEIC": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(99), 415),
-        "HTML named .jpg": (b"<!DOCTYPE html><html><body>404</body></html>", 415),
-        "PDF": (b"%PDF-1.7\n" + bytes(99), 415),
-        "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415),
-        "zip": (b"PK\x03\x04" + bytes(200), 415),
-        "noise": (np.random.default_rng(0).bytes(5000), 415),
-        "TIFF by hand": (_tiff(305, 2, 4, b"abc"), 200),
-        "TIFF with XMP of a number": (_tiff(700, 4, 1, b"\5\0\0\0"), 422),
-        "TIFF with XMP of two numbers": (_tiff(700, 3, 2, b"\5\0\6\0"), 422),
-        "TIFF with strips at a text": (_tiff(273, 2, 4, b"abc"), 422),
-        "TIFF with strips at a float": (_tiff(273, 11, 1, struct.pack("<f", 256.5)), 422),
-        "TIFF with strips at a fraction": (_tiff(273, 5, 1, struct.pack("<I", 100)), 422),
-        "float TIFF": (_saved(Image.new("F", (50, 50)), "TIFF"), 415),
+        "JPEG": (jpeg, None),
+        "PNG": (png, None),
+        "WebP": (_saved(_drawing(), "WEBP"), None),
+        "GIF": (_saved(_drawing(), "GIF"), None),
+        "BMP": (_saved(_drawing(), "BMP"), None),
+        "TIFF": (_saved(_drawing(), "TIFF"), None),
+        "AVIF": (_saved(_drawing(), "AVIF"), None),
+        "CMYK": (_saved(_drawing().convert("CMYK"), "JPEG"), None),
+        "16 bit": (_deep(), None),
+        "palette": (_saved(_drawing().quantize(8), "PNG"), None),
+        "palette with alpha": (_saved(_drawing().quantize(8), "PNG", transparency=0), None),
+        "alpha": (_with_alpha(), None),
+        "grey with alpha": (_saved(_drawing().convert("LA"), "PNG"), None),
+        "EXIF": (_rotated(), None),
+        "animated": (_animated("GIF"), None),
+        "animated WebP": (_animated("WEBP"), None),
+        "1 bit": (_saved(_drawing().convert("1"), "PNG"), None),
+        "truncated": (jpeg[: len(jpeg) // 2], "undecodable"),
+        "truncated PNG": (png[: len(png) // 2], "undecodable"),
+        "header alone": (png[:20], "undecodable"),
+        "damaged header": (_bad_header(), "undecodable"),
+        "damaged middle": (_bad_middle(), "undecodable"),
+        "1 x 1": (_saved(Image.new("RGB", (1, 1)), "PNG"), "too-small"),
+        "1 x 60000": (_saved(Image.new("L", (1, 60000)), "PNG"), "too-small"),
+        "zero bytes": (b"", "empty"),
+        "one byte": (b"\0", "non-media"),
+        "zeros": (bytes(5000), "non-media"),
+        "bomb": (_saved(Image.new("1", (20_000, 20_000)), "PNG"), "too-large"),
+        "bomb of a header": (_bomb_of_a_header(), "too-large"),
+        "20000 px wide": (_saved(Image.new("L", (20_000, 100)), "PNG"), None),
+        "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "non-media"),
+        "HEIC": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(99), "non-media"),
+        "HTML named .jpg": (b"<!DOCTYPE html><html><body>404</body></html>", "non-media"),
+        "PDF": (b"%PDF-1.7\n" + bytes(99), "non-media"),
+        "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "non-media"),
+        "zip": (b"PK\x03\x04" + bytes(200), "non-media"),
+        "noise": (np.random.default_rng(0).bytes(5000), "non-media"),
+        "TIFF by hand": (_tiff(305, 2, 4, b"abc"), None),
+        "TIFF with XMP of a number": (_tiff(700, 4, 1, b"\5\0\0\0"), "undecodable"),
+        "TIFF with XMP of two numbers": (_tiff(700, 3, 2, b"\5\0\6\0"), "undecodable"),
+        "TIFF with strips at a text": (_tiff(273, 2, 4, b"abc"), "undecodable"),
+        "TIFF with strips at a float": (_tiff(273, 11, 1, struct.pack("<f", 256.5)), "undecodable"),
+        "TIFF with strips at a fraction": (_tiff(273, 5, 1, struct.pack("<I", 100)), "undecodable"),
+        "float TIFF": (_saved(Image.new("F", (50, 50)), "TIFF"), "unsupported"),
     }
+
+
+def representatives() -> dict[str, tuple[bytes, int]]:
+    """Returns bytes and the expected HTTP status by name: one image for each status."""
+    statuses = {
+        "JPEG": 200,
+        "zero bytes": 400,
+        "bomb": 413,
+        "HTML named .jpg": 415,
+        "truncated": 422,
+    }
+    return {name: (cases()[name][0], status) for name, status in statuses.items()}

@@ -1,4 +1,4 @@
-"""Events of all senders that a Lambda function answers, and what is in its answers."""
+"""HTTP events of all sources as AWS documents them, and helpers to read the results."""
 
 import base64
 import io
@@ -14,9 +14,9 @@ SIDE = 64
 CONTEXT = SimpleNamespace(aws_request_id="11111111-2222-3333-4444-555555555555")
 
 
-def file_of(image: Image.Image, kind: str, **how: Any) -> bytes:
+def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **how)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -25,13 +25,13 @@ def noise(width: int = 90, height: int = 80, channels: int = 3) -> Image.Image:
     return Image.fromarray(np.random.default_rng(1).integers(0, 256, shape, np.uint8))
 
 
-PICTURE = file_of(noise(), "PNG")
+IMAGE = file_of(noise(), "PNG")
 
 
-# The senders, each as AWS documents its events. What is not text comes as base64.
+# The sources. A body that is not text arrives as base64.
 
 
-def carried(body: bytes, kind: str, always: bool = False) -> dict:
+def encoded(body: bytes, kind: str, always: bool = False) -> dict:
     if not body:
         return {"body": None, "isBase64Encoded": False}
     if kind.startswith(("text/", "application/json")) and not always:
@@ -41,15 +41,15 @@ def carried(body: bytes, kind: str, always: bool = False) -> dict:
 
 def rest(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
     """API Gateway, REST API, with */* as binary media types and a route of ANY /{proxy+}."""
-    given = {"Host": "abc.execute-api.eu-west-1.amazonaws.com", **headers}
+    sent = {"Host": "abc.execute-api.eu-west-1.amazonaws.com", **headers}
     if kind:
-        given["Content-Type"] = kind
+        sent["Content-Type"] = kind
     return {
         "resource": "/{proxy+}",
         "path": path,
         "httpMethod": method,
-        "headers": given,
-        "multiValueHeaders": {name: [value] for name, value in given.items()},
+        "headers": sent,
+        "multiValueHeaders": {name: [value] for name, value in sent.items()},
         "queryStringParameters": None,
         "multiValueQueryStringParameters": None,
         "pathParameters": {"proxy": path.lstrip("/")},
@@ -62,7 +62,7 @@ def rest(method: str, path: str, kind: str = "", body: bytes = b"", **headers: s
             "requestId": "c6af9ac6-7b61-11e6-9a41-93e8deadbeef",
             "identity": {"sourceIp": "192.0.2.1"},
         },
-        **carried(body, kind, always=True),
+        **encoded(body, kind, always=True),
     }
 
 
@@ -75,7 +75,7 @@ def rest_null(method: str, path: str, kind: str = "", body: bytes = b"", **heade
 
 
 def mapped(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
-    """The same behind a domain of one's own with a base path, which stays in `path`."""
+    """The same behind a custom domain with a base path, which stays in `path`."""
     event = rest(method, path, kind, body, **headers)
     event["path"] = event["requestContext"]["path"] = f"/drones{path}"
     return event
@@ -83,15 +83,15 @@ def mapped(method: str, path: str, kind: str = "", body: bytes = b"", **headers:
 
 def http_api(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
     """API Gateway, HTTP API, with the stage in front of the path."""
-    given = {name.lower(): value for name, value in headers.items()}
+    sent = {name.lower(): value for name, value in headers.items()}
     if kind:
-        given["content-type"] = kind
+        sent["content-type"] = kind
     event = {
         "version": "2.0",
         "routeKey": "$default",
         "rawPath": f"/prod{path}",
         "rawQueryString": "a=1&b=2",
-        "headers": {"host": "abc.execute-api.eu-west-1.amazonaws.com", **given},
+        "headers": {"host": "abc.execute-api.eu-west-1.amazonaws.com", **sent},
         "requestContext": {
             "apiId": "abc",
             "domainName": "abc.execute-api.eu-west-1.amazonaws.com",
@@ -106,7 +106,7 @@ def http_api(method: str, path: str, kind: str = "", body: bytes = b"", **header
             "routeKey": "$default",
             "stage": "prod",
         },
-        **carried(body, kind),
+        **encoded(body, kind),
     }
     if not body:
         del event["body"]
@@ -130,17 +130,17 @@ def function_url(method: str, path: str, kind: str = "", body: bytes = b"", **he
 
 def balancer(method: str, path: str, kind: str = "", body: bytes = b"", **headers: str) -> dict:
     """An application load balancer."""
-    given = {name.lower(): value for name, value in headers.items()}
+    sent = {name.lower(): value for name, value in headers.items()}
     if kind:
-        given["content-type"] = kind
+        sent["content-type"] = kind
     arn = "arn:aws:elasticloadbalancing:eu-west-1:0:targetgroup/drone/0"
     event = {
         "requestContext": {"elb": {"targetGroupArn": arn}},
         "httpMethod": method,
         "path": path,
         "queryStringParameters": {},
-        "headers": {"host": "drone.example.org", **given},
-        **carried(body, kind),
+        "headers": {"host": "drone.example.org", **sent},
+        **encoded(body, kind),
     }
     return {**event, "body": event["body"] or ""}
 
@@ -148,13 +148,13 @@ def balancer(method: str, path: str, kind: str = "", body: bytes = b"", **header
 def balancer_lists(
     method: str, path: str, kind: str = "", body: bytes = b"", **headers: str
 ) -> dict:
-    """The same with headers of many values, which then come in no other way."""
+    """The same with multi-value headers, which replace the single-value ones."""
     event = balancer(method, path, kind, body, **headers)
     event["multiValueHeaders"] = {name: [v] for name, v in event.pop("headers").items()}
     return event
 
 
-SENDERS = (
+SOURCES = (
     rest,
     rest_null,
     mapped,
@@ -164,7 +164,7 @@ SENDERS = (
     balancer,
     balancer_lists,
 )
-Sender = Callable[..., dict]
+Source = Callable[..., dict]
 
 
 def content(result: dict) -> Any:
@@ -178,18 +178,18 @@ def headers_in(result: dict) -> dict[str, str]:
     return result.get("headers") or {name: values[-1] for name, values in lists.items()}
 
 
-def form(picture: bytes) -> tuple[str, bytes]:
+def form(image: bytes) -> tuple[str, bytes]:
     head = b'--XX\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n'
-    return "multipart/form-data; boundary=XX", head + b"\r\n" + picture + b"\r\n--XX--\r\n"
+    return "multipart/form-data; boundary=XX", head + b"\r\n" + image + b"\r\n--XX--\r\n"
 
 
-def as_json(picture: bytes) -> tuple[str, bytes]:
-    return "application/json", json.dumps({"image": base64.b64encode(picture).decode()}).encode()
+def as_json(image: bytes) -> tuple[str, bytes]:
+    return "application/json", json.dumps({"image": base64.b64encode(image).decode()}).encode()
 
 
-WAYS = {
-    "bytes": ("application/octet-stream", PICTURE),
-    "png": ("image/png", PICTURE),
-    "form": form(PICTURE),
-    "json": as_json(PICTURE),
+ENCODINGS = {
+    "bytes": ("application/octet-stream", IMAGE),
+    "png": ("image/png", IMAGE),
+    "form": form(IMAGE),
+    "json": as_json(IMAGE),
 }

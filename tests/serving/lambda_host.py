@@ -1,7 +1,7 @@
-"""A stand-in for the machine that Lambda runs a function on: the Runtime API on loopback.
+"""Simulates the machine that Lambda runs a function on: the Runtime API on loopback.
 
-The function runs in a process of its own under `awslambdaric`, AWS's runtime client, which asks
-for the next event and posts its result, as it does in the cloud.
+The function runs in a process of its own under `awslambdaric`, AWS's runtime client, which fetches
+events and posts results as it does in the cloud.
 """
 
 import json
@@ -32,8 +32,8 @@ class Outcome:
 
 
 @dataclass
-class Box:
-    """What the process and the test tell each other."""
+class Queues:
+    """Queues between the function's process and the test."""
 
     events: queue.Queue = field(default_factory=queue.Queue)
     outcomes: queue.Queue = field(default_factory=queue.Queue)
@@ -43,11 +43,11 @@ class Runtime(BaseHTTPRequestHandler):
     """The Runtime API, version 2018-06-01."""
 
     protocol_version = "HTTP/1.1"
-    box: Box
+    queues: Queues
 
     def setup(self) -> None:
         super().setup()
-        # Else each answer waits 40 ms for the other side's acknowledgement.
+        # Otherwise each response waits 40 ms for a delayed acknowledgement.
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def log_message(self, *_: object) -> None: ...
@@ -56,9 +56,9 @@ class Runtime(BaseHTTPRequestHandler):
         if self.path.endswith("/restore/next"):
             self._send(200, b"")
             return
-        number, event = self.box.events.get()
+        request_id, event = self.queues.events.get()
         headers = {
-            "Lambda-Runtime-Aws-Request-Id": number,
+            "Lambda-Runtime-Aws-Request-Id": request_id,
             "Lambda-Runtime-Deadline-Ms": str(int(1000 * time.time()) + 29_000),
             "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:eu-west-1:0:function:drone",
             "Lambda-Runtime-Trace-Id": "Root=1-0-0",
@@ -70,7 +70,7 @@ class Runtime(BaseHTTPRequestHandler):
         body = self._read()
         self._send(202, b'{"status": "OK"}')
         kind = self.path.rsplit("/", 1)[1]
-        self.box.outcomes.put(Outcome(kind, json.loads(body)))
+        self.queues.outcomes.put(Outcome(kind, json.loads(body)))
 
     def _read(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -91,23 +91,23 @@ class Runtime(BaseHTTPRequestHandler):
 
 
 class LambdaHost:
-    """A running function; close it at the end."""
+    """A running function; call `close` at the end."""
 
     def __init__(self, python: str, task: Path, client: Path, **environment: str) -> None:
         """Starts the function.
 
         Args:
-            python: interpreter to run it.
-            task: folder of the unpacked package.
-            client: folder with awslambdaric.
-            environment: of the function, beside Lambda's own.
+            python: Interpreter to run it with.
+            task: Folder of the unpacked package.
+            client: Folder with awslambdaric.
+            environment: Variables of the function, in addition to Lambda's own.
         """
-        self._box = Box()
-        handler = type("Handler", (Runtime,), {"box": self._box})
+        self._queues = Queues()
+        handler = type("Handler", (Runtime,), {"queues": self._queues})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        given = {
+        variables = {
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/tmp"),
             "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self._server.server_port}",
@@ -122,24 +122,24 @@ class LambdaHost:
             "PYTHONDONTWRITEBYTECODE": "1",
             **environment,
         }
-        # Without site packages: what the function needs must be in its package.
+        # -S hides installed packages: all that the function needs must be in its package.
         command = [python, "-S", "-m", "awslambdaric", HANDLER]
         self._process = subprocess.Popen(
-            command, cwd=task, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, cwd=task, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     def invoke(self, event: Mapping[str, Any], timeout_s: float = 30) -> Outcome:
-        """Hands the function one event and waits for its result."""
-        self._box.events.put((str(uuid.uuid4()), json.dumps(event).encode()))
-        outcome: Outcome = self._box.outcomes.get(timeout=timeout_s)
+        """Sends the function one event and returns its outcome."""
+        self._queues.events.put((str(uuid.uuid4()), json.dumps(event).encode()))
+        outcome: Outcome = self._queues.outcomes.get(timeout=timeout_s)
         return outcome
 
     def close(self) -> str:
-        """Ends the function; what it logged. A second call does nothing."""
+        """Ends the function and returns its log; a second call does nothing."""
         if self._process.returncode is not None:
             return ""
         self._process.kill()
-        logged = self._process.communicate()[0].decode("utf-8", "replace")
+        log = self._process.communicate()[0].decode("utf-8", "replace")
         self._server.shutdown()
         self._server.server_close()
-        return logged
+        return log

@@ -1,4 +1,4 @@
-"""`serve.py` in a process of its own, and questions to it."""
+"""Runs `serve.py` in a process of its own and sends requests to it."""
 
 import contextlib
 import http.client
@@ -19,7 +19,7 @@ class Server:
     port: int
     log: Path
 
-    def ask(
+    def request(
         self, method: str, path: str, body: bytes = b"", **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -30,22 +30,22 @@ class Server:
 
 
 @contextlib.contextmanager
-def served(place: Path, *words: object) -> Iterator[Server]:
+def served(folder: Path, *args: object) -> Iterator[Server]:
     port = free_port()
-    log = place / "server.log"
+    log = folder / "server.log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            job_command("serve", "--port", port, *words),
-            cwd=place,
+            job_command("serve", "--port", port, *args),
+            cwd=folder,
             env=job_environment(),
             stdout=stream,
             stderr=stream,
             start_new_session=True,
-            # Where the tests themselves run in the background, Ctrl-C would be ignored.
+            # A shell makes its background jobs ignore SIGINT, and the server would inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
-            wait_for(lambda: "answers on" in log.read_text() or process.poll() is not None)
+            wait_for(lambda: "is served at" in log.read_text() or process.poll() is not None)
             yield Server(process, port, log)
         finally:
             with contextlib.suppress(ProcessLookupError):

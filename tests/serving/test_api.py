@@ -1,4 +1,4 @@
-"""The interface, request by request, without a server."""
+"""The HTTP interface without a server. For the full matrix of images see test_preprocess."""
 
 import base64
 import json
@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drone.errors import ConfigError
+from drone.errors import ConfigError, ImageError
 from drone.labels import CLASSES
 from drone.serving.api import Api, ApiSettings, Request, Response
-from drone.serving.predictor import Predictor, calibrated
+from drone.serving.predictor import Predictor, apply_temperature
 from tests.serving import hostile
 
-CASES = hostile.cases()
-JPEG = CASES["JPEG"][0]
+IMAGES = hostile.representatives()
+JPEG = IMAGES["JPEG"][0]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,10 @@ def api(exported: Path) -> Api:
     return Api(Predictor(exported, threads=1), ApiSettings(max_bytes=2**20, name="known"))
 
 
-def post(api: Api, body: bytes, kind: str = "application/octet-stream", **more: str) -> Response:
-    return api.answer(Request("POST", "/predict", {"content-type": kind, **more}, body))
+def post(
+    api: Api, body: bytes, content_type: str = "application/octet-stream", **headers: str
+) -> Response:
+    return api.handle(Request("POST", "/predict", {"content-type": content_type, **headers}, body))
 
 
 def form(body: bytes, name: str = "image") -> tuple[bytes, str]:
@@ -37,42 +39,61 @@ def as_base64(body: bytes) -> tuple[bytes, str]:
     return json.dumps({"image": text}).encode(), "application/json; charset=utf-8"
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("way", ["raw", "form", "base64"])
-def test_every_picture_gets_an_answer_or_a_reason(api: Api, name: str, way: str) -> None:
-    data, status = CASES[name]
-    body, kind = {"raw": lambda: (data, "image/jpeg"), "form": lambda: form(data)}.get(
-        way, lambda: as_base64(data)
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("encoding", ["raw", "form", "base64"])
+def test_every_image_gets_a_prediction_or_an_error(api: Api, name: str, encoding: str) -> None:
+    data, status = IMAGES[name]
+    body, content_type = {"raw": lambda: (data, "image/jpeg"), "form": lambda: form(data)}.get(
+        encoding, lambda: as_base64(data)
     )()
-    response = post(api, body, kind)
-    said = json.loads(response.body)
-    assert response.status == status, said
+    response = post(api, body, content_type)
+    content = json.loads(response.body)
+    assert response.status == status, content
     assert response.headers["Access-Control-Allow-Origin"] == "*"
-    assert said["request_id"] == response.headers["X-Request-Id"]
+    assert content["request_id"] == response.headers["X-Request-Id"]
     if status == 200:
-        assert sum(said["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-        assert tuple(said["probabilities"]) == CLASSES
-        assert said["label"] == max(said["probabilities"], key=said["probabilities"].get)
-        assert said["kind"] in ("bird", "drone") and isinstance(said["unsure"], bool)
-        assert said["model"] == {"name": "known", "version": "7", "fingerprint": ""}
+        assert sum(content["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert tuple(content["probabilities"]) == CLASSES
+        assert content["label"] == max(content["probabilities"], key=content["probabilities"].get)
+        assert content["kind"] in ("bird", "drone") and isinstance(content["unsure"], bool)
+        assert content["model"] == {"name": "known", "version": "7", "fingerprint": ""}
     else:
-        assert said["error"]["status"] == status
-        assert said["error"]["message"].endswith(".") and said["error"]["problem"]
+        assert content["error"]["status"] == status
+        assert content["error"]["message"].endswith(".") and content["error"]["problem"]
 
 
-def test_all_ways_in_give_the_same_answer(api: Api) -> None:
-    answers = []
-    for body, kind in ((JPEG, "image/jpeg"), form(JPEG), form(JPEG, "file"), as_base64(JPEG)):
-        answers.append(json.loads(post(api, body, kind).body)["probabilities"])
+@pytest.mark.parametrize("reason", ImageError.REASONS)
+def test_each_reason_has_its_status(api: Api, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    def fail(data: bytes, **_: object) -> None:
+        raise ImageError(reason, "This is why.")
+
+    monkeypatch.setattr(api.predictor, "predict", fail)
+    response = post(api, JPEG)
+    expected = {
+        "empty": 400,
+        "too-large": 413,
+        "non-media": 415,
+        "unsupported": 415,
+        "undecodable": 422,
+        "too-small": 422,
+    }
+    assert response.status == expected[reason]
+    error = json.loads(response.body)["error"]
+    assert error == {"status": response.status, "problem": reason, "message": "This is why."}
+
+
+def test_all_encodings_give_the_same_prediction(api: Api) -> None:
     uri = json.dumps({"image": f"data:image/jpeg;base64,{base64.b64encode(JPEG).decode()}"})
-    answers.append(json.loads(post(api, uri.encode(), "application/json").body)["probabilities"])
-    assert all(answer == answers[0] for answer in answers)
-    direct = api.predictor.predict(JPEG)
-    assert answers[0] == direct.probabilities
+    bodies = [(JPEG, "image/jpeg"), form(JPEG), form(JPEG, "file"), as_base64(JPEG)]
+    bodies.append((uri.encode(), "application/json"))
+    expected = api.predictor.predict(JPEG).probabilities
+    for body, content_type in bodies:
+        response = post(api, body, content_type)
+        assert json.loads(response.body)["probabilities"] == expected
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "status", "problem"),
+    ("body", "content_type", "status", "problem"),
     [
         (b"{", "application/json", 400, "bad-json"),
         (b'{"image": 3}', "application/json", 400, "bad-json"),
@@ -86,36 +107,36 @@ def test_all_ways_in_give_the_same_answer(api: Api) -> None:
         (bytes(2**20 + 1), "image/jpeg", 413, "too-large"),
     ],
 )
-def test_bodies_that_hold_no_picture(
-    api: Api, body: bytes, kind: str, status: int, problem: str
+def test_bodies_without_an_image(
+    api: Api, body: bytes, content_type: str, status: int, problem: str
 ) -> None:
-    response = post(api, body, kind)
+    response = post(api, body, content_type)
     assert (response.status, json.loads(response.body)["error"]["problem"]) == (status, problem)
 
 
 def test_other_paths_and_methods(api: Api) -> None:
-    assert api.answer(Request("GET", "/health")).status == 200
-    model = json.loads(api.answer(Request("GET", "/model")).body)
+    assert api.handle(Request("GET", "/health")).status == 200
+    model = json.loads(api.handle(Request("GET", "/model")).body)
     assert model["classes"] == list(CLASSES) and model["limits"]["max_bytes"] == 2**20
     assert model["preprocessing"]["side_px"] == 64
-    wrong = api.answer(Request("GET", "/predict"))
+    wrong = api.handle(Request("GET", "/predict"))
     assert wrong.status == 405 and wrong.headers["Allow"] == "OPTIONS, POST"
-    nothing = api.answer(Request("GET", "/etc/passwd"))
-    assert nothing.status == 404 and b"/predict" in nothing.body
-    asked = api.answer(Request("OPTIONS", "/predict"))
-    assert (asked.status, asked.body) == (204, b"")
-    assert "POST" in asked.headers["Access-Control-Allow-Methods"]
-    page = api.answer(Request("GET", "/docs"))
+    missing = api.handle(Request("GET", "/etc/passwd"))
+    assert missing.status == 404 and b"/predict" in missing.body
+    preflight = api.handle(Request("OPTIONS", "/predict"))
+    assert (preflight.status, preflight.body) == (204, b"")
+    assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+    page = api.handle(Request("GET", "/docs"))
     assert page.headers["Content-Type"].startswith("text/html") and b"POST /predict" in page.body
     assert b"http://" not in page.body.replace(b"http://HOST", b"")
 
 
-def test_the_senders_number_is_kept_if_it_is_plain(api: Api) -> None:
-    kept = post(api, JPEG, **{"x-request-id": "abc-1"})
-    assert kept.headers["X-Request-Id"] == "abc-1"
+def test_the_clients_request_id_is_used_if_it_is_safe(api: Api) -> None:
+    response = post(api, JPEG, **{"x-request-id": "abc-1"})
+    assert response.headers["X-Request-Id"] == "abc-1"
     for bad in ("a\r\nSet-Cookie: x=1", "x" * 65, ""):
-        other = post(api, JPEG, **{"x-request-id": bad})
-        assert other.headers["X-Request-Id"] != bad and len(other.headers["X-Request-Id"]) == 32
+        request_id = post(api, JPEG, **{"x-request-id": bad}).headers["X-Request-Id"]
+        assert request_id != bad and len(request_id) == 32
 
 
 def test_settings_out_of_range() -> None:
@@ -126,7 +147,7 @@ def test_settings_out_of_range() -> None:
 def test_a_temperature_keeps_the_order_and_the_sum() -> None:
     probs_NK = np.random.default_rng(0).dirichlet(np.ones(4), 50).astype(np.float32)
     for temperature in (0.5, 1.0, 2.0):
-        calm_NK = calibrated(probs_NK, temperature)
-        np.testing.assert_allclose(calm_NK.sum(axis=1), 1, rtol=1e-5)
-        np.testing.assert_array_equal(calm_NK.argsort(axis=1), probs_NK.argsort(axis=1))
-    assert (calibrated(probs_NK, 2.0).max(axis=1) <= probs_NK.max(axis=1) + 1e-6).all()
+        scaled_NK = apply_temperature(probs_NK, temperature)
+        np.testing.assert_allclose(scaled_NK.sum(axis=1), 1, rtol=1e-5)
+        np.testing.assert_array_equal(scaled_NK.argsort(axis=1), probs_NK.argsort(axis=1))
+    assert (apply_temperature(probs_NK, 2.0).max(axis=1) <= probs_NK.max(axis=1) + 1e-6).all()

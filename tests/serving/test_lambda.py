@@ -1,4 +1,7 @@
-"""The Lambda function: events of all senders, pictures of all kinds, its settings."""
+"""The Lambda function: events of all sources, errors, its settings.
+
+For the full matrix of images see test_preprocess.
+"""
 
 import base64
 import json
@@ -14,15 +17,15 @@ import pytest
 
 from drone.errors import ConfigError, RunError
 from drone.serving.api import Api, ApiSettings, Response
-from drone.serving.lambda_events import result_of
+from drone.serving.lambda_events import format_response
 from drone.serving.predictor import Predictor
 from tests.serving import hostile
 from tests.serving.lambda_events import (
     CONTEXT,
-    PICTURE,
-    SENDERS,
-    WAYS,
-    Sender,
+    ENCODINGS,
+    IMAGE,
+    SOURCES,
+    Source,
     as_json,
     balancer_lists,
     content,
@@ -34,7 +37,7 @@ from tests.serving.lambda_events import (
     rest,
 )
 
-CASES = hostile.cases()
+IMAGES = hostile.representatives()
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +45,24 @@ def exported(linear: Path) -> Path:
     return linear
 
 
-@pytest.mark.parametrize("sender", SENDERS)
-@pytest.mark.parametrize("way", WAYS)
-def test_a_picture_gets_the_predictors_answer(
-    function: ModuleType, exported: Path, sender: Sender, way: str
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_an_image_gets_the_predictors_answer(
+    function: ModuleType, exported: Path, source: Source, encoding: str
 ) -> None:
-    result = function.handler(sender("POST", "/predict", *WAYS[way]), CONTEXT)
+    result = function.handler(source("POST", "/predict", *ENCODINGS[encoding]), CONTEXT)
     assert result["statusCode"] == 200, result
     assert result["isBase64Encoded"] is False
-    expected = Predictor(exported, threads=1).predict(PICTURE)
-    said = content(result)
-    assert said["label"] == expected.label
-    assert said["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
-    assert said["request_id"] == headers_in(result)["X-Request-Id"] == CONTEXT.aws_request_id
-    assert said["model"]["version"] == "7"
+    expected = Predictor(exported, threads=1).predict(IMAGE)
+    body = content(result)
+    assert body["label"] == expected.label
+    assert body["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+    assert body["request_id"] == headers_in(result)["X-Request-Id"] == CONTEXT.aws_request_id
+    assert body["model"]["version"] == "7"
 
 
-@pytest.mark.parametrize("sender", SENDERS)
-def test_other_requests(function: ModuleType, sender: Sender) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_other_requests(function: ModuleType, source: Source) -> None:
     cases = [
         (("GET", "/health"), 200, None),
         (("GET", "/model"), 200, None),
@@ -73,10 +76,10 @@ def test_other_requests(function: ModuleType, sender: Sender) -> None:
         (("GET", "/prod/health/more"), 404, "not-found"),
         (("POST", "/predict", "application/json", b"{"), 400, "bad-json"),
         (("POST", "/predict", "multipart/form-data", b"x"), 400, "bad-form"),
-        (("POST", "/predict", "image/png", b"no picture"), 415, "non-media"),
+        (("POST", "/predict", "image/png", b"no image"), 415, "non-media"),
     ]
     for request, status, problem in cases:
-        result = function.handler(sender(*request), CONTEXT)
+        result = function.handler(source(*request), CONTEXT)
         assert result["statusCode"] == status, (request, result)
         assert headers_in(result)["Access-Control-Allow-Origin"] == "*"
         assert json.dumps(result)  # Lambda's runtime writes it as JSON.
@@ -87,47 +90,47 @@ def test_other_requests(function: ModuleType, sender: Sender) -> None:
             assert content(result)["request_id"] == CONTEXT.aws_request_id
 
 
-def test_a_load_balancer_that_sends_lists_gets_lists(function: ModuleType) -> None:
+def test_a_load_balancer_that_sends_multi_value_headers_gets_them(function: ModuleType) -> None:
     result = function.handler(balancer_lists("GET", "/health"), CONTEXT)
     assert result["multiValueHeaders"]["Content-Type"] == ["application/json"]
     assert "headers" not in result
     assert "multiValueHeaders" not in function.handler(rest("GET", "/health"), CONTEXT)
 
 
-@pytest.mark.parametrize("sender", SENDERS)
-def test_the_senders_number_is_kept_whatever_the_case_of_its_header(
-    function: ModuleType, sender: Sender
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_clients_request_id_is_used_whatever_the_case_of_its_header(
+    function: ModuleType, source: Source
 ) -> None:
     for name in ("X-Request-Id", "x-request-id", "X-REQUEST-ID"):
-        result = function.handler(sender("GET", "/health", **{name: "mine-1"}), CONTEXT)
+        result = function.handler(source("GET", "/health", **{name: "mine-1"}), CONTEXT)
         assert headers_in(result)["X-Request-Id"] == "mine-1"
-    event = sender("GET", "/health", **{"X-Request-Id": "no\nplain one"})
+    event = source("GET", "/health", **{"X-Request-Id": "not\nsafe"})
     assert re.fullmatch(
         "[0-9a-f]{32}", headers_in(function.handler(event, CONTEXT))["X-Request-Id"]
     )
 
 
-def test_without_a_number_of_lambdas_each_request_gets_a_new_one(function: ModuleType) -> None:
-    numbers = [
+def test_without_a_context_each_request_gets_a_new_id(function: ModuleType) -> None:
+    request_ids = [
         headers_in(function.handler(rest("GET", "/health"), None))["X-Request-Id"] for _ in range(3)
     ]
-    assert len(set(numbers)) == 3
+    assert len(set(request_ids)) == 3
 
 
 @pytest.mark.parametrize("event", [{}, [], None, "text", {"source": "aws.events"}])
-def test_events_that_are_no_request(function: ModuleType, event: Any) -> None:
+def test_events_that_are_not_http(function: ModuleType, event: Any) -> None:
     result = function.handler(event, CONTEXT)
     assert result["statusCode"] == 400
     assert content(result)["error"]["problem"] == "bad-event"
 
 
-def test_headers_of_another_shape_are_none(function: ModuleType) -> None:
+def test_malformed_headers_are_ignored(function: ModuleType) -> None:
     event = {**rest("GET", "/health"), "headers": ["odd"], "multiValueHeaders": {"x": 1}}
     assert function.handler(event, CONTEXT)["statusCode"] == 200
 
 
-def test_bodies_that_are_not_what_they_are_said_to_be(function: ModuleType) -> None:
-    event = rest("POST", "/predict", "image/png", PICTURE)
+def test_malformed_bodies(function: ModuleType) -> None:
+    event = rest("POST", "/predict", "image/png", IMAGE)
     for body, status, problem in (
         ("&&&", 400, "bad-body"),
         ("abc", 400, "bad-body"),
@@ -137,7 +140,7 @@ def test_bodies_that_are_not_what_they_are_said_to_be(function: ModuleType) -> N
     ):
         result = function.handler({**event, "body": body}, CONTEXT)
         assert (result["statusCode"], content(result)["error"]["problem"]) == (status, problem)
-    lossy = {**event, "body": PICTURE.decode("utf-8", "replace"), "isBase64Encoded": False}
+    lossy = {**event, "body": IMAGE.decode("utf-8", "replace"), "isBase64Encoded": False}
     result = function.handler(lossy, CONTEXT)
     assert result["statusCode"] == 415
     assert "binary media types" in content(result)["error"]["message"]
@@ -145,40 +148,40 @@ def test_bodies_that_are_not_what_they_are_said_to_be(function: ModuleType) -> N
     assert function.handler(halved, CONTEXT)["statusCode"] == 415
 
 
-def test_what_is_not_text_goes_back_as_base64() -> None:
-    response = Response(200, {"Content-Type": "image/png"}, PICTURE)
-    result = result_of(response, rest("GET", "/"), head=False)
+def test_binary_responses_are_base64() -> None:
+    response = Response(200, {"Content-Type": "image/png"}, IMAGE)
+    result = format_response(response, rest("GET", "/"), head=False)
     assert result["isBase64Encoded"] is True
-    assert base64.b64decode(result["body"]) == PICTURE
-    assert result_of(response, rest("GET", "/"), head=True)["body"] == ""
+    assert base64.b64decode(result["body"]) == IMAGE
+    assert format_response(response, rest("GET", "/"), head=True)["body"] == ""
 
 
-def test_a_defect_is_a_500_that_tells_nothing_of_the_picture(
+def test_a_defect_is_a_500_that_quotes_nothing(
     function: ModuleType,
     exported: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def stumble(data: bytes, **_: object) -> None:
+    def fail(data: bytes, **_: object) -> None:
         raise ValueError(f"cannot read {data!r}")
 
     predictor = Predictor(exported)
     predictor.start()
-    monkeypatch.setattr(predictor, "predict", stumble)
+    monkeypatch.setattr(predictor, "predict", fail)
     caplog.set_level(logging.INFO)
     event = rest("POST", "/predict", "image/png", b"secret pixels")
-    result = function.respond(Api(predictor, ApiSettings()), event, CONTEXT)
+    result = function.handle_event(Api(predictor, ApiSettings()), event, CONTEXT)
     assert result["statusCode"] == 500
     assert headers_in(result)["Access-Control-Allow-Origin"] == "*"
     assert content(result)["error"]["problem"] == "internal"
     assert content(result)["request_id"] == CONTEXT.aws_request_id
-    assert "ValueError" in caplog.text and "in stumble" in caplog.text
+    assert "ValueError" in caplog.text and "in fail" in caplog.text
     assert CONTEXT.aws_request_id in caplog.text
     assert "POST /predict 500" in caplog.text
     assert "secret" not in caplog.text and "secret" not in json.dumps(result)
 
 
-def test_a_path_cannot_write_lines_of_its_own_into_the_log(
+def test_a_path_cannot_forge_lines_of_the_log(
     function: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -186,60 +189,65 @@ def test_a_path_cannot_write_lines_of_its_own_into_the_log(
     assert "GET /x\\nPOST /predict 200 404" in caplog.text
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_hostile_pictures_get_an_answer_or_a_reason(function: ModuleType, name: str) -> None:
-    picture, status = CASES[name]
-    for kind, body in (("image/jpeg", picture), form(picture), as_json(picture)):
-        result = function.handler(http_api("POST", "/predict", kind, body), CONTEXT)
-        assert result["statusCode"] == status, (kind, result)
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_image_gets_a_prediction_or_an_error(function: ModuleType, name: str) -> None:
+    image, status = IMAGES[name]
+    for content_type, body in (("image/jpeg", image), form(image), as_json(image)):
+        event = http_api("POST", "/predict", content_type, body)
+        result = function.handler(event, CONTEXT)
+        assert result["statusCode"] == status, (content_type, result)
         if status != 200:
             assert content(result)["error"]["message"]
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow says what is damaged.
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about damage.
 def test_damage_of_any_kind_is_never_a_500(function: ModuleType) -> None:
-    chance = random.Random(1)
-    kinds = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF")
-    pictures = [("image/*", file_of(noise(40, 30), kind)) for kind in kinds]
-    sound = [*pictures, form(pictures[0][1]), as_json(pictures[0][1])]
-    seen = set()
+    rng = random.Random(1)
+    formats = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF")
+    images = [("image/*", file_of(noise(40, 30), format)) for format in formats]
+    intact = [*images, form(images[0][1]), as_json(images[0][1])]
+    statuses = set()
     for _ in range(1500):
-        kind, body = chance.choice(sound)
+        content_type, body = rng.choice(intact)
         damaged = bytearray(body)
-        for _ in range(chance.choice((1, 3, 10, 40))):
-            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
-        if chance.random() < 0.2:
-            del damaged[chance.randrange(len(damaged)) :]
-        result = function.handler(rest("POST", "/predict", kind, bytes(damaged)), CONTEXT)
-        seen.add(result["statusCode"])
+        for _ in range(rng.choice((1, 3, 10, 40))):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        if rng.random() < 0.2:
+            del damaged[rng.randrange(len(damaged)) :]
+        result = function.handler(rest("POST", "/predict", content_type, bytes(damaged)), CONTEXT)
+        statuses.add(result["statusCode"])
         assert result["statusCode"] in (200, 400, 413, 415, 422), bytes(damaged)
-    assert {200, 400, 415, 422} <= seen
+    assert {200, 400, 415, 422} <= statuses
 
 
-def test_settings_by_environment(function: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert function.settings().max_bytes * 4 / 3 == 6 * 2**20
-    assert function.settings().max_pixels == ApiSettings.max_pixels
+def test_settings_from_the_environment(
+    function: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert function.load_settings().max_bytes * 4 / 3 == 6 * 2**20
+    assert function.load_settings().max_pixels == ApiSettings.max_pixels
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "512")
-    assert function.settings().max_pixels < 12_000_000
+    assert function.load_settings().max_pixels < 12_000_000
     monkeypatch.setenv("DRONE_MAX_BYTES", "1000")
     monkeypatch.setenv("DRONE_MAX_PIXELS", "2000")
     monkeypatch.setenv("DRONE_ALLOW_ORIGIN", "https://drone.example.org")
-    found = function.settings()
-    assert (found.max_bytes, found.max_pixels) == (1000, 2000)
-    result = function.respond(
-        Api(function._API.predictor, found), rest("POST", "/predict", "image/png", PICTURE), CONTEXT
+    settings = function.load_settings()
+    assert (settings.max_bytes, settings.max_pixels) == (1000, 2000)
+    result = function.handle_event(
+        Api(function._API.predictor, settings),
+        rest("POST", "/predict", "image/png", IMAGE),
+        CONTEXT,
     )
     assert result["statusCode"] == 413
     assert headers_in(result)["Access-Control-Allow-Origin"] == "https://drone.example.org"
     for wrong in ("many", "-1", "0", "1e6"):
         monkeypatch.setenv("DRONE_MAX_BYTES", wrong)
         with pytest.raises(ConfigError, match="(?i)max_bytes"):
-            function.settings()
+            function.load_settings()
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Iterator[str]:
-    """A bucket on a make-believe S3 with the model in it; its URI."""
+    """The URI of a bucket on a simulated S3 with the model in it."""
     pytest.importorskip("moto.server")
     import boto3
     from moto.server import ThreadedMotoServer
@@ -277,12 +285,14 @@ def test_a_model_on_s3(
         file = function.model_file()
         assert file.read_bytes() == exported.read_bytes()
         assert file.is_relative_to(tmp_path)
-    result = function.respond(
-        function.start(), rest("POST", "/predict", "image/png", PICTURE), CONTEXT
+    result = function.handle_event(
+        function.create_api(), rest("POST", "/predict", "image/png", IMAGE), CONTEXT
     )
     assert result["statusCode"] == 200
     monkeypatch.setenv("DRONE_MODEL_SHA256", "0" * 64)
-    with pytest.raises(RunError, match=r"has the SHA-256 .*; it was not loaded"):
+    with pytest.raises(
+        RunError, match=r"has the SHA-256 .* as DRONE_MODEL_SHA256 demands; it was not loaded"
+    ):
         function.model_file()
     for wrong, error, message in (
         ("s3://models/none.onnx", RunError, "s3://models/none.onnx cannot be read: .*404"),

@@ -1,4 +1,7 @@
-"""The Lambda function's package, built once and run as in the cloud."""
+"""The Lambda function's package, built once and run as in the cloud.
+
+For the full matrix of images see test_preprocess.
+"""
 
 import importlib.util
 import json
@@ -20,13 +23,14 @@ import onnx
 import pytest
 
 from drone.serving.predictor import Predictor
+from ray_jobs.console import console
 from tests.conftest import ROOT
 from tests.serving import hostile
 from tests.serving.lambda_events import (
-    PICTURE,
-    SENDERS,
+    ENCODINGS,
+    IMAGE,
     SIDE,
-    WAYS,
+    SOURCES,
     content,
     function_url,
     http_api,
@@ -46,8 +50,8 @@ def exported(linear: Path) -> Path:
 class Built:
     folder: Path
     archive: Path
-    facts: dict
-    said: str
+    result: dict
+    log: str
 
 
 def load_packager() -> ModuleType:
@@ -64,26 +68,26 @@ packager = load_packager()
 
 @pytest.fixture(scope="module")
 def version() -> str:
-    """Of Lambda's Python, or of this one where there is no other."""
-    return "3.13" if packager.interpreter("3.13") else ".".join(map(str, sys.version_info[:2]))
+    """Version of Lambda's Python, or of this one where that is not installed."""
+    return "3.13" if packager.find_python("3.13") else ".".join(map(str, sys.version_info[:2]))
 
 
 @pytest.fixture(scope="module")
 def built(exported: Path, version: str, tmp_path_factory: pytest.TempPathFactory) -> Built:
     out = tmp_path_factory.mktemp("lambda")
-    words = ["--onnx", str(exported), "--out", str(out), "--python", version, "--json"]
-    command = [sys.executable, str(ROOT / "deploy" / "lambda" / "package.py"), *words]
+    args = ["--onnx", str(exported), "--out", str(out), "--python", version, "--json"]
+    command = [sys.executable, str(ROOT / "deploy" / "lambda" / "package.py"), *args]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode and OFFLINE.search(done.stderr):
-        pytest.skip("no PyPI in reach to get the function's packages from")
+        pytest.skip("PyPI cannot be reached for the function's packages")
     assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout.splitlines()[-1])
-    return Built(Path(facts["folder"]), Path(facts["zip"]), facts, done.stderr)
+    result = json.loads(done.stdout.splitlines()[-1])
+    return Built(Path(result["folder"]), Path(result["zip"]), result, done.stderr)
 
 
 @pytest.fixture(scope="module")
 def unpacked(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The zip's content, as Lambda lays it out."""
+    """The content of the zip, as Lambda unpacks it."""
     task = tmp_path_factory.mktemp("task")
     with zipfile.ZipFile(built.archive) as packed:
         packed.extractall(task)
@@ -104,13 +108,15 @@ def test_what_is_in_the_package(built: Built) -> None:
         *(f"drone/serving/{file.name}" for file in (ROOT / "drone/serving").glob("*.py")),
     }
     assert not [name for name in names if "/tests/" in name or name.endswith((".h", ".pyi"))]
-    assert any(name.endswith("LICENSE") for name in names)  # What is handed on keeps its licence.
-    assert built.facts["unzipped_mb"] < 130
-    assert built.facts["zipped_mb"] < 50
+    assert any(
+        name.endswith("LICENSE") for name in names
+    )  # Redistributed packages keep their licences.
+    assert built.result["unzipped_mb"] < 130
+    assert built.result["zipped_mb"] < 50
     assert names == sorted(names)
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert {entry.external_attr >> 16 for entry in entries} == {0o100644}
-    assert re.search(r"onnxruntime +│ +\d", built.said) and re.search(r"all +│ +\d", built.said)
+    assert re.search(r"onnxruntime +│ +\d", built.log) and re.search(r"all +│ +\d", built.log)
 
 
 def test_versions_are_those_of_the_requirements(built: Built) -> None:
@@ -120,19 +126,19 @@ def test_versions_are_those_of_the_requirements(built: Built) -> None:
         assert f"{name}=={folder.name.removesuffix('.dist-info').split('-')[1]} " in required
 
 
-def test_modules_are_compiled_for_a_folder_that_cannot_be_written_to(built: Built) -> None:
-    if not built.facts["compiled"]:
+def test_modules_are_compiled_for_a_read_only_folder(built: Built) -> None:
+    if not built.result["compiled"]:
         pytest.skip("no Python of Lambda's version to compile with")
     sources = {path.stem for path in (built.folder / "drone" / "serving").glob("*.py")}
     compiled = list((built.folder / "drone" / "serving" / "__pycache__").glob("*.pyc"))
     assert {path.name.split(".")[0] for path in compiled} == sources
     for path in compiled:
         code = path.read_bytes()
-        assert int.from_bytes(code[4:8], "little") == 1  # By hash, and that unchecked.
+        assert int.from_bytes(code[4:8], "little") == 1  # By hash, unchecked.
         assert b"/var/task/drone/serving" in code and str(built.folder).encode() not in code
 
 
-def test_the_same_content_is_the_same_zip(built: Built, tmp_path: Path) -> None:
+def test_the_same_content_gives_the_same_zip(built: Built, tmp_path: Path) -> None:
     small = tmp_path / "package"
     for name in ("drone", "python_multipart"):
         shutil.copytree(built.folder / name, small / name)
@@ -149,8 +155,8 @@ def test_the_packaged_model_is_the_model(built: Built, exported: Path) -> None:
     packaged = Predictor(built.folder / "model.onnx")
     plain = Predictor(exported)
     assert packaged.metadata == plain.metadata
-    found = packaged.predict_pixels(pixels)
-    np.testing.assert_allclose(found, plain.predict_pixels(pixels), atol=1e-5)
+    probs = packaged.predict_pixels(pixels)
+    np.testing.assert_allclose(probs, plain.predict_pixels(pixels), atol=1e-5)
 
 
 def test_a_registered_model_is_packaged_under_its_name_and_version(
@@ -166,7 +172,7 @@ def test_a_registered_model_is_packaged_under_its_name_and_version(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_experiment("packages")  # Not one that another test was in.
+    mlflow.set_experiment("packages")  # Another test may have left its own.
     for _ in range(2):
         with mlflow.start_run():
             mlflow.onnx.log_model(
@@ -175,25 +181,25 @@ def test_a_registered_model_is_packaged_under_its_name_and_version(
     mlflow.MlflowClient().set_registered_model_alias("fly", "champion", "2")
 
     def install(folder: Path, _: object) -> None:
-        """The packages that pip has brought already."""
-        shutil.copytree(built.folder, folder, dirs_exist_ok=True, ignore=kept)
+        """Copies the packages that pip has already installed."""
+        shutil.copytree(built.folder, folder, dirs_exist_ok=True, ignore=not_packages)
 
-    def kept(folder: str, _: list[str]) -> set[str]:
+    def not_packages(folder: str, _: list[str]) -> set[str]:
         return {"drone", "model.onnx"} if Path(folder) == built.folder else set()
 
     monkeypatch.setattr(packager, "install", install)
-    words = ["--model", "models:/fly@champion", "--out", str(tmp_path / "out"), "--json"]
-    monkeypatch.setattr(sys, "argv", ["package.py", *words, "--python", version])
+    args = ["--model", "models:/fly@champion", "--out", str(tmp_path / "out"), "--json"]
+    monkeypatch.setattr(sys, "argv", ["package.py", *args, "--python", version])
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as end:
             packager.cli.start(packager.Package, packager.main)
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
-        packager.cli.console.stderr = False
+        console.stderr = False
     assert end.value.code == 0
-    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
-    with zipfile.ZipFile(facts["zip"]) as packed:
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    with zipfile.ZipFile(result["zip"]) as packed:
         packed.extract("model.onnx", tmp_path)
     packaged, plain = Predictor(tmp_path / "model.onnx"), Predictor(exported)
     assert packaged.metadata == {**plain.metadata, "name": "fly", "version": "2"}
@@ -204,54 +210,54 @@ def test_a_registered_model_is_packaged_under_its_name_and_version(
 
 
 @pytest.mark.parametrize(
-    ("words", "option"),
+    ("variable", "option"),
     [
         ("ONNX=my model.onnx", ["--onnx", "my model.onnx"]),
         ("MODEL=models:/fly@champion", ["--model", "models:/fly@champion"]),
     ],
 )
-def test_make_hands_on_what_it_is_told(words: str, option: list[str]) -> None:
-    command = ["make", "-n", "lambda", words, "ARCHITECTURE=arm64"]
-    # `make test` runs this within another make, which would have this one name its folders.
+def test_make_passes_its_variables_on(variable: str, option: list[str]) -> None:
+    command = ["make", "-n", "lambda", variable, "ARCHITECTURE=arm64"]
+    # `make test` runs this test, and an inner make would then print its folders.
     alone = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
     last = shlex.split(done.stdout.splitlines()[-1])
     assert last[1:] == ["deploy/lambda/package.py", "--architecture", "arm64", *option]
 
 
-def test_what_lambda_would_refuse_is_refused_here(
+def test_a_package_that_lambda_would_reject_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, archive = tmp_path / "package", tmp_path / "function.zip"
     (folder / "torch").mkdir(parents=True)
     (folder / "torch" / "x").write_bytes(np.random.default_rng(0).bytes(2_000_000))
-    with pytest.raises(packager.DroneError, match="holds torch"):
+    with pytest.raises(packager.DroneError, match="contains torch"):
         packager.check(folder)
     (folder / "torch").rename(folder / "own")
     packager.check(folder)
-    monkeypatch.setattr(packager, "MOST_ZIPPED_MB", 1)
+    monkeypatch.setattr(packager, "MAX_ZIPPED_MB", 1)
     packager.write_zip(folder, archive)
     packager.report(folder, archive, {"imported": True, "compiled": True})
     assert "must go through S3" in capsys.readouterr().out
-    monkeypatch.setattr(packager, "MOST_UNZIPPED_MB", 1)
-    with pytest.raises(packager.DroneError, match="Lambda takes 1 at most"):
+    monkeypatch.setattr(packager, "MAX_UNZIPPED_MB", 1)
+    with pytest.raises(packager.DroneError, match="Lambda's limit is 1"):
         packager.check(folder)
     with pytest.raises(packager.DroneError, match="does not start"):
         packager.try_import(tmp_path, sys.executable)
 
 
-def test_a_build_that_fails_leaves_no_older_zip_to_deploy(
+def test_a_failed_build_leaves_no_older_zip_to_deploy(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise packager.DroneError("pip cannot get the function's packages")
+        raise packager.DroneError("pip cannot download the function's packages")
 
     monkeypatch.setattr(packager, "install", fail)
     (tmp_path / "function.zip").write_bytes(b"an older build")
     with pytest.raises(packager.DroneError, match="pip cannot"):
         packager.main(packager.Package(onnx=exported, out=tmp_path))
     assert not (tmp_path / "function.zip").exists()
-    # A model that is none is found before anything is taken away.
+    # An invalid model is found before anything is deleted.
     (tmp_path / "function.zip").write_bytes(b"an older build")
     (tmp_path / "no.onnx").write_bytes(b"no model")
     with pytest.raises(packager.DroneError, match="is not a model"):
@@ -260,14 +266,14 @@ def test_a_build_that_fails_leaves_no_older_zip_to_deploy(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ([], "either --onnx FILE or --model URI"),
         (["--onnx", "none.onnx"], "There is no file none.onnx"),
     ],
 )
-def test_wrong_usage(words: list[str], message: str) -> None:
-    command = [sys.executable, str(ROOT / "deploy" / "lambda" / "package.py"), *words]
+def test_wrong_usage(args: list[str], message: str) -> None:
+    command = [sys.executable, str(ROOT / "deploy" / "lambda" / "package.py"), *args]
     wide = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=wide)
     assert done.returncode == 2 and message in done.stderr
@@ -275,15 +281,15 @@ def test_wrong_usage(words: list[str], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def client(version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with AWS's runtime client for that Python."""
+    """A folder with AWS's runtime client for the version of Python."""
     lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    wanted = next(line.split()[0] for line in lines if line.startswith("awslambdaric=="))
+    requirement = next(line.split()[0] for line in lines if line.startswith("awslambdaric=="))
     target = tmp_path_factory.mktemp("client")
-    command = [packager.interpreter(version), "-m", "pip", "install", "--quiet", wanted]
+    command = [packager.find_python(version), "-m", "pip", "install", "--quiet", requirement]
     command += ["--only-binary=:all:", "--target", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"no {wanted} for Python {version}: {done.stderr.strip()[-200:]}")
+        pytest.skip(f"no {requirement} for Python {version}: {done.stderr.strip()[-200:]}")
     return target
 
 
@@ -292,42 +298,42 @@ def host(unpacked: Path, client: Path, version: str) -> Iterator[Callable[..., L
     started: list[LambdaHost] = []
 
     def start(**environment: str) -> LambdaHost:
-        python = packager.interpreter(version)
+        python = packager.find_python(version)
         started.append(LambdaHost(python, unpacked, client, **environment))
         return started[-1]
 
     yield start
-    for one in started:
-        one.close()
+    for running in started:
+        running.close()
 
 
 def test_it_runs_under_lambdas_own_runtime(
     host: Callable[..., LambdaHost], function: ModuleType, exported: Path
 ) -> None:
     running = host()
-    expected = Predictor(exported, threads=1).predict(PICTURE)
-    for sender in SENDERS:
-        for way in WAYS.values():
-            outcome = running.invoke(sender("POST", "/predict", *way))
+    expected = Predictor(exported, threads=1).predict(IMAGE)
+    for source in SOURCES:
+        for encoded in ENCODINGS.values():
+            outcome = running.invoke(source("POST", "/predict", *encoded))
             assert outcome.kind == "response", outcome
-            said = content(outcome.content)
-            assert said["label"] == expected.label
-            assert said["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
-    for name, (picture, status) in hostile.cases().items():
-        outcome = running.invoke(http_api("POST", "/predict", "image/jpeg", picture))
+            body = content(outcome.content)
+            assert body["label"] == expected.label
+            assert body["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+    for name, (image, status) in hostile.representatives().items():
+        outcome = running.invoke(http_api("POST", "/predict", "image/jpeg", image))
         assert outcome.content["statusCode"] == status, name
-    logged = running.close()
-    assert "POST /predict 200" in logged
-    assert "Traceback" not in logged
+    log = running.close()
+    assert "POST /predict 200" in log
+    assert "Traceback" not in log
 
 
 def test_it_starts_under_snapstart(host: Callable[..., LambdaHost]) -> None:
     running = host(AWS_LAMBDA_INITIALIZATION_TYPE="snap-start")
-    outcome = running.invoke(function_url("POST", "/predict", "image/png", PICTURE))
+    outcome = running.invoke(function_url("POST", "/predict", "image/png", IMAGE))
     assert outcome.content["statusCode"] == 200
 
 
-def test_a_function_without_its_model_says_so(
+def test_a_function_without_its_model_reports_it(
     host: Callable[..., LambdaHost], tmp_path: Path
 ) -> None:
     running = host(DRONE_MODEL=str(tmp_path / "none.onnx"))

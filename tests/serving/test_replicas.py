@@ -1,4 +1,4 @@
-"""Replicas on a local Ray: they come and go with the requests, and no request is lost."""
+"""Replicas on a local Ray: they scale with the requests, and no request is lost."""
 
 import contextlib
 import json
@@ -22,10 +22,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 JPEG = hostile.cases()["JPEG"][0]
 SLOW = hostile.cases()["20000 px wide"][0]
-"""Keeps a replica at work for a while, so that it has some in hand whenever it is lost."""
+"""Occupies a replica for a while, so that it has ongoing requests whenever it is lost."""
 
-WORDS = ["--replicas", 2, "--replica-cpus", 0.5, "--replica-load", 1, "--threads", 2]
-WORDS += ["--waiting", 3, "--grow-after-s", 0.5, "--shrink-after-s", 0.5, "--retry-after-s", 0]
+ARGS = ["--replicas", 2, "--replica-cpus", 0.5, "--target-ongoing-requests", 1]
+ARGS += ["--upscale-delay-s", 0.5, "--downscale-delay-s", 0.5]
+ARGS += ["--max-concurrent", 2, "--max-queued", 3, "--retry-after-s", 0]
 
 
 def replicas(server: Server) -> list[psutil.Process]:
@@ -33,56 +34,55 @@ def replicas(server: Server) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def asked(server: Server, clients: int) -> Iterator[list[tuple[int, dict, bytes]]]:
-    """Clients that ask again as soon as they have an answer; what they heard."""
-    heard: list[tuple[int, dict, bytes]] = []
-    enough = threading.Event()
+def load(server: Server, clients: int) -> Iterator[list[tuple[int, dict, bytes]]]:
+    """Runs clients that send request after request, and yields the list of their responses."""
+    responses: list[tuple[int, dict, bytes]] = []
+    stop = threading.Event()
 
     def client() -> None:
-        while not enough.is_set():
-            heard.append(server.ask("POST", "/predict", SLOW))
-            if heard[-1][0] == 503:
+        while not stop.is_set():
+            responses.append(server.request("POST", "/predict", SLOW))
+            if responses[-1][0] == 503:
                 time.sleep(0.05)
 
     with ThreadPoolExecutor(clients) as pool:
         running = [pool.submit(client) for _ in range(clients)]
         try:
-            yield heard
+            yield responses
         finally:
-            enough.set()
-    for one in running:
-        one.result()  # An answer that did not come is an error here.
+            stop.set()
+    for client_done in running:
+        client_done.result()  # Raises if a request got no response.
 
 
-def check(heard: list[tuple[int, dict, bytes]]) -> None:
-    """Each has an answer, or is told to come again; in the form of the interface."""
-    assert {status for status, _, _ in heard} <= {200, 503}
-    for status, headers, body in heard:
-        said = json.loads(body)
-        assert said["request_id"] == headers["x-request-id"]
+def check(responses: list[tuple[int, dict, bytes]]) -> None:
+    """Each response is a prediction or a 503, in the form of the interface."""
+    assert {status for status, _, _ in responses} <= {200, 503}
+    for status, headers, body in responses:
+        content = json.loads(body)
+        assert content["request_id"] == headers["x-request-id"]
         if status == 503:
-            assert headers["retry-after"] == "0" and said["error"]["problem"] == "busy"
+            assert headers["retry-after"] == "0" and content["error"]["problem"] == "busy"
 
 
-def answered(heard: list[tuple[int, dict, bytes]]) -> int:
-    return sum(status == 200 for status, _, _ in heard)
+def num_answered(responses: list[tuple[int, dict, bytes]]) -> int:
+    return sum(status == 200 for status, _, _ in responses)
 
 
-def test_replicas_grow_are_lost_shrink_and_end_and_no_request_is_lost(
-    exported: Path, tmp_path: Path
-) -> None:
-    with served(tmp_path, "--onnx", exported, *WORDS) as server:
+@pytest.mark.slow
+def test_replicas_scale_and_fail_and_no_request_is_lost(exported: Path, tmp_path: Path) -> None:
+    with served(tmp_path, "--onnx", exported, *ARGS) as server:
         [first] = replicas(server)
-        with asked(server, clients=8) as heard:
+        with load(server, clients=8) as responses:
             wait_for(lambda: len(replicas(server)) == 2)
             first.kill()
             first.wait(60)
-            already = answered(heard)
-            wait_for(lambda: answered(heard) > already + 20)
+            before = num_answered(responses)
+            wait_for(lambda: num_answered(responses) > before + 20)
             wait_for(lambda: len(replicas(server)) == 2)
-        check(heard)
-        assert 503 in {status for status, _, _ in heard}
-        status, headers, body = server.ask("POST", "/predict", b"no picture")
+        check(responses)
+        assert 503 in {status for status, _, _ in responses}
+        status, headers, body = server.request("POST", "/predict", b"no image")
         assert status == 415 and json.loads(body)["error"]["problem"] == "non-media"
         assert headers["access-control-allow-origin"] == "*"
         wait_for(lambda: len(replicas(server)) == 1)
@@ -99,20 +99,27 @@ def test_replicas_grow_are_lost_shrink_and_end_and_no_request_is_lost(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["--replicas", 0], "--replicas is 0; it must be at least 1"),
         (["--replicas", 2, "--min-replicas", 3], "--min-replicas is 3; it must be at least 1"),
         (["--replicas", 2, "--replica-cpus", 0], "--replica-cpus is 0.0; it must be above 0"),
-        (["--replicas", 2, "--replica-load", 0], "--replica-load is 0.0; it must be above 0"),
-        (["--replicas", 2, "--shrink-after-s", -1], "--shrink-after-s is -1.0"),
+        (
+            ["--replicas", 2, "--target-ongoing-requests", 0],
+            "--target-ongoing-requests is 0.0; it must be above 0",
+        ),
+        (
+            ["--replicas", 2, "--downscale-delay-s", -1],
+            "--downscale-delay-s is -1.0; it must be at least 0",
+        ),
     ],
 )
-def test_wrong_usage(call_job: RunJob, words: list, message: str) -> None:
-    done = call_job("serve", "--onnx", "any.onnx", *words)
+def test_wrong_usage(call_job: RunJob, args: list, message: str) -> None:
+    done = call_job("serve", "--onnx", "any.onnx", *args)
     assert done.code == 2 and message in done.err and "Traceback" not in done.err
 
 
-def test_replicas_that_find_no_room_are_refused(run_job: RunJob, exported: Path) -> None:
+@pytest.mark.slow
+def test_replicas_without_room_are_rejected(run_job: RunJob, exported: Path) -> None:
     done = run_job("serve", "--onnx", exported, "--port", 0, "--replicas", 2, "--engines", 999)
-    assert done.code == 2 and "There is no room for 1 replicas of 999 processors" in done.err
+    assert done.code == 2 and "There is no room for 1 replicas of 999 CPUs" in done.err

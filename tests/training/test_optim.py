@@ -8,14 +8,15 @@ from drone.model import mobilenet
 from drone.model.config import ModelConfig
 from drone.presets import PRESETS, get
 from drone.training.config import OptimConfig, TrainConfig
-from drone.training.optim import MovingAverage, build_optimizer, rates
-from drone.training.tally import Tally
+from drone.training.epoch_metrics import EpochMetrics
+from drone.training.optim import MovingAverage, build_optimizer
+from drone.training.schedule import learning_rates
 
 
 def test_the_cosine_schedule() -> None:
-    config = TrainConfig(epochs=10, optim=OptimConfig(head_epochs=2, warmup_epochs=1))
-    found = [rates(config, step, steps_per_epoch=10) for step in range(100)]
-    head, backbone = ([rate[name] for rate in found] for name in ("head", "backbone"))
+    config = TrainConfig(epochs=10, optim=OptimConfig(head_only_epochs=2, warmup_epochs=1))
+    rates = [learning_rates(config, step, steps_per_epoch=10) for step in range(100)]
+    head, backbone = ([rate[name] for rate in rates] for name in ("head", "backbone"))
     assert max(head) == pytest.approx(1e-3) and max(backbone) == pytest.approx(2e-4, rel=0.02)
     assert backbone[:20] == [0.0] * 20 and backbone[20] > 0
     assert head[0] < head[5] < head[10] > head[50] > head[99]
@@ -23,22 +24,22 @@ def test_the_cosine_schedule() -> None:
 
 
 def test_a_short_run_trains_the_backbone_too() -> None:
-    config = TrainConfig(epochs=1, optim=OptimConfig(head_epochs=1))
-    assert rates(config, 5, steps_per_epoch=10)["backbone"] > 0
+    config = TrainConfig(epochs=1, optim=OptimConfig(head_only_epochs=1))
+    assert learning_rates(config, 5, steps_per_epoch=10)["backbone"] > 0
 
 
 def test_the_originals_cyclic_schedule() -> None:
     config = get("seed-attempt-1")
-    by_epoch = [rates(config, epoch * 7, steps_per_epoch=7)["head"] for epoch in range(30)]
+    by_epoch = [learning_rates(config, epoch * 7, steps_per_epoch=7)["head"] for epoch in range(30)]
     assert by_epoch[0] == pytest.approx(1e-3)
     assert by_epoch[8] == pytest.approx(0.1)
     assert by_epoch[16] == pytest.approx(1e-3)
     assert by_epoch[24] == pytest.approx(1e-3 + (0.1 - 1e-3) / 2)
-    inside = {rates(config, step, steps_per_epoch=7)["head"] for step in range(56, 63)}
+    inside = {learning_rates(config, step, steps_per_epoch=7)["head"] for step in range(56, 63)}
     assert len(inside) == 1  # Stepped by epoch.
 
 
-def test_groups_of_the_optimiser() -> None:
+def test_the_parameter_groups() -> None:
     model = mobilenet.build(ModelConfig(unfreeze_depth=3), 4, 0, None)
     groups = build_optimizer(model, OptimConfig()).param_groups
     sizes = sum(value.numel() for group in groups for value in group["params"])
@@ -64,22 +65,22 @@ def test_the_moving_average() -> None:
     torch.testing.assert_close(average.model.head[1].weight, expected)
 
 
-def test_a_tally() -> None:
-    tally = Tally(3, torch.device("cpu"))
+def test_epoch_metrics() -> None:
+    metrics = EpochMetrics(3, torch.device("cpu"))
     labels, predicted = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 1])
-    tally.add(torch.tensor(8.0), predicted, labels)
-    other = Tally(3, torch.device("cpu"))
-    other.restore(tally.state())
-    found = other.metrics("x", ["Flying Birds", "b", "c"])
-    assert found["x/loss"] == 2 and found["x/accuracy"] == 0.5
-    assert found["x/recall_FB"] == 0.5 and found["x/recall_b"] == 1 and found["x/recall_c"] == 0
+    metrics.add(torch.tensor(8.0), predicted, labels)
+    other = EpochMetrics(3, torch.device("cpu"))
+    other.load_state(metrics.state())
+    values = other.metrics("x", ["Flying Birds", "b", "c"])
+    assert values["x/loss"] == 2 and values["x/accuracy"] == 0.5
+    assert values["x/recall_FB"] == 0.5 and values["x/recall_b"] == 1 and values["x/recall_c"] == 0
     from sklearn.metrics import f1_score
 
-    assert found["x/macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert values["x/macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
 
 
-def test_presets_are_whole() -> None:
-    ours = {"smoke", "frozen", "finetune", "multires"}
+def test_the_presets() -> None:
+    ours = {"smoke", "frozen", "finetune", "scratch", "multires"}
     assert set(PRESETS) == ours | {f"seed-attempt-{number}" for number in (1, 2, 3)}
     assert all(preset.config.preset == name for name, preset in PRESETS.items())
     with pytest.raises(ConfigError, match="no preset 'finetun'. Did you mean 'finetune'"):
@@ -92,7 +93,7 @@ def test_presets_are_whole() -> None:
         ({"epochs": 0}, "epochs is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"checkpoint_every_s": 0.0}, "checkpoint_every_s"),
+        ({"checkpoint_interval_s": 0.0}, "checkpoint_interval_s"),
     ],
 )
 def test_settings_out_of_range_are_named(changes: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The page's files over HTTP, with a service beside them that answers as a test tells it to."""
+"""Serves the page's files and a fake service that responds as a test tells it to."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 WEB = ROOT / "web"
 
-FACTS: dict[str, Any] = {
+MODEL_INFO: dict[str, Any] = {
     "name": "drone-classifier",
     "version": "7",
     "fingerprint": "f" * 64,
@@ -26,13 +26,12 @@ FACTS: dict[str, Any] = {
 }
 
 
-def answer(index: int = 1, confidence: float = 0.85, **more: Any) -> dict[str, Any]:
-    """What POST /predict says."""
+def prediction(index: int = 1, confidence: float = 0.85, **overrides: Any) -> dict[str, Any]:
+    """The body of a response to POST /predict."""
     rest = (1 - confidence) / (len(CLASSES) - 1)
     probs = {name: confidence if at == index else rest for at, name in enumerate(CLASSES)}
     drone = 1 - probs[CLASSES[0]]
-    model = {name: FACTS[name] for name in ("name", "version", "fingerprint")}
-    said = {
+    body = {
         "label": CLASSES[index],
         "index": index,
         "probabilities": probs,
@@ -40,13 +39,14 @@ def answer(index: int = 1, confidence: float = 0.85, **more: Any) -> dict[str, A
         "drone": drone,
         "kind": "drone" if drone > 0.5 else "bird",
         "unsure": confidence < 0.5,
-        "model": model,
+        "model": {name: MODEL_INFO[name] for name in ("name", "version", "fingerprint")},
         "request_id": "r-1",
     }
-    return {**said, **more}
+    return {**body, **overrides}
 
 
 def error(status: int, message: str) -> dict[str, Any]:
+    """The body of an error response."""
     return {
         "error": {"status": status, "problem": "some", "message": message},
         "request_id": "r-9",
@@ -55,55 +55,67 @@ def error(status: int, message: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer of the service."""
+    """One response of the service."""
 
     status: int = 200
-    body: dict[str, Any] | str = field(default_factory=answer)
+    body: dict[str, Any] | str = field(default_factory=prediction)
     headers: dict[str, str] = field(default_factory=dict)
-    after: threading.Event | None = None
-    """It is held back until this is set."""
+    hold_until: threading.Event | None = None
+    """The response is held back until this is set."""
 
-    cut: bool = False
-    """The connection ends without an answer."""
+    disconnect: bool = False
+    """The connection closes without a response."""
 
 
 BUSY = Reply(503, "<html>Service Unavailable</html>")
-CUT = Reply(cut=True)
+DISCONNECT = Reply(disconnect=True)
 
 
 class Site:
-    """What is served, and what was asked."""
+    """What is served, and a record of the requests."""
 
     def __init__(self) -> None:
         self.url = ""
         self.config: dict[str, Any] = {"api": ".", "first_wait_s": 0.02, "timeout_s": 10}
         self.files: dict[str, bytes] = {}
-        """Served beside, and instead of, the page's own."""
-        self.facts: list[Reply] = []
-        """How GET /model answers, one after another; then with FACTS."""
-        self.replies: list[Reply] = []
-        """How POST /predict answers, one after another; then with 200."""
-        self.service = True
-        """Without it, this is a host of plain files."""
-        self.asked: list[str] = []
-        self.asked_anew: set[str] = set()
-        """What the browser may not take from what it keeps without asking."""
+        """Files by path, served in addition to the page's own or in place of them."""
+
+        self.model_replies: list[Reply] = []
+        """Responses to GET /model, in order; afterwards MODEL_INFO."""
+
+        self.predict_replies: list[Reply] = []
+        """Responses to POST /predict, in order; afterwards 200."""
+
+        self.has_service = True
+        """False for a host of static files."""
+
+        self.requests: list[str] = []
+        """Paths of all GET requests."""
+
+        self.revalidated: set[str] = set()
+        """Paths that the browser may not take from its cache without asking."""
+
         self.uploads: list[tuple[str, bytes]] = []
         """Content type and body of each POST."""
-        self.failures = 0
-        """Answers that a browser's console complains of."""
-        self.forbidden = False
-        """Whether the page is to ask what its policy forbids; the console complains of that too."""
 
-    def with_model(self, model: bytes, facts: dict[str, Any]) -> None:
+        self.predict_responses = 0
+        """Responses to POST /predict that were sent, including those that nobody read."""
+
+        self.failures = 0
+        """Responses that the browser reports as errors in its console."""
+
+        self.violates_policy = False
+        """Whether the test makes the page violate its policy, which the console reports too."""
+
+    def add_model(self, model: bytes, info: dict[str, Any]) -> None:
         """Puts a model beside the page."""
         self.files["model/model.onnx"] = model
-        self.files["model/model.json"] = json.dumps(facts).encode()
+        self.files["model/model.json"] = json.dumps(info).encode()
 
 
 @contextmanager
-def serving(site: Site) -> Iterator[Site]:
-    """The site on a port of its own."""
+def serve(site: Site) -> Iterator[Site]:
+    """Serves the site on a free port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(site))
     server.daemon_threads = True
     site.url = f"http://127.0.0.1:{server.server_address[1]}/"
@@ -119,11 +131,11 @@ def serving(site: Site) -> Iterator[Site]:
 
 def _handler(site: Site) -> type[SimpleHTTPRequestHandler]:
     class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *words: Any) -> None:
-            super().__init__(*words, directory=str(WEB))
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(WEB))
 
-        def log_message(self, *words: Any) -> None:
-            """Says nothing."""
+        def log_message(self, *args: Any) -> None:
+            """Logs nothing."""
 
         def do_OPTIONS(self) -> None:
             headers = {"Access-Control-Allow-Headers": "*", "Access-Control-Allow-Methods": "*"}
@@ -131,16 +143,17 @@ def _handler(site: Site) -> type[SimpleHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = self.path.lstrip("/").split("?")[0]
-            site.asked.append(path)
+            site.requests.append(path)
             if self.headers["Cache-Control"] in ("max-age=0", "no-cache"):
-                site.asked_anew.add(path)
+                site.revalidated.add(path)
             if path == "config.json":
                 self._send(200, json.dumps(site.config).encode(), "application/json")
-            elif path == "model" and site.service:
-                self._reply(site.facts.pop(0) if site.facts else Reply(200, FACTS))
+            elif path == "model" and site.has_service:
+                replies = site.model_replies
+                self._reply(replies.pop(0) if replies else Reply(200, MODEL_INFO))
             elif path in site.files:
-                kind = "application/octet-stream" if path else "text/html"
-                self._send(200, site.files[path], kind)
+                content_type = "application/octet-stream" if path else "text/html"
+                self._send(200, site.files[path], content_type)
             else:
                 if not (WEB / path).exists():
                     site.failures += 1
@@ -148,17 +161,18 @@ def _handler(site: Site) -> type[SimpleHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if not site.service or self.path != "/predict":
+            if not site.has_service or self.path != "/predict":
                 site.failures += 1
                 self.send_error(405)
                 return
             site.uploads.append((self.headers["Content-Type"], body))
-            self._reply(site.replies.pop(0) if site.replies else Reply())
+            self._reply(site.predict_replies.pop(0) if site.predict_replies else Reply())
+            site.predict_responses += 1
 
         def _reply(self, reply: Reply) -> None:
-            if reply.after:
-                reply.after.wait(20)
-            if reply.cut:
+            if reply.hold_until:
+                reply.hold_until.wait(20)
+            if reply.disconnect:
                 site.failures += 1
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
@@ -168,17 +182,20 @@ def _handler(site: Site) -> type[SimpleHTTPRequestHandler]:
             self._send(reply.status, text.encode(), "application/json", reply.headers)
 
         def _send(
-            self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None
+            self, status: int, body: bytes, content_type: str, headers: dict[str, str] | None = None
         ) -> None:
+            defaults = {
+                "Content-Type": content_type,
+                "Content-Length": str(len(body)),
+                "Access-Control-Allow-Origin": "*",
+            }
             try:
                 self.send_response(status)
-                given = headers or {}
-                basic = {"Content-Type": kind, "Content-Length": str(len(body))}
-                for name, value in {**basic, "Access-Control-Allow-Origin": "*", **given}.items():
+                for name, value in {**defaults, **(headers or {})}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # The page no longer wants it: that is what some tests are about.
+                pass  # Several tests make the page abort its request.
 
     return Handler

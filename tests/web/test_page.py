@@ -1,4 +1,4 @@
-"""How a picture gets onto the page, and how the page treats people and machines."""
+"""How images reach the page, what it shows, and its accessibility."""
 
 import io
 import re
@@ -13,16 +13,23 @@ from playwright.sync_api import Page, expect
 
 from drone.serving.preprocess import Preprocessing, to_pixels
 from tests.conftest import SMALL_PX
-from tests.web.conftest import Visit, bars, give, picture, submit, until
-from tests.web.site import Reply, Site, answer, error
+from tests.web.conftest import (
+    Visit,
+    choose,
+    image_file,
+    shown_probabilities,
+    submit,
+    wait_until,
+)
+from tests.web.site import Reply, Site, error, prediction
 
-SIDE = Preprocessing()
+PREPROCESSING = Preprocessing()
 
 
 def uploaded(site: Site, at: int = -1) -> np.ndarray:
-    """The pixels that the service got."""
-    kind, body = site.uploads[at]
-    assert kind == "application/octet-stream"
+    """The pixels that the service received."""
+    content_type, body = site.uploads[at]
+    assert content_type == "application/octet-stream"
     image = Image.open(io.BytesIO(body))
     assert image.format == "PNG" and image.mode in ("RGB", "RGBA")
     return np.asarray(image.convert("RGB"))
@@ -32,44 +39,46 @@ def test_pick_submit_answer_remove(visit: Visit, site: Site) -> None:
     page = visit()
     assert page.title() == "Drone or bird?"
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
-    # The service was woken, and said which model it has and what it takes.
-    expect(page.locator("#facts")).to_contain_text("Model drone-classifier 7: Flying Birds, Large")
-    expect(page.locator("#facts")).to_contain_text("up to 2.9 MB and 4 million pixels")
-    # No model lies beside the page, so there is nothing to choose.
-    expect(page.locator("#ways")).to_be_hidden()
+    # The page has loaded the info of the service's model.
+    expect(page.locator("#model-info")).to_contain_text(
+        "Model drone-classifier 7: Flying Birds, Large"
+    )
+    expect(page.locator("#model-info")).to_contain_text("up to 2.9 MB and 4 million pixels")
+    # Without a model beside the page there is no choice of backend.
+    expect(page.locator("#backends")).to_be_hidden()
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Choose a picture").click()
-    given = picture(1)
-    chooser.value.set_files(given)
-    expect(page.get_by_role("img", name="The picture: picture-1.png")).to_be_visible()
-    assert page.evaluate("document.getElementById('shown').naturalWidth") == 90
-    expect(page.locator("figcaption")).to_have_text(re.compile(r"picture-1.png \(90 × 70, \d+ kB"))
+        page.get_by_role("button", name="Choose an image").click()
+    file = image_file(1)
+    chooser.value.set_files(file)
+    expect(page.get_by_role("img", name="The image: image-1.png")).to_be_visible()
+    assert page.evaluate("document.getElementById('image').naturalWidth") == 90
+    expect(page.locator("figcaption")).to_have_text(re.compile(r"image-1.png \(90 × 70, \d+ kB"))
 
     submit(page)
     expect(page.get_by_role("heading", name="Large QuadCopters: 85.0 %")).to_be_visible()
     expect(page.locator("#kind")).to_have_text("A drone (95.0 %)")
     expect(page.locator("#unsure")).to_be_hidden()
-    expect(page.locator("#source")).to_have_text(
-        "Model drone-classifier 7, answered by the service."
+    expect(page.locator("#predicted-by")).to_have_text(
+        "Predicted by drone-classifier 7 on the service."
     )
-    assert page.locator("#bars li").all_inner_texts()[0].split("\n") == [
+    assert page.locator("#probabilities li").all_inner_texts()[0].split("\n") == [
         "Large QuadCopters",
         "85.0 %",
     ]
-    assert bars(page) == pytest.approx(answer()["probabilities"], abs=1e-4)
+    assert shown_probabilities(page) == pytest.approx(prediction()["probabilities"], abs=1e-4)
     expect(page.get_by_role("status")).to_have_text("Large QuadCopters.")
-    # What went up is what Pillow would have made of the file, to the bit.
-    assert np.array_equal(uploaded(site), to_pixels(given["buffer"], SIDE))
+    # The upload is bit-identical to what Pillow makes of the file.
+    assert np.array_equal(uploaded(site), to_pixels(file["buffer"], PREPROCESSING))
 
     page.get_by_role("button", name="Remove").click()
     expect(page.locator("#preview")).to_be_hidden()
     expect(page.locator("#result")).to_be_hidden()
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
-    expect(page.get_by_role("button", name="Choose a picture")).to_be_focused()
-    # The same file, picked again.
-    give(page, given)
+    expect(page.get_by_role("button", name="Choose an image")).to_be_focused()
+    # The same file, chosen again.
+    choose(page, file)
     expect(page.locator("#preview")).to_be_visible()
-    site.replies.append(Reply(body=answer(0, 0.4)))
+    site.predict_replies.append(Reply(body=prediction(0, 0.4)))
     submit(page)
     expect(page.locator("#unsure")).to_be_visible()
     expect(page.locator("#kind")).to_have_text("A drone (60.0 %)")
@@ -78,21 +87,21 @@ def test_pick_submit_answer_remove(visit: Visit, site: Site) -> None:
 
 def test_the_same_file_twice_in_a_row(visit: Visit, site: Site, tmp_path: Path) -> None:
     file = tmp_path / "again.png"
-    file.write_bytes(picture(1)["buffer"])
+    file.write_bytes(image_file(1)["buffer"])
     page = visit()
-    give(page, file)
+    choose(page, file)
     submit(page)
     expect(page.locator("#result")).to_be_visible()
-    file.write_bytes(picture(2, size=(50, 40))["buffer"])
-    give(page, file)
+    file.write_bytes(image_file(2, size=(50, 40))["buffer"])
+    choose(page, file)
     expect(page.locator("#result")).to_be_hidden()
     expect(page.locator("figcaption")).to_contain_text("50 × 40")
-    # What a person picks again is a change only if the field has forgotten it.
+    # Choosing the same file fires an event only if the input was cleared.
     assert page.evaluate("document.getElementById('file').value") == ""
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_pictures_are_uploaded_upright(visit: Visit, site: Site, orientation: int) -> None:
+def test_images_are_uploaded_upright(visit: Visit, site: Site, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x112] = orientation
     pixels = np.zeros((60, 100, 3), np.uint8)
@@ -100,16 +109,16 @@ def test_pictures_are_uploaded_upright(visit: Visit, site: Site, orientation: in
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", exif=exif, quality=95)
     page = visit()
-    give(page, {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": buffer.getvalue()})
+    choose(page, {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": buffer.getvalue()})
     submit(page)
     expect(page.locator("#result")).to_be_visible()
-    expected = to_pixels(buffer.getvalue(), SIDE).astype(int)
-    # Decoders of JPEG may differ by a step or two.
+    expected = to_pixels(buffer.getvalue(), PREPROCESSING).astype(int)
+    # JPEG decoders may differ by one or two levels.
     assert abs(uploaded(site) - expected).max() <= 2
 
 
-def encoded(kind: str) -> bytes:
-    """A picture of some kind."""
+def encode(kind: str) -> bytes:
+    """A file of one of the kinds in LOSSLESS and LOSSY."""
     rng = np.random.default_rng(4)
     noise = Image.fromarray(rng.integers(0, 256, (300, 260, 4), np.uint8), "RGBA")
     image = noise.convert("RGB")
@@ -129,31 +138,31 @@ def encoded(kind: str) -> bytes:
         "progressive": (image, "JPEG", {"progressive": True}),
         "cmyk": (image.convert("CMYK"), "JPEG", {}),
     }
-    shown, name, options = kinds[kind]
+    source, format, options = kinds[kind]
     buffer = io.BytesIO()
-    shown.save(buffer, name, **options)
+    source.save(buffer, format, **options)
     return buffer.getvalue()
 
 
-KINDS = ["transparent", "palette", "profile", "grey", "16 bits", "gif", "webp", "bmp"]
+LOSSLESS = ["transparent", "palette", "profile", "grey", "16 bits", "gif", "webp", "bmp"]
 LOSSY = ["webp, lossy", "avif", "progressive", "cmyk"]
 
 
-@pytest.mark.parametrize("kind", KINDS + LOSSY)
-def test_kinds_of_pictures(visit: Visit, site: Site, kind: str) -> None:
-    data = encoded(kind)
+def test_image_formats(visit: Visit, site: Site) -> None:
     page = visit()
-    # The name says nothing: content decides.
-    give(page, {"name": "a.txt", "mimeType": "text/plain", "buffer": data})
-    submit(page)
-    expect(page.locator("#result")).to_be_visible()
-    difference = abs(uploaded(site) - to_pixels(data, SIDE).astype(int)).max()
-    # Laying alpha over white is rounded otherwise by a canvas; decoders of lossy files may differ.
-    assert difference <= (2 if kind in LOSSY else 1 if kind == "transparent" else 0)
+    for kind in LOSSLESS + LOSSY:
+        data = encode(kind)
+        # The content decides, not the name or type.
+        choose(page, {"name": "a.txt", "mimeType": "text/plain", "buffer": data})
+        submit(page)
+        expect(page.locator("#result"), kind).to_be_visible()
+        difference = abs(uploaded(site) - to_pixels(data, PREPROCESSING).astype(int)).max()
+        # A canvas rounds alpha compositing differently; lossy decoders may differ.
+        assert difference <= (2 if kind in LOSSY else 1 if kind == "transparent" else 0), kind
 
 
 def swapped_profile() -> bytes:
-    """A colour profile that changes every colour where it is applied: red for green."""
+    """A colour profile that swaps red and green where it is applied."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     red, green = profile.find(b"rXYZ"), profile.find(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
@@ -165,26 +174,26 @@ def test_drop(visit: Visit, site: Site, tmp_path: Path) -> None:
     files = []
     for seed in (1, 2):
         files.append(tmp_path / f"dropped-{seed}.png")
-        files[-1].write_bytes(picture(seed)["buffer"])
+        files[-1].write_bytes(image_file(seed)["buffer"])
     drop(page, files[:1])
-    expect(page.locator("#name")).to_have_text("dropped-1.png")
+    expect(page.locator("#image-name")).to_have_text("dropped-1.png")
     expect(page.get_by_role("button", name="Submit")).to_be_focused()
     drop(page, files[::-1])
-    expect(page.locator("#name")).to_have_text("dropped-2.png")
-    expect(page.get_by_role("status")).to_have_text("Only the first of 2 files is taken.")
+    expect(page.locator("#image-name")).to_have_text("dropped-2.png")
+    expect(page.get_by_role("status")).to_have_text("Only the first of 2 files is used.")
     submit(page)
     expect(page.locator("#result")).to_be_visible()
-    # What holds no file leaves the picture as it is.
+    # Dropping something other than a file keeps the image.
     page.evaluate(
         "document.body.dispatchEvent(new DragEvent('drop', "
         "{bubbles: true, dataTransfer: new DataTransfer()}))"
     )
-    expect(page.get_by_role("status")).to_contain_text("holds no picture file")
-    expect(page.locator("#name")).to_have_text("dropped-2.png")
+    expect(page.get_by_role("status")).to_contain_text("No image file was dropped or pasted")
+    expect(page.locator("#image-name")).to_have_text("dropped-2.png")
 
 
 def drop(page: Page, files: list[Path]) -> None:
-    """Files from outside, dropped near the foot of the page."""
+    """Drops files from outside the browser, away from the drop zone."""
     session = page.context.new_cdp_session(page)
     names = [str(file) for file in files]
     data = {"items": [], "files": names, "dragOperationsMask": 1}
@@ -192,8 +201,8 @@ def drop(page: Page, files: list[Path]) -> None:
         event = {"type": kind, "x": 300, "y": 500, "data": data}
         session.send("Input.dispatchDragEvent", event)
         if kind == "dragOver":
-            expect(page.locator("#drop")).to_have_class("over")
-    expect(page.locator("#drop")).not_to_have_class("over")
+            expect(page.locator("#drop-zone")).to_have_class("drag-over")
+    expect(page.locator("#drop-zone")).not_to_have_class("drag-over")
 
 
 def test_paste(visit: Visit, site: Site) -> None:
@@ -207,31 +216,31 @@ def test_paste(visit: Visit, site: Site) -> None:
     expect(page.locator("figcaption")).to_contain_text("40 × 30")
     submit(page)
     expect(page.locator("#result")).to_be_visible()
-    page.evaluate("navigator.clipboard.writeText('words')")
+    page.evaluate("navigator.clipboard.writeText('text')")
     page.keyboard.press("Control+v")
-    expect(page.get_by_role("status")).to_contain_text("holds no picture file")
+    expect(page.get_by_role("status")).to_contain_text("No image file was dropped or pasted")
     expect(page.locator("#preview")).to_be_visible()
 
 
-def until_it_sees(page: Page) -> None:
-    until(lambda: page.evaluate("document.getElementById('video').videoWidth"))
+def wait_for_video(page: Page) -> None:
+    wait_until(lambda: page.evaluate("document.getElementById('video').videoWidth"))
 
 
 def test_camera(visit: Visit, site: Site) -> None:
     page = visit(permissions=("camera",))
     page.get_by_role("button", name="Camera", exact=True).click()
-    expect(page.get_by_role("button", name="Take", exact=True)).to_be_focused()
-    until_it_sees(page)
+    expect(page.get_by_role("button", name="Capture", exact=True)).to_be_focused()
+    wait_for_video(page)
     page.keyboard.press("Escape")
     expect(page.locator("#camera")).to_be_hidden()
     expect(page.get_by_role("button", name="Camera", exact=True)).to_be_focused()
     assert page.evaluate("document.getElementById('video').srcObject") is None
 
     page.keyboard.press("Enter")
-    until_it_sees(page)
+    wait_for_video(page)
     track = page.evaluate_handle("document.getElementById('video').srcObject.getTracks()[0]")
-    page.get_by_role("button", name="Take", exact=True).click()
-    expect(page.locator("#name")).to_have_text("camera.png")
+    page.get_by_role("button", name="Capture", exact=True).click()
+    expect(page.locator("#image-name")).to_have_text("camera.png")
     expect(page.locator("#camera")).to_be_hidden()
     assert track.evaluate("(track) => track.readyState") == "ended"
     submit(page)
@@ -239,12 +248,12 @@ def test_camera(visit: Visit, site: Site) -> None:
     assert uploaded(site).std() > 10
 
 
-def test_a_camera_that_may_not_be_used(visit: Visit) -> None:
-    refuse = (
+def test_camera_permission_denied(visit: Visit) -> None:
+    deny = (
         "navigator.mediaDevices.getUserMedia = () => "
         "Promise.reject(new DOMException('', 'NotAllowedError'));"
     )
-    page = visit(script=refuse)
+    page = visit(script=deny)
     page.get_by_role("button", name="Camera", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("may not use the camera")
     expect(page.locator("#camera")).to_be_hidden()
@@ -255,20 +264,20 @@ def test_a_phone_offers_its_own_camera(visit: Visit) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Take a photo").click()
     assert chooser.value.element.get_attribute("capture") == "environment"
-    chooser.value.set_files(picture(5))
-    expect(page.locator("#name")).to_have_text("picture-5.png")
+    chooser.value.set_files(image_file(5))
+    expect(page.locator("#image-name")).to_have_text("image-5.png")
 
 
-def test_words_for_a_screen_reader(visit: Visit) -> None:
+def test_accessibility_tree(visit: Visit) -> None:
     page = visit()
-    give(page, picture(1))
+    choose(page, image_file(1))
     submit(page)
     expect(page.locator("#result")).to_be_visible()
     tree = page.locator("body").aria_snapshot()
     for line in (
         'heading "Drone or bird?" [level=1]',
-        'region "Picture"',
-        'img "The picture: picture-1.png"',
+        'region "Image"',
+        'img "The image: image-1.png"',
         'button "Remove"',
         "status: Large QuadCopters.",
         'region "Large QuadCopters: 85.0 %"',
@@ -277,25 +286,25 @@ def test_words_for_a_screen_reader(visit: Visit) -> None:
     ):
         assert line in tree, tree
     assert page.locator("html").get_attribute("lang") == "en"
-    for which, role in (("#status", "status"), ("#trouble", "alert")):
-        assert page.locator(which).get_attribute("role") == role
+    for selector, role in (("#status", "status"), ("#error", "alert")):
+        assert page.locator(selector).get_attribute("role") == role
 
 
-def test_a_name_is_only_text(visit: Visit, site: Site) -> None:
-    name = "<img src=x onerror=document.title='hurt'>.png"
-    hurt = answer(label=name, confidence=0.9, probabilities={name: 0.9, "b": 0.1})
-    hurt["model"]["version"] = name
-    site.replies += [Reply(body=hurt), Reply(422, error(422, name))]
+def test_names_are_not_interpreted_as_html(visit: Visit, site: Site) -> None:
+    name = "<img src=x onerror=document.title='injected'>.png"
+    injected = prediction(label=name, confidence=0.9, probabilities={name: 0.9, "b": 0.1})
+    injected["model"]["version"] = name
+    site.predict_replies += [Reply(body=injected), Reply(422, error(422, name))]
     page = visit()
-    give(page, {**picture(1), "name": name})
-    expect(page.locator("#name")).to_have_text(name)
+    choose(page, {**image_file(1), "name": name})
+    expect(page.locator("#image-name")).to_have_text(name)
     submit(page)
     expect(page.get_by_role("heading", name=name)).to_be_visible()
-    expect(page.locator("#source")).to_contain_text(name)
+    expect(page.locator("#predicted-by")).to_contain_text(name)
     submit(page)
     expect(page.get_by_role("alert")).to_contain_text(name)
     assert page.title() == "Drone or bird?" and page.locator("img").count() == 1
-    assert "x" not in site.asked
+    assert "x" not in site.requests
 
 
 def file(name: str, content: bytes) -> dict:
@@ -309,51 +318,59 @@ def png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("invalid", "message"),
     [
-        (file("a.png", b"<html>no picture</html>"), "not a picture of a known kind (JPEG, PNG,"),
+        (file("a.png", b"<html>no image</html>"), "Not an image of a supported format (JPEG, PNG,"),
         (file("a.png", b""), "The file is empty."),
-        (file("a.png", png(90, 90)[:60]), "damaged or cut short"),
-        (file("a.png", b"\x89PNG\r\n\x1a\n" + bytes(3_000_001)), "2.9 MB; at most 2.9 MB"),
-        (file("a.png", png(2001, 2000)), "2001 x 2000 pixels; at most 4 million"),
-        (file("a.png", png(300, 7)), "300 x 7 pixels; each side needs at least 8"),
-        (file("a.heic", b"\0\0\0\x18ftypheic" + bytes(50)), "save it as JPEG or PNG"),
+        (file("a.png", png(90, 90)[:60]), "The image is damaged or truncated."),
+        (
+            file("a.png", b"\x89PNG\r\n\x1a\n" + bytes(3_000_001)),
+            "The file has 2.9 MB; the limit is 2.9 MB.",
+        ),
+        (
+            file("a.png", png(2001, 2000)),
+            "The image has 2001 x 2000 pixels; the limit is 4 million.",
+        ),
+        (file("a.png", png(300, 7)), "The image has 300 x 7 pixels; the minimum is 8 x 8."),
+        (
+            file("a.heic", b"\0\0\0\x18ftypheic" + bytes(50)),
+            "cannot read HEIC images; save it as JPEG or PNG",
+        ),
     ],
 )
-def test_what_is_no_picture_is_not_sent(
-    visit: Visit, site: Site, given: dict, message: str
-) -> None:
+def test_invalid_files_are_not_sent(visit: Visit, site: Site, invalid: dict, message: str) -> None:
     page = visit()
-    expect(page.locator("#facts")).to_contain_text("Model")
-    page.set_input_files("#file", given)
+    expect(page.locator("#model-info")).to_contain_text("Model")
+    page.set_input_files("#file", invalid)
     expect(page.get_by_role("alert")).to_contain_text(message)
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
     assert not site.uploads
-    # The next one is welcome.
-    give(page, picture(1))
+    # The next file is accepted.
+    choose(page, image_file(1))
     expect(page.get_by_role("alert")).to_be_empty()
 
 
-def test_without_limits_of_a_model(visit: Visit, site: Site, tmp_path: Path) -> None:
-    site.facts = [Reply(500, error(500, "No model yet."))]
+def test_limits_before_the_model_info_is_loaded(visit: Visit, site: Site, tmp_path: Path) -> None:
+    site.model_replies = [Reply(500, error(500, "No model yet."))]
     page = visit()
-    expect(page.locator("#facts")).to_contain_text("does not answer yet")
+    expect(page.locator("#model-info")).to_contain_text("does not respond yet")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20 * 2**20))
     page.set_input_files("#file", tmp_path / "a.png")
-    expect(page.get_by_role("alert")).to_contain_text("20 MB; at most 20 MB")
-    give(page, file("b.png", png(2001, 2000)))
-    # The limits come with the first answer, and still in time.
+    expect(page.get_by_role("alert")).to_contain_text("The file has 20 MB; the limit is 20 MB.")
+    choose(page, file("b.png", png(2001, 2000)))
+    # The first attempt loads the limits and applies them before it sends the image.
     submit(page)
-    expect(page.get_by_role("alert")).to_contain_text("2001 x 2000 pixels; at most 4 million")
+    too_large = "The image has 2001 x 2000 pixels; the limit is 4 million."
+    expect(page.get_by_role("alert")).to_contain_text(too_large)
     assert not site.uploads
 
 
-def test_what_only_the_service_can_read(visit: Visit, site: Site) -> None:
+def test_formats_that_only_the_service_reads(visit: Visit, site: Site) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (50, 40)).save(buffer, "PPM")
     page = visit()
-    give(page, file("a.ppm", buffer.getvalue()))
-    expect(page.locator("#unseen")).to_be_visible()
+    choose(page, file("a.ppm", buffer.getvalue()))
+    expect(page.locator("#no-preview")).to_be_visible()
     submit(page)
     expect(page.locator("#result")).to_be_visible()
     assert site.uploads == [("application/octet-stream", buffer.getvalue())]
@@ -382,14 +399,14 @@ CONTRAST = """(selector) => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark(visit: Visit, site: Site, scheme: str) -> None:
-    site.replies = [Reply(body=answer(1, 0.4)), Reply(400, error(400, "No."))]
+    site.predict_replies = [Reply(body=prediction(1, 0.4)), Reply(400, error(400, "No."))]
     page = visit(color_scheme=scheme)
-    give(page, picture(1))
+    choose(page, image_file(1))
     submit(page)
     expect(page.locator("#unsure")).to_be_visible()
-    words = "h1, h2, p:not(:empty), button, .soft, small, li span"
+    texts = "h1, h2, p:not(:empty), button, .soft, small, li span"
     # WCAG's level AA for text.
-    assert min(page.evaluate(CONTRAST, words)) >= 4.5
+    assert min(page.evaluate(CONTRAST, texts)) >= 4.5
     red, _, _ = (
         int(part)
         for part in re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).background"))[
@@ -399,49 +416,48 @@ def test_light_and_dark(visit: Visit, site: Site, scheme: str) -> None:
     assert (red > 200) == (scheme == "light")
     submit(page)
     expect(page.get_by_role("alert")).to_contain_text("No.")
-    assert min(page.evaluate(CONTRAST, "#trouble p, #ways-out button")) >= 4.5
+    assert min(page.evaluate(CONTRAST, "#error p, #error-actions button")) >= 4.5
 
 
-def test_a_narrow_phone(visit: Visit, site: Site, small_facts: dict) -> None:
-    site.with_model(b"", small_facts)
+def test_a_narrow_phone(visit: Visit, site: Site, small_info: dict) -> None:
+    site.add_model(b"", small_info)
     page = visit(viewport={"width": 360, "height": 640}, permissions=("camera",))
 
     def fits() -> bool:
         return bool(page.evaluate("document.documentElement.scrollWidth") <= 360)
 
     assert fits()
-    give(page, {**picture(1, size=(2000, 300)), "name": "w" * 190 + ".png"})
+    choose(page, {**image_file(1, size=(2000, 300)), "name": "w" * 190 + ".png"})
     assert fits()
     submit(page)
     expect(page.locator("#result")).to_be_visible()
     assert fits()
-    site.replies = [Reply(422, error(422, "x" * 300))]
+    site.predict_replies = [Reply(422, error(422, "x" * 300))]
     submit(page)
     expect(page.get_by_role("alert")).to_contain_text("xxx")
     assert fits()
     page.get_by_role("button", name="Camera", exact=True).click()
-    until_it_sees(page)
+    wait_for_video(page)
     assert fits()
 
 
 SIZES = [(500, 333), (260, 300), (64, 64), (33, 700), (1, 9), (1023, 1), (90, 116), (90, 117)]
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_resize_is_pillows_to_the_bit(visit: Visit, size: tuple[int, int]) -> None:
-    width, height = size
-    rgba = np.random.default_rng(7).integers(0, 256, (height, width, 4), np.uint8)
-    code = """async ([base64, width, height, side]) => {
-        const bytes = Uint8ClampedArray.from(atob(base64), (letter) => letter.charCodeAt(0));
-        const { squeezer } = await import('./pixels.js');
-        const square = squeezer(width, height, side);
+def test_the_resize_is_bit_identical_to_pillow(visit: Visit) -> None:
+    code = """async ([base64, width, height, sidePx]) => {
+        const bytes = Uint8ClampedArray.from(atob(base64), (char) => char.charCodeAt(0));
+        const { stripResizer } = await import('./resize.js');
+        const resizer = stripResizer(width, height, sidePx);
         const half = Math.floor(height / 2);
-        square.add(bytes.slice(0, half * width * 4), 0, half);
-        square.add(bytes.slice(half * width * 4), half, height - half);
-        return [...square.finish()];
+        resizer.add(bytes.slice(0, half * width * 4), 0, half);
+        resizer.add(bytes.slice(half * width * 4), half, height - half);
+        return [...resizer.finish()];
     }"""
     page = visit()
-    found = page.evaluate(code, [b64encode(rgba).decode(), width, height, SMALL_PX])
-    image = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
-    expected = np.asarray(image.resize((SMALL_PX, SMALL_PX), Image.Resampling.BILINEAR))
-    assert np.array_equal(np.array(found, np.uint8), expected.ravel())
+    for width, height in SIZES:
+        rgba = np.random.default_rng(7).integers(0, 256, (height, width, 4), np.uint8)
+        resized = page.evaluate(code, [b64encode(rgba).decode(), width, height, SMALL_PX])
+        image = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
+        expected = np.asarray(image.resize((SMALL_PX, SMALL_PX), Image.Resampling.BILINEAR))
+        assert np.array_equal(np.array(resized, np.uint8), expected.ravel()), (width, height)

@@ -1,0 +1,75 @@
+"""Maps files through Ray Data: the scan and the packing of a data set, over all CPUs."""
+
+import logging
+import pickle
+from collections.abc import Callable, Sequence
+
+import ray
+import ray.data
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from drone.cluster import head_files  # noqa: F401  Makes head:// reachable in this process.
+from drone.data.prepare.plan import Row
+from drone.errors import DroneError
+
+_MAX_CHUNK, _MAX_TASK = 128, 1024
+"""Maximum rows that travel as one value, and in one task. A row of Ray Data for each file would
+cost more than scanning the file, and so would a task for few; yet the load must be even, and the
+progress bar must move."""
+
+
+def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:
+    """A `drone.data.prepare.plan.Mapper`: applies the function to the rows, on every CPU of Ray.
+
+    Shows a progress bar. The results are in the order of the rows. What the user can fix (a
+    DroneError, a full disk) is raised here as it was raised there.
+    """
+    if not rows:
+        return []
+    # Ray's bars count blocks and its log names operators; our bar counts files.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    size = max(1, min(_MAX_CHUNK, len(rows) // (16 * cpus)))
+    chunks = [
+        {"start": start, "rows": pickle.dumps(rows[start : start + size])}
+        for start in range(0, len(rows), size)
+    ]
+    num_tasks = min(len(chunks), max(8 * cpus, len(rows) // _MAX_TASK))
+
+    def map_chunk(chunk: Row) -> Row:
+        results: list[Row] | Exception
+        try:
+            results = [function(row) for row in pickle.loads(chunk["rows"])]
+        except (DroneError, OSError) as error:
+            results = error
+        return {"start": chunk["start"], "rows": pickle.dumps(results)}
+
+    mapped = ray.data.from_items(chunks, override_num_blocks=num_tasks).map(map_chunk)
+    results: list[Row] = [{}] * len(rows)
+    with _progress_bar() as progress:
+        task = progress.add_task(label, total=len(rows))
+        for chunk in mapped.iter_rows():
+            mapped_rows = pickle.loads(chunk["rows"])
+            if isinstance(mapped_rows, Exception):
+                raise mapped_rows
+            results[chunk["start"] : chunk["start"] + len(mapped_rows)] = mapped_rows
+            progress.advance(task, len(mapped_rows))
+    return results
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )

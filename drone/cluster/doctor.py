@@ -1,0 +1,249 @@
+"""Checks every machine of a cluster before a job relies on it: a report per machine, then findings.
+
+The checks that run on each machine are in `drone.cluster.node_report`; this module collects the
+reports, checks from here what a machine cannot know of itself, and judges.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import ray
+
+from drone.cluster import connection
+from drone.cluster.node_report import CheckRequest, NodeReport, describe_error, inspect_node
+from drone.storage.filesystem import delete_file, read_text
+from drone.tracking import probe
+
+MIN_SHM_GB, MIN_DISK_GB, MAX_CLOCK_OFFSET_S = 1.0, 5.0, 2.0
+_TIMEOUT_S = 120.0
+_CLOCK_TIMEOUT_S = 20.0
+
+Verdict = Literal["ok", "warning", "failure"]
+
+_FIXES = {
+    "answers": "Check the machine: is it up, and is Ray running there (ray status)?",
+    "versions": "Install the same requirements.txt everywhere, by the setup_commands of ray up.",
+    "torchvision": "Install the versions of requirements.txt: torch and torchvision must match.",
+    "code": "Start the job from one copy of the project; ray up copies it to all machines.",
+    "precision": "The CPUs differ: set --precision fp32 so that all machines compute the same.",
+    "storage": "Set --storage to a location that all machines can write, such as s3://bucket/runs.",
+    "tracking": "Is the server up, and does this machine reach MLFLOW_TRACKING_URI?",
+    "data": "Copy the data set there, or set --data to a location that all machines reach.",
+    "weights": "The machine received other bytes than were sent: check its memory and network.",
+    "gpu": "Install the driver that this torch needs, or start Ray with --num-gpus=0 there.",
+    "shm": "mount -o remount,size=70% /dev/shm, before Ray starts.",
+    "disk": "Free some space, or set --activation-cache to another folder.",
+    "clock": "Enable time synchronisation (timedatectl set-ntp true).",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check, over all machines with the same outcome."""
+
+    check: str
+    verdict: Verdict
+    machines: tuple[str, ...]
+    message: str
+    fix: str = ""
+
+
+def examine(request: CheckRequest, notify: Callable[[str], None] = lambda _: None) -> list[Finding]:
+    """Checks every machine; Ray must be connected."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    notify(f"Checking {len(nodes)} machine{'s' if len(nodes) != 1 else ''} ...")
+    marker = f".doctor-{uuid.uuid4().hex}"
+    run_id, tracking_error = None, ""
+    try:
+        run_id = probe.start_run(request.tracking)
+    except probe.FAILURES as error:
+        tracking_error = describe_error(error)
+    try:
+        ids = [node["NodeID"] for node in nodes]
+        results = connection.run_on_nodes(
+            inspect_node, ids, ray.put(request), marker, run_id, timeout_s=_TIMEOUT_S
+        )
+        reports = [_report_of(node, results[node["NodeID"]]) for node in nodes]
+        for report in reports:
+            if tracking_error:
+                report.errors["tracking"] = tracking_error
+            report.clock_offset_s = _clock_offset_s(report.node)
+            _check_marker(request.storage, marker, report)
+            _check_artifact(request.tracking, run_id, report)
+    finally:
+        probe.delete_run(request.tracking, run_id)
+    return judge(reports, request)
+
+
+def _report_of(node: dict[str, object], result: object) -> NodeReport:
+    report = result
+    if not isinstance(report, NodeReport):
+        assert isinstance(result, BaseException)
+        host = str(node["NodeManagerHostname"])
+        report = NodeReport(host, errors={"machine": describe_error(result)})
+    report.node = str(node["NodeID"])
+    resources = node["Resources"]
+    assert isinstance(resources, dict)
+    report.ray_gpus = float(resources.get("GPU", 0))
+    return report
+
+
+def _check_marker(storage: str, marker: str, report: NodeReport) -> None:
+    """What a machine wrote must be visible here: private storage gives no error there."""
+    if "storage" in report.errors or "machine" in report.errors:
+        return
+    try:
+        read_text(f"{storage}/{marker}-{report.node}")
+        delete_file(f"{storage}/{marker}-{report.node}")
+    except OSError:
+        report.errors["storage"] = f"what it writes to {storage} is not visible to this machine"
+
+
+def _check_artifact(uri: str | None, run_id: str | None, report: NodeReport) -> None:
+    if run_id is None or "tracking" in report.errors or "machine" in report.errors:
+        return
+    if not probe.has_artifact(str(uri), run_id, report.node):
+        report.errors["tracking"] = "what it sent to the tracking server did not arrive"
+
+
+def _clock_offset_s(node: str) -> float:
+    """How far the machine's clock is ahead, to within half the time of the request."""
+    before = time.time()
+    reply = connection.run_on_nodes(_now, [node], timeout_s=_CLOCK_TIMEOUT_S)[node]
+    after = time.time()
+    return float(reply) - (before + after) / 2 if isinstance(reply, float) else 0.0
+
+
+def _now() -> float:
+    return time.time()
+
+
+class _Findings:
+    """Collects findings; the machines with the same outcome of a check share one."""
+
+    def __init__(self) -> None:
+        self.all: list[Finding] = []
+
+    def add(
+        self, check: str, verdict: Verdict, hosts: Sequence[str], message: str, fix: str = ""
+    ) -> None:
+        self.all.append(Finding(check, verdict, tuple(hosts), message, _FIXES.get(fix, "")))
+
+    def add_same(
+        self, check: str, hosts_by_value: dict[str, list[str]], fix: str, minor: Verdict
+    ) -> None:
+        """All machines should have the same value; those in the minority are named."""
+        majority = max(hosts_by_value, key=lambda value: len(hosts_by_value[value]))
+        for value, hosts in hosts_by_value.items():
+            if value == majority:
+                self.add(check, "ok", hosts, value)
+            else:
+                self.add(check, minor, hosts, f"{value}, where others have {majority}", fix)
+
+    def add_errors(self, check: str, reports: Sequence[NodeReport], success: str) -> None:
+        """The errors of a check machine by machine, and the machines without one."""
+        for report in reports:
+            if check in report.errors:
+                self.add(check, "failure", [report.host], report.errors[check], check)
+        fine = [report.host for report in reports if check not in report.errors]
+        if fine:
+            self.add(check, "ok", fine, success)
+
+
+def judge(reports: Sequence[NodeReport], request: CheckRequest) -> list[Finding]:
+    """What is fine and what is not, with the way out."""
+    findings = _Findings()
+    for report in reports:
+        if "machine" in report.errors:
+            findings.add("answers", "failure", [report.host], report.errors["machine"], "answers")
+    reports = [report for report in reports if "machine" not in report.errors]
+    if not reports:
+        return findings.all
+    findings.add("answers", "ok", [report.host for report in reports], "every check was run")
+    _judge_software(findings, reports)
+    _judge_access(findings, reports, request)
+    for report in reports:
+        _judge_gpus(findings, report)
+    _judge_capacity(findings, reports)
+    return findings.all
+
+
+def _judge_software(findings: _Findings, reports: Sequence[NodeReport]) -> None:
+    for name in reports[0].versions:
+        findings.add_same(name, _hosts_by(reports, _version_of(name)), "versions", "failure")
+    findings.add_errors("torchvision", reports, "fits torch")
+    findings.add_same("code", _hosts_by(reports, lambda r: r.code[:12]), "code", "failure")
+    precisions = _hosts_by(reports, lambda report: report.precision)
+    findings.add_same("precision", precisions, "precision", "warning")
+
+
+def _version_of(package: str) -> Callable[[NodeReport], str]:
+    return lambda report: report.versions.get(package, "missing")
+
+
+def _hosts_by(
+    reports: Sequence[NodeReport], value: Callable[[NodeReport], str]
+) -> dict[str, list[str]]:
+    hosts: dict[str, list[str]] = {}
+    for report in reports:
+        hosts.setdefault(value(report), []).append(report.host)
+    return hosts
+
+
+def _judge_access(
+    findings: _Findings, reports: Sequence[NodeReport], request: CheckRequest
+) -> None:
+    findings.add_errors("storage", reports, f"written and read: {request.storage}")
+    if request.tracking is not None:
+        findings.add_errors("tracking", reports, f"an artifact came back from {request.tracking}")
+    if request.data is not None:
+        success = f"{request.data} is {str(request.fingerprint)[:12]}"
+        findings.add_errors("data", reports, success)
+    if request.weights is not None:
+        sha256 = request.weights.sha256
+        for report in reports:
+            if report.weights != sha256:
+                message = f"other bytes than were sent: SHA-256 {report.weights[:12]}"
+                report.errors["weights"] = message
+        findings.add_errors("weights", reports, f"SHA-256 {sha256[:12]}")
+
+
+def _judge_gpus(findings: _Findings, report: NodeReport) -> None:
+    if report.ray_gpus and len(report.gpus) < report.ray_gpus:
+        message = f"Ray counts {report.ray_gpus:g} GPUs, torch sees {len(report.gpus)}"
+        findings.add("GPUs", "failure", [report.host], message, "gpu")
+    else:
+        findings.add("GPUs", "ok", [report.host], ", ".join(report.gpus) or "none")
+
+
+def _judge_capacity(findings: _Findings, reports: Sequence[NodeReport]) -> None:
+    low = {
+        "shared memory": [
+            (report.host, f"{report.shm_gb:.1f} GB free in /dev/shm", "shm")
+            for report in reports
+            if report.shm_gb < MIN_SHM_GB
+        ],
+        "disk": [
+            (report.host, f"{report.disk_gb:.1f} GB free for the activation cache", "disk")
+            for report in reports
+            if report.disk_gb < MIN_DISK_GB
+        ],
+        "clock": [
+            (report.host, f"its clock is {report.clock_offset_s:+.0f} s off", "clock")
+            for report in reports
+            if abs(report.clock_offset_s) > MAX_CLOCK_OFFSET_S
+        ],
+    }
+    fine = {
+        "shared memory": f"{min(report.shm_gb for report in reports):.0f} GB or more",
+        "disk": f"{min(report.disk_gb for report in reports):.0f} GB or more",
+        "clock": f"within {max(abs(report.clock_offset_s) for report in reports):.1f} s",
+    }
+    for check, problems in low.items():
+        for host, message, fix in problems:
+            findings.add(check, "warning", [host], message, fix)
+        if not problems:
+            findings.add(check, "ok", [report.host for report in reports], fine[check])

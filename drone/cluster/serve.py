@@ -1,0 +1,237 @@
+"""Replicas of a model on a Ray cluster, by Ray Serve: they scale with the requests.
+
+The HTTP app runs in one process, the job's own, and passes the expensive part (decoding and
+inference) to the replicas. Errors are therefore reported in the interface's own form, and requests
+in flight at a shutdown are still answered.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from drone.cluster import connection
+from drone.errors import ConfigError, ImageError
+from drone.serving.http import HttpSettings, overloaded
+from drone.serving.predictor import Prediction, Predictor
+
+_METRICS_INTERVAL_S = "2"
+_LOOK_BACK_S = 15.0
+"""Window over which ongoing requests are averaged: one burst is no reason to add replicas."""
+
+_MAX_ATTEMPTS = 3
+"""Replicas that a request is sent to while the previous ones are lost."""
+
+_log = logging.getLogger("drone.replicas")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSettings:
+    """Autoscaling of the replicas on Ray Serve."""
+
+    replicas: int | None = None
+    """Maximum number of replicas on Ray Serve; by default the server runs without Ray."""
+
+    min_replicas: int = 1
+    """Minimum number of replicas, also without any requests."""
+
+    replica_cpus: float | None = None
+    """CPUs that Ray reserves for a replica, fractions allowed; by default one for each engine."""
+
+    target_ongoing_requests: float = 4.0
+    """Average number of ongoing requests per replica above which replicas are added."""
+
+    upscale_delay_s: float = 5.0
+    """Seconds of too many requests after which replicas are added."""
+
+    downscale_delay_s: float = 120.0
+    """Seconds of too few requests after which replicas are removed."""
+
+    def __post_init__(self) -> None:
+        if self.replicas is not None and self.replicas < 1:
+            raise ConfigError(f"--replicas is {self.replicas}; it must be at least 1.")
+        if not 1 <= self.min_replicas <= self.max_replicas:
+            raise ConfigError(
+                f"--min-replicas is {self.min_replicas}; it must be at least 1 and at most "
+                f"--replicas, {self.replicas}."
+            )
+        for name in ("replica_cpus", "target_ongoing_requests"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{_flag(name)} is {value}; it must be above 0.")
+        for name in ("upscale_delay_s", "downscale_delay_s"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{_flag(name)} is {value}; it must be at least 0.")
+
+    @property
+    def max_replicas(self) -> int:
+        """Maximum number of replicas; `min_replicas` where `replicas` is not set."""
+        return self.min_replicas if self.replicas is None else self.replicas
+
+
+class Replica:
+    """The Ray Serve deployment: a model on a worker of the cluster."""
+
+    def __init__(self, model: bytes, engines: int) -> None:
+        with tempfile.TemporaryDirectory(prefix="drone-serve-") as folder:
+            file = Path(folder) / "model.onnx"
+            file.write_bytes(model)
+            self._predictor = Predictor(file, threads=1, max_concurrency=engines)
+            self._predictor.start()  # Once loaded, the file is not needed any more.
+
+    def predict(self, data: bytes, max_pixels: int | None) -> Prediction | ImageError:
+        """Classifies one image, or returns the error; a raised one would be logged by Ray."""
+        try:
+            return self._predictor.predict(data, max_pixels)
+        except ImageError as error:
+            return error
+        except Exception as error:
+            # Ray logs what is raised, and the message of a defect may quote the image.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            raise RuntimeError(f"{type(error).__name__} in a replica\n{frames}") from None
+
+
+class ReplicatedPredictor(Predictor):
+    """A predictor that sends images to the replicas; the model's info is read locally."""
+
+    def __init__(self, model: Path, handle: Any, retry_after_s: int) -> None:
+        """Creates the predictor.
+
+        Args:
+            model: Exported model, the same as in the replicas.
+            handle: Ray Serve's deployment handle.
+            retry_after_s: Seconds that an overload error tells the client to wait.
+        """
+        super().__init__(model, threads=1)
+        self._handle = handle
+        self._retry_after_s = retry_after_s
+
+    def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
+        """Classifies one image on a replica, retrying on another if the replica is lost.
+
+        Raises:
+            ImageError: The bytes are not an image that the model accepts.
+            ApiError: The queue of the replicas is full.
+        """
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError
+
+        for attempt in range(_MAX_ATTEMPTS):
+            result: Prediction | ImageError
+            try:
+                result = self._handle.predict.remote(data, max_pixels).result()
+            except BackPressureError as error:
+                raise overloaded(self._retry_after_s) from error
+            except RayActorError:
+                _log.warning("A replica was lost; the request is retried on another one.")
+                if attempt == _MAX_ATTEMPTS - 1:
+                    raise
+                continue
+            if isinstance(result, ImageError):
+                raise result
+            return result
+        raise AssertionError("the last attempt returns or raises")
+
+
+@contextlib.contextmanager
+def replicated(
+    onnx: Path,
+    http: HttpSettings,
+    settings: ReplicaSettings,
+    name: str,
+    notify: Callable[[str], None],
+) -> Iterator[Predictor]:
+    """Runs replicas for the block and yields a predictor that uses them.
+
+    Args:
+        onnx: Exported model.
+        http: Concurrency of each replica.
+        settings: Autoscaling of the replicas.
+        name: Name of the application on the cluster; one of that name is replaced.
+        notify: Receives messages for the user.
+
+    Raises:
+        ConfigError: The cluster has no room for `min_replicas`.
+    """
+    os.environ.setdefault(
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", _METRICS_INTERVAL_S
+    )
+    with connection.connected():
+        from ray import serve
+
+        engines = http.engines or 1
+        cpus = settings.replica_cpus or engines
+        _check_capacity(settings, cpus, notify)
+        # It logs a lost replica once for each of its requests.
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        # The job's own app takes the requests, so Ray Serve needs no HTTP proxy.
+        serve.start(proxy_location="Disabled")
+        deployment = serve.deployment(
+            Replica,
+            ray_actor_options={"num_cpus": cpus},
+            max_ongoing_requests=http.max_concurrent,
+            max_queued_requests=http.max_queued,
+            autoscaling_config=_autoscaling_config(settings),
+            graceful_shutdown_timeout_s=30,
+        )
+        try:
+            # The model travels as bytes: workers may not share a file system with the job.
+            application = deployment.bind(onnx.read_bytes(), engines)
+            handle = serve.run(application, name=name, route_prefix=None)
+            yield ReplicatedPredictor(onnx, handle, http.retry_after_s)
+        finally:
+            _shut_down(name)
+
+
+def front(http: HttpSettings, settings: ReplicaSettings) -> HttpSettings:
+    """Returns settings of the app in front of the replicas: enough threads to keep all busy."""
+    concurrent = http.max_concurrent * settings.max_replicas + http.max_queued
+    return replace(http, max_concurrent=concurrent)
+
+
+def _autoscaling_config(settings: ReplicaSettings) -> dict[str, Any]:
+    return {
+        "min_replicas": settings.min_replicas,
+        "max_replicas": settings.max_replicas,
+        "target_ongoing_requests": settings.target_ongoing_requests,
+        "upscale_delay_s": settings.upscale_delay_s,
+        "downscale_delay_s": settings.downscale_delay_s,
+        "look_back_period_s": _LOOK_BACK_S,
+    }
+
+
+def _check_capacity(settings: ReplicaSettings, cpus: float, notify: Callable[[str], None]) -> None:
+    """Rejects replicas that would wait for CPUs for ever; warns if not all of them fit."""
+    _, node_cpus = connection.available_resources()
+    fitting = sum(int(count / cpus + 1e-6) for count in node_cpus)
+    if fitting < settings.min_replicas:
+        raise ConfigError(
+            f"There is no room for {settings.min_replicas} replicas of {cpus:g} CPUs each: the "
+            f"machines have {', '.join(f'{count:g}' for count in node_cpus)}. Choose a smaller "
+            f"--replica-cpus or fewer --engines."
+        )
+    if fitting < settings.max_replicas:
+        notify(
+            f"There is room for {fitting} of {settings.max_replicas} replicas of {cpus:g} CPUs "
+            f"each; a smaller --replica-cpus makes room for more."
+        )
+
+
+def _shut_down(name: str) -> None:
+    """Deletes the application, and on a cluster also Ray Serve if nothing else uses it."""
+    from ray import serve
+
+    serve.delete(name)
+    if connection.on_cluster() and not serve.status().applications:
+        serve.shutdown()
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,253 @@
+"""A trial of a search, as it runs in one of Ray Tune's processes."""
+
+import functools
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from drone.cluster import head_files  # noqa: F401  Makes head:// reachable in this process.
+from drone.cluster import train as ray_train
+from drone.cluster.train import Listener
+from drone.cluster.train_job import TrainJob, Workers
+from drone.data.dataset import Dataset
+from drone.errors import DroneError, Interrupted, TrainingError
+from drone.model import mobilenet
+from drone.model.weights import Weights
+from drone.search.space import apply_params
+from drone.search.study import State
+from drone.storage import checkpoints, dataset_cache
+from drone.training.activation_cache.policy import CacheDecision, CacheWorkload, plan_caching
+from drone.training.activation_cache.store import CacheSpec
+from drone.training.config import TrainConfig
+from drone.training.context import Context, Progress, Stop
+from drone.training.data import TrainingData
+from drone.training.loop import fit
+from drone.training.selection import History, objective
+from drone.training.watchdog import reason_to_stop
+
+UPDATE = "update"
+"""Key of what a trial reports beside epoch and objective, as JSON."""
+
+_CHECKPOINT_INTERVAL_S = 20.0
+"""A trial that is killed repeats at most these seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """What all trials of a study have in common."""
+
+    base: TrainConfig
+    data: str
+    """Folder or URI of the data set; every machine must reach it."""
+
+    fingerprint: str
+    weights: Weights
+    commit: str
+    storage: str
+    """Folder or URI; each trial has a folder below it for its checkpoints."""
+
+    workers: Workers
+    """Of each trial."""
+
+    cache: CacheSpec
+    workload: CacheWorkload
+    """For the cache policy; the trial fills in the images."""
+
+
+class _Stopped(Exception):
+    """The trial stopped for a reason of its own."""
+
+
+def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
+    """Trains one trial, reporting each epoch to Ray Tune.
+
+    Nothing is raised if it fails: the reason is its last report.
+
+    Args:
+        trial: "number", "part", "params", "seed" and "resplit" of its record, and "reported": the
+            number of epochs that earlier attempts have reported.
+        spec: what trials have in common.
+    """
+    location = checkpoint_location(spec.storage, trial["part"], trial["number"])
+    reporter = _Reporter(spec.base, trial["reported"])
+    try:
+        config = apply_params(spec.base, trial["params"], f"trial {trial['number']}")
+        config = replace(config, seed=trial["seed"], checkpoint_interval_s=_CHECKPOINT_INTERVAL_S)
+        dataset = _open_dataset(spec.data, spec.fingerprint, config.model.mixed)
+        reporter.config, reporter.num_classes = config, len(dataset.classes)
+        if spec.workers.num_workers > 1:
+            _train_on_workers(config, spec, trial["resplit"], location, reporter)
+        else:
+            data = TrainingData.of(dataset, trial["resplit"])
+            _train_in_process(config, spec, location, data, reporter)
+    except _Stopped:
+        return
+    except TrainingError as error:
+        reporter.end("stopped", str(error))
+    except Exception as error:
+        kind = "" if isinstance(error, DroneError) else f"{type(error).__name__}: "
+        reporter.end("failed", f"{kind}{error}".strip()[:500])
+    if not reporter.has_reported:
+        # Killed after its last epoch: Ray Tune needs a report to end the trial.
+        reporter.end("running", "")
+
+
+def checkpoint_location(storage: str, part: str, number: int) -> str:
+    """Folder or URI of a trial's checkpoints."""
+    return f"{storage}/{part}-{number:04d}"
+
+
+@functools.lru_cache(maxsize=2)
+def _open_dataset(location: str, fingerprint: str, at_bins: bool) -> Dataset:
+    """Opened once in each process, which runs many trials."""
+    return dataset_cache.open_at(location, fingerprint, at_bins=at_bins)
+
+
+class _Reporter:
+    """Reports each epoch to Ray Tune, once."""
+
+    def __init__(self, config: TrainConfig, num_reported: int) -> None:
+        self.config = config
+        self.num_classes = 0  # Until the data set is open, which may fail.
+        self.has_reported = False
+        self.decision = CacheDecision(False, "")
+        self._num_reported = num_reported
+        self._start = time.monotonic()
+        self._history: History = []
+
+    def set_decision(self, decision: CacheDecision) -> None:
+        """Takes the cache policy's decision."""
+        self.decision = decision
+
+    def report(self, history: History) -> None:
+        """Reports the epochs that are new; stops the trial if there is a reason."""
+        self._history = history
+        optim = self.config.optim
+        grace_epochs = optim.head_only_epochs + optim.warmup_epochs
+        for count in range(self._num_reported + 1, len(history) + 1):
+            so_far = history[:count]
+            score = objective(so_far, self.config.best_epoch_by)
+            reason = reason_to_stop(so_far, self.num_classes, grace_epochs)
+            metrics = {**so_far[-1]["metrics"], "objective": score}
+            entry = {**so_far[-1], "metrics": metrics}
+            self._num_reported = count
+            self._send(count, score, entry, "stopped" if reason else "running", reason or "")
+            if reason:
+                raise _Stopped
+
+    def end(self, state: State, reason: str) -> None:
+        """Reports that there are no more epochs, and why."""
+        score = objective(self._history, self.config.best_epoch_by)
+        self._send(len(self._history), score, None, state, reason)
+
+    def _send(
+        self, epoch: int, score: float, entry: dict[str, Any] | None, state: State, reason: str
+    ) -> None:
+        self.has_reported = True
+        update = {
+            "entry": entry,
+            "state": state,
+            "reason": reason,
+            "cache_reason": self.decision.reason,
+            "usage": self._usage(),
+        }
+        # As text: Ray Tune would flatten a nested value.
+        tune.report({"epoch": epoch, "objective": score, UPDATE: json.dumps(update)})
+
+    def _usage(self) -> dict[str, float]:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "resource/wall_s": time.monotonic() - self._start,
+            "resource/peak_memory_mb": usage.ru_maxrss / 1024,
+        }
+
+
+def _train_in_process(
+    config: TrainConfig, spec: TrialSpec, location: str, data: TrainingData, reporter: _Reporter
+) -> None:
+    """Runs the loop in this process: Ray Train would take longer to start than a trial trains."""
+    torch.set_num_threads(spec.workers.cpus_per_worker)
+    device = torch.device("cuda" if spec.workers.gpus_per_worker else "cpu")
+    model = mobilenet.build(config.model, len(data.classes), config.seed, spec.weights.state())
+    splits = data.train, data.validation
+    reporter.decision = plan_caching(
+        config, model, splits, data.fingerprint, device, spec.cache, spec.workload
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        context = _TrialContext(reporter, location, device, Path(temporary))
+        cache = spec.cache if reporter.decision.use else None
+        history = fit(config, data, model, context, cache, spec.commit)
+    reporter.report(history)  # A trial that was killed after its last epoch has epochs to report.
+
+
+class _TrialContext(Context):
+    """The loop's surroundings in a trial with one worker."""
+
+    def __init__(
+        self, reporter: _Reporter, location: str, device: torch.device, scratch: Path
+    ) -> None:
+        self.rank, self.world_size, self.device = 0, 1, device
+        self.checkpoint_each_epoch = False
+        self._reporter, self._location, self._scratch = reporter, location, scratch
+
+    def report(self, history: History, checkpoint: Path | None) -> None:
+        """Saves the checkpoint, then reports to Ray Tune, which may end the trial here."""
+        if checkpoint is not None:
+            checkpoints.wait_for_space(self._location, checkpoint, lambda _: None)
+            # Milliseconds keep the order over restarts.
+            name = f"checkpoint_{int(time.time() * 1000):015d}"
+            checkpoints.save(checkpoint, self._location, name)
+        self._reporter.report(history)
+
+    def progress(self, progress: Progress) -> None:
+        """Does nothing: a trial's epochs are short."""
+
+    def resume_from(self) -> Path | None:
+        """The newest checkpoint of this trial."""
+        stored = checkpoints.newest(self._location)
+        return checkpoints.fetch(stored.location, self._scratch / "resumed") if stored else None
+
+    def stop(self) -> Stop:
+        """Never: Ray Tune ends a trial when it reports."""
+        return Stop.NO
+
+
+def _train_on_workers(
+    config: TrainConfig, spec: TrialSpec, resplit: int | None, location: str, reporter: _Reporter
+) -> None:
+    """Runs Ray Train inside the trial."""
+    stored = checkpoints.newest(location)
+    job = TrainJob(
+        config=config,
+        data=spec.data,
+        fingerprint=spec.fingerprint,
+        workers=spec.workers,
+        storage=location,
+        attempt=f"attempt_{int(time.time() * 1000)}",
+        resume_from=stored.location if stored else None,
+        max_failures=2,
+        commit=spec.commit,
+        resplit=resplit,
+        cache=spec.cache,
+        workload=spec.workload,
+    )
+    listener = Listener(
+        on_cache_decision=reporter.set_decision,
+        on_notice=lambda _: None,
+        on_progress=lambda _: None,
+        on_history=reporter.report,
+        on_poll=lambda: None,
+        on_interrupt=lambda: None,
+    )
+    try:
+        ray_train.train(job, spec.weights, listener)
+    except Interrupted as error:
+        raise TrainingError(str(error)) from error

@@ -1,0 +1,183 @@
+"""The audit of a data set: one self-contained HTML page, and its tables as CSV files."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from drone.curation import audit
+from drone.curation.thumbnails import thumbnail
+from drone.data.prepare.plan import Mapper, PreparePlan, Row
+from drone.data.prepare.roots import Opener
+from drone.data.prepare.verdicts import STEPS
+from drone.serving.preprocess import Preprocessing
+
+_THUMBNAIL_PX = 128
+
+_MAX_SAMPLES, _MAX_ERRORS, _MAX_SETS, _MAX_TILES, _MAX_OUTLIERS = 8, 200, 40, 12, 12
+"""Shown on the page: samples per class, errors, sets of duplicates per section, images per set,
+outliers of each kind. The CSV files have all of them."""
+
+_SET_KEYS = {"copies": "md5", "near_duplicates": "group"}
+"""Column that names the set, by table."""
+
+_Tile = dict[str, Any]
+"""An image on the page: `path`, `class_name` and `note`."""
+
+_Section = dict[str, list[_Tile]]
+"""Tiles by heading."""
+
+
+def write_audit(plan: PreparePlan, folder: Path, mapper: Mapper) -> None:
+    """Writes audit.html and tables/*.csv of a planned data set into its folder.
+
+    A `drone.data.prepare.write.WriteAudit`.
+
+    Args:
+        plan: The data set, whose raw files are read again for the thumbnails.
+        folder: Folder of the data set.
+        mapper: Makes the thumbnails.
+    """
+    tables = _tables(plan)
+    (folder / "tables").mkdir(exist_ok=True)
+    for name, table in tables.items():
+        table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+    sections = {
+        "samples": _samples(plan.manifest, plan.settings.classes),
+        "across": _sets(tables["copies"].query("across"), "md5"),
+        "within": _sets(tables["copies"].query("not across"), "md5"),
+        "near": _sets(tables["near_duplicates"], "group"),
+        "outliers": _outliers(tables["outliers"]),
+    }
+    environment = Environment(
+        loader=PackageLoader("drone.curation"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("audit.html").render(
+        title=f"data set {plan.fingerprint[:12]}",
+        facts=_facts(plan),
+        classes=plan.settings.classes,
+        steps=plan.steps,
+        splits=plan.splits,
+        unknown_folders=plan.unknown_folders,
+        removed=[step for step in STEPS if plan.steps.loc[step, "total"]],
+        tables={name: _as_lists(table) for name, table in tables.items()},
+        sections=sections,
+        images=_thumbnails(plan, _paths(sections), mapper),
+        leakage=audit.leakage(plan.manifest, plan.settings.split),
+        counts={name: _set_counts(tables[name], key) for name, key in _SET_KEYS.items()},
+        limits={"errors": _MAX_ERRORS, "sets": _MAX_SETS},
+    )
+    (folder / "audit.html").write_text(html, "utf-8")
+
+
+def _roots(plan: PreparePlan) -> list[str]:
+    return sorted(set(plan.manifest["root"]))
+
+
+def _tables(plan: PreparePlan) -> dict[str, pd.DataFrame]:
+    """Returns the tables of the audit by the names of their CSV files."""
+    manifest = plan.manifest
+    tables = {
+        "errors": audit.errors(manifest),
+        "copies": audit.copies(manifest),
+        "near_duplicates": audit.near_duplicates(manifest),
+        "sizes": audit.sizes(manifest).reset_index(),
+        "sizes_below_224": audit.sizes_below_smallest_bin(manifest).reset_index(),
+        "formats": audit.formats(manifest),
+        "outliers": audit.outliers(manifest),
+    }
+    provenance = audit.read_provenance(_roots(plan), plan.opener)
+    if len(provenance):
+        tables["provenance"] = audit.sources(manifest, provenance)
+    return tables
+
+
+def _facts(plan: PreparePlan) -> dict[str, str]:
+    settings = plan.settings
+    return {
+        "raw": ", ".join(_roots(plan)),
+        "fingerprint": plan.fingerprint,
+        "copies in several classes": settings.policy,
+        "near duplicates": (
+            f"{settings.near_duplicates}, up to {settings.near_duplicate_threshold} bits"
+        ),
+    }
+
+
+def _samples(manifest: pd.DataFrame, classes: Iterable[str]) -> _Section:
+    """Returns some kept images of each class; the order of their md5 is as good as random."""
+    kept = manifest[manifest["kept"]].sort_values("md5")
+    return {
+        name: _tiles(kept[kept["class_name"] == name].head(_MAX_SAMPLES), "") for name in classes
+    }
+
+
+def _sets(table: pd.DataFrame, key: str) -> _Section:
+    """Returns the first sets of copies or near duplicates."""
+    names = table[key].drop_duplicates().head(_MAX_SETS)
+    return {name: _tiles(table[table[key] == name].head(_MAX_TILES), "kept") for name in names}
+
+
+def _outliers(table: pd.DataFrame) -> _Section:
+    return {
+        str(kind): _tiles(rows.head(_MAX_OUTLIERS), "value")
+        for kind, rows in table.groupby("what", sort=False)
+    }
+
+
+def _tiles(rows: pd.DataFrame, note_column: str) -> list[_Tile]:
+    return [
+        {
+            "path": row["path"],
+            "class_name": row["given_class"],
+            "note": _note(row.get(note_column, "")),
+        }
+        for row in rows.to_dict("records")
+    ]
+
+
+def _note(value: object) -> str:
+    if isinstance(value, bool):
+        return "kept" if value else "left out"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _paths(sections: Mapping[str, _Section]) -> set[str]:
+    return {
+        str(tile["path"])
+        for section in sections.values()
+        for tiles in section.values()
+        for tile in tiles
+    }
+
+
+def _thumbnails(plan: PreparePlan, paths: Iterable[str], mapper: Mapper) -> dict[str, str]:
+    """Returns thumbnails as data URIs by path; files that cannot be read are missing."""
+    # Raw folders may share a path; the page shows the first.
+    roots = plan.manifest.drop_duplicates("path").set_index("path")["root"]
+    files = sorted({(str(roots[path]), path) for path in paths})
+    thumbnail_row = functools.partial(
+        _thumbnail_row, settings=plan.settings.preprocessing, opener=plan.opener
+    )
+    rows = mapper(thumbnail_row, [{"root": root, "path": path} for root, path in files], "audit")
+    return {path: row["image"] for (_, path), row in zip(files, rows, strict=True) if row["image"]}
+
+
+def _thumbnail_row(row: Row, settings: Preprocessing, opener: Opener) -> Row:
+    return {"image": thumbnail(row["root"], row["path"], settings, opener, _THUMBNAIL_PX)}
+
+
+def _set_counts(table: pd.DataFrame, key: str) -> dict[str, int]:
+    """Returns the number of sets, of those across classes, and of images."""
+    sets = table.drop_duplicates(key)
+    return {"sets": len(sets), "across": int(sets["across"].sum()), "images": len(table)}
+
+
+def _as_lists(table: pd.DataFrame) -> dict[str, Sequence[Any]]:
+    return {"columns": list(table.columns), "rows": table.to_numpy().tolist()}

@@ -1,0 +1,125 @@
+"""The review page: doubtful images for the user to decide on, in one HTML file without a server."""
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
+
+from drone.curation import audit
+from drone.curation.thumbnails import thumbnail
+from drone.data.dataset import Dataset
+from drone.data.embed import jpeg_data_uri
+from drone.data.prepare.roots import open_root
+from drone.data.prepare.verdicts import ACROSS
+
+_SUSPECT, _COPIES, _NEAR = "suspect", "copies", "near"
+"""Kinds of items: a doubtful label, copies in several classes, near duplicates. The page filters
+by them."""
+
+Item = dict[str, Any]
+"""One image on the page, as JSON; see `build_items`."""
+
+_IMAGE_PX = 400
+
+
+def build_items(
+    manifest: pd.DataFrame, suspects: pd.DataFrame, decided_md5: Collection[str]
+) -> list[Item]:
+    """Collects the images to decide on, worst first, each once.
+
+    Copies in several classes come first, since one of their labels must be wrong; then doubtful
+    labels, near duplicates of several classes, and the other near duplicates.
+
+    Args:
+        manifest: Manifest of the data set.
+        suspects: Columns `md5`, `suggested` and `confidence`, worst first.
+        decided_md5: md5 of images that the user has decided on before; they are left out.
+
+    Returns:
+        For each image `md5`, `path`, `given`, `kinds`, `suggested` and `confidence` (of doubtful
+        labels), `places` (all paths of its copies) and `twins` (md5 of its near duplicates).
+    """
+    # Of several copies the page shows the kept one.
+    by_md5 = manifest.sort_values("kept", ascending=False).drop_duplicates("md5").set_index("md5")
+    items: dict[str, Item] = {}
+
+    def item_of(md5: str, kind: str) -> Item:
+        row = by_md5.loc[md5]
+        new = {"md5": md5, "path": row["path"], "given": row["class_name"]}
+        item = items.setdefault(md5, {**new, "kinds": [], "places": [], "twins": []})
+        item["kinds"].append(kind)
+        return item
+
+    across = manifest[manifest["reason"] == ACROSS]
+    copies = manifest[manifest["md5"].isin(across["md5"])]
+    for md5, rows in copies.groupby("md5"):
+        item_of(str(md5), _COPIES)["places"] = sorted(rows["path"])
+    for row in suspects.to_dict("records"):
+        item = item_of(row["md5"], _SUSPECT)
+        item["suggested"] = row["suggested"]
+        item["confidence"] = round(float(row["confidence"]), 3)
+    near_duplicates = audit.near_duplicates(manifest)
+    for _, rows in near_duplicates.groupby("group", sort=False):
+        for md5 in rows["md5"]:
+            item_of(md5, _NEAR)["twins"] = [other for other in rows["md5"] if other != md5]
+    return [item for md5, item in items.items() if md5 not in decided_md5]
+
+
+def write_page(
+    target: Path,
+    dataset: Dataset,
+    items: Sequence[Item],
+    load_image: Callable[[str], str],
+    facts: Mapping[str, str],
+) -> None:
+    """Writes the review page.
+
+    Args:
+        target: HTML file to write.
+        dataset: The data set under review.
+        items: Result of `build_items`.
+        load_image: Returns an image as a data URI by its md5, empty if there is none.
+        facts: Names and values to show at the top.
+    """
+    shown_md5 = {md5 for item in items for md5 in (item["md5"], *item["twins"])}
+    content = {
+        "fingerprint": dataset.fingerprint,
+        "classes": list(dataset.classes),
+        "items": list(items),
+        "images": {md5: load_image(md5) for md5 in sorted(shown_md5)},
+    }
+    environment = Environment(
+        loader=PackageLoader("drone.curation"), autoescape=select_autoescape()
+    )
+    # A file name that contains "</script>" must not end the script element that holds the data.
+    data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
+    html = environment.get_template("review.html").render(
+        data=data, facts=facts, title=f"Review of data set {dataset.fingerprint[:12]}"
+    )
+    # Replaced in one step: the user may have the old page open and reload it.
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(html, "utf-8")
+    temporary.rename(target)
+
+
+def image_loader(dataset: Dataset) -> Callable[[str], str]:
+    """Returns a function that loads an image as a data URI by its md5, empty if there is none.
+
+    It reads the raw file where that is available, else the packed pixels.
+    """
+    rows = dataset.manifest.sort_values("pixel_row", ascending=False).drop_duplicates("md5")
+    by_md5 = rows.set_index("md5")[["pixel_row", "root", "path"]].to_dict("index")
+
+    def load_image(md5: str) -> str:
+        row = by_md5[md5]
+        image = thumbnail(row["root"], row["path"], dataset.preprocessing, open_root, _IMAGE_PX)
+        if image or row["pixel_row"] < 0:
+            return image
+        return jpeg_data_uri(Image.fromarray(dataset.pixels(np.array([row["pixel_row"]]))[0]))
+
+    return load_image

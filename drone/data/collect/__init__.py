@@ -1,1 +1,0 @@
-"""Pictures from the web into a raw folder, with a record of where each is from."""

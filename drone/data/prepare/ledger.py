@@ -1,0 +1,206 @@
+"""The ledger of a data set: every decision on a file, one JSON object per line, append-only."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from drone.data.prepare.verdicts import BY_HAND
+from drone.errors import DataError
+from drone.labels import nearest
+
+LEDGER_FILE = "ledger.jsonl"
+
+_ACTIONS = ("keep", "drop", "relabel")
+"""What the user can decide on an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What was decided on a file, why, by whom and when."""
+
+    md5: str
+    path: str
+    action: str
+    """"keep", "drop", "relabel", or "retract" for a decision by hand that no longer holds."""
+
+    reason: str
+    """Why a file is dropped (one of `verdicts.STEPS`), or kept again after it was dropped."""
+
+    evidence: str
+    """The problem in a sentence, or the path of the copy that is kept."""
+
+    by: str
+    """"prepare" with its policy, or the user's name."""
+
+    when: str
+    """Time in ISO 8601, UTC."""
+
+    class_name: str = ""
+    """The class that an image is relabelled to."""
+
+
+def drop_decisions(frame: pd.DataFrame, by: str, when: str) -> list[Decision]:
+    """Returns a decision to drop for each file that the verdicts leave out.
+
+    Files that the user dropped are not among them: their decisions are in the ledger already.
+    """
+    return [
+        Decision(
+            md5=row.md5,
+            path=row.path,
+            action="drop",
+            reason=row.reason,
+            evidence=row.detail or (f"copy of {row.duplicate_of}" if row.duplicate_of else ""),
+            by=by,
+            when=when,
+        )
+        for row in frame[~frame["kept"] & (frame["reason"] != BY_HAND)].itertuples()
+    ]
+
+
+def read(file: Path) -> list[Decision]:
+    """Returns the decisions in the ledger, oldest first; none if the file does not exist."""
+    if not file.exists():
+        return []
+    return [Decision(**json.loads(line)) for line in _lines(file) if line]
+
+
+def read_by_hand(file: Path, classes: Sequence[str]) -> list[Decision]:
+    """Reads the decisions that the review page exported.
+
+    Args:
+        file: JSON lines with at least "md5" and "action" (keep, drop or relabel, the last with
+            "class_name"). "path", "evidence", "by" and "when" are optional.
+        classes: Classes that an image can be relabelled to.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no decision; names the line.
+    """
+    try:
+        lines = _lines(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The decisions {file} cannot be read: {error}.") from error
+    return [
+        _parse(line, f"{file}, line {number}", classes)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def _lines(file: Path) -> list[str]:
+    # Not splitlines(): it also splits at U+2028 and the like, which a file name may hold.
+    return file.read_text("utf-8").removesuffix("\n").split("\n")
+
+
+def _parse(line: str, location: str, classes: Sequence[str]) -> Decision:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise DataError(
+            f"{location} is not JSON ({error}). Export the decisions from the review page again."
+        ) from error
+    if not isinstance(values, dict) or len(str(values.get("md5", ""))) != 32:
+        raise DataError(f"{location} names no image: it needs an md5 of 32 digits.")
+    action, class_name = values.get("action"), str(values.get("class_name", ""))
+    if action not in _ACTIONS:
+        raise DataError(f"{location} has the action {action!r}; allowed are {', '.join(_ACTIONS)}.")
+    if action == "relabel" and class_name not in classes:
+        like = nearest(class_name, classes)
+        hint = f"did you mean {like!r}?" if like else f"the classes are {', '.join(classes)}."
+        raise DataError(f"{location} relabels to {class_name!r}; {hint}")
+    return Decision(
+        md5=str(values["md5"]).lower(),
+        path=str(values.get("path", "")),
+        action=str(action),
+        reason=BY_HAND,
+        evidence=str(values.get("evidence", "")),
+        by=str(values.get("by", "") or "user"),
+        when=str(values.get("when", "")),
+        class_name=class_name if action == "relabel" else "",
+    )
+
+
+def by_hand(ledger: Iterable[Decision]) -> dict[str, Decision]:
+    """Returns the user's decisions in force by md5: the last on each, unless it was retracted."""
+    last = {decision.md5: decision for decision in ledger if decision.reason == BY_HAND}
+    return {md5: decision for md5, decision in last.items() if decision.action != "retract"}
+
+
+def new_by_hand(ledger: Iterable[Decision], decisions: Iterable[Decision]) -> list[Decision]:
+    """Returns those of the user's decisions that differ from what the ledger says."""
+    in_force = by_hand(ledger)
+    return [
+        decision
+        for md5, decision in by_hand(decisions).items()
+        if md5 not in in_force
+        or (in_force[md5].action, in_force[md5].class_name)
+        != (decision.action, decision.class_name)
+    ]
+
+
+def retractions(ledger: Sequence[Decision], num_lines: int, by: str, when: str) -> list[Decision]:
+    """Returns the decisions that undo those made by hand after the first `num_lines` lines.
+
+    A decision that was in force before them is made again; the others are retracted.
+    """
+    before, now = by_hand(ledger[:num_lines]), by_hand(ledger)
+    undone = []
+    # A dict keeps the order of the ledger and drops repeated md5s.
+    for md5 in dict.fromkeys(decision.md5 for decision in ledger[num_lines:]):
+        old, new = before.get(md5), now.get(md5)
+        if old == new:
+            continue
+        values = asdict(old or new)  # type: ignore[arg-type]
+        action = values["action"] if old else "retract"
+        undone.append(Decision(**{**values, "action": action, "by": by, "when": when}))
+    return undone
+
+
+def verdicts_in_force(ledger: Iterable[Decision]) -> Mapping[tuple[str, str], Decision]:
+    """Returns the program's last decision on each (path, md5)."""
+    return {
+        (decision.path, decision.md5): decision for decision in ledger if decision.reason != BY_HAND
+    }
+
+
+def verdict_changes(
+    ledger: Iterable[Decision], verdicts: Iterable[Decision], by: str, when: str
+) -> list[Decision]:
+    """Returns what to append so that the ledger agrees with the verdicts, nothing twice.
+
+    A file that was dropped before and no longer is gets a decision to keep.
+    """
+    before = verdicts_in_force(ledger)
+    now = verdicts_in_force(verdicts)
+    changes = []
+    for key, verdict in now.items():
+        previous = before.get(key)
+        if previous is None or (previous.action, previous.reason) != (
+            verdict.action,
+            verdict.reason,
+        ):
+            changes.append(verdict)
+    for key, previous in before.items():
+        if previous.action == "drop" and key not in now:
+            changes.append(
+                Decision(
+                    md5=previous.md5,
+                    path=previous.path,
+                    action="keep",
+                    reason=f"no longer {previous.reason}",
+                    evidence="",
+                    by=by,
+                    when=when,
+                )
+            )
+    return changes
+
+
+def append(file: Path, decisions: Iterable[Decision]) -> None:
+    """Appends decisions to the ledger."""
+    with file.open("a", encoding="utf-8") as stream:
+        for decision in decisions:
+            stream.write(json.dumps(asdict(decision), ensure_ascii=False, sort_keys=True) + "\n")

@@ -1,0 +1,211 @@
+"""Plans a data set: scans raw folders and decides on every file; `write` carries the plan out."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from drone.config import to_dict
+from drone.data.dataset import SPLITS, fingerprint, is_dataset, open_dataset
+from drone.data.prepare import ledger
+from drone.data.prepare.clean import NearDuplicates, assign_verdicts, steps_table
+from drone.data.prepare.near_duplicates import NEAR_DUPLICATE_THRESHOLD
+from drone.data.prepare.original_tables import original_counts
+from drone.data.prepare.perceptual_hash import HASH_BITS
+from drone.data.prepare.roots import Opener, open_root
+from drone.data.prepare.scan import RawFile, ScanRecord, list_raw_files, scan_file
+from drone.data.prepare.scan_cache import ScanCache
+from drone.data.prepare.split import SplitSettings, assign_splits
+from drone.data.prepare.verdicts import Policy, gets_split
+from drone.errors import ConfigError
+from drone.labels import CLASSES
+from drone.serving.preprocess import Preprocessing
+
+Row = dict[str, Any]
+"""Plain values by name, which can be sent between processes."""
+
+Mapper = Callable[[Callable[[Row], Row], Sequence[Row], str], list[Row]]
+"""Applies a function to rows, possibly in parallel, and returns the results in the same order.
+
+The third argument labels a progress bar ("scanning", "packing", "audit").
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """Everything that decides which data set raw folders become."""
+
+    classes: tuple[str, ...] = CLASSES
+    """Classes to look for, in the order of their indices."""
+
+    policy: Policy = "drop-all"
+    """Policy for an image in several classes: drop-all copies, keep the first by path, keep the
+    class with the majority of copies, or seed for the original project's rules."""
+
+    near_duplicates: NearDuplicates = "keep"
+    """Whether to keep all near duplicates, in one split, or drop all but the largest of a group."""
+
+    near_duplicate_threshold: int = NEAR_DUPLICATE_THRESHOLD
+    """Maximum distance of the perceptual hashes of near duplicates, in bits of 256; near
+    duplicates share a split. 0 requires equal hashes."""
+
+    split: SplitSettings = field(default_factory=SplitSettings)
+    """Shares and seed of train, validation and test."""
+
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    """How bytes become pixels, the same for training and serving."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) < 2:
+            raise ConfigError(
+                f"--classes names {', '.join(self.classes) or 'none'}; a classifier needs at "
+                f"least two different classes."
+            )
+        if not 0 <= self.near_duplicate_threshold <= HASH_BITS:
+            raise ConfigError(
+                f"--near-duplicate-threshold is {self.near_duplicate_threshold}; it must be 0 to "
+                f"{HASH_BITS}."
+            )
+
+
+@dataclass(frozen=True)
+class PreparePlan:
+    """A data set that has been decided on but not written."""
+
+    manifest: pd.DataFrame
+    """One row per file, sorted by path."""
+
+    unknown_folders: tuple[str, ...]
+    """Folders whose names match no class."""
+
+    settings: PrepareSettings
+    fingerprint: str
+
+    new_decisions: tuple[ledger.Decision, ...]
+    """The user's decisions that the ledger does not hold yet."""
+
+    opener: Opener
+    """Opens the raw folders."""
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """Files by step and class; see `clean.steps_table`."""
+        return steps_table(self.manifest, self.settings.classes)
+
+    @property
+    def splits(self) -> pd.DataFrame:
+        """Kept images by split and class, with a column "total"."""
+        kept = self.manifest[self.manifest["kept"]]
+        table = pd.crosstab(kept["split"], kept["class_name"])
+        table = table.reindex(index=list(SPLITS), columns=list(self.settings.classes), fill_value=0)
+        table.columns.name = None
+        table["total"] = table.sum(axis=1)
+        return table
+
+    @property
+    def original_counts(self) -> pd.DataFrame:
+        """The counts that the original project would have given, by class."""
+        return original_counts(self.manifest, self.settings.classes)
+
+    @property
+    def near_group_sizes(self) -> "pd.Series[int]":
+        """Sizes of the groups of more than one kept image, largest first."""
+        sizes = self.manifest.loc[self.manifest["kept"], "group"].value_counts()
+        return sizes[sizes > 1]
+
+
+def plan_dataset(
+    roots: Sequence[str | Path],
+    settings: PrepareSettings,
+    mapper: Mapper,
+    out: Path | None = None,
+    *,
+    decisions: Sequence[ledger.Decision] = (),
+    cache_folder: Path | None = None,
+    opener: Opener = open_root,
+) -> PreparePlan:
+    """Scans every file and decides what becomes of it; writes no data set.
+
+    Args:
+        roots: Raw folders, archives or URIs, each with one folder per class.
+        settings: What decides.
+        mapper: Runs the scan.
+        out: Data set to update. Its images stay in their splits, if it was split by the same
+            settings, and the user's decisions in its ledger stay in force.
+        decisions: The user's decisions since, as `ledger.read_by_hand` gives them.
+        cache_folder: Folder of the scan cache, so that unchanged files are not read again.
+        opener: Opens a root by its name.
+
+    Raises:
+        DataError: A root is missing, a class is empty, or there are too few images to split.
+    """
+    listing = list_raw_files(roots, settings.classes, opener=opener)
+    records = _scan(listing.files, settings.preprocessing, mapper, cache_folder, opener)
+    previous = _previous_splits(out, settings) if out else {}
+    lines = ledger.read(out / ledger.LEDGER_FILE) if out else []
+    new_decisions = ledger.new_by_hand(lines, decisions)
+    threshold = settings.near_duplicate_threshold
+    frame = assign_verdicts(
+        records,
+        settings.policy,
+        threshold,
+        near_duplicates=settings.near_duplicates,
+        decisions=ledger.by_hand([*lines, *new_decisions]),
+        previous_md5=previous.keys(),
+    )
+    frame = assign_splits(frame, settings.classes, settings.split, threshold, previous)
+    # Images dropped by hand are packed too: evaluate reports the accuracy before the review.
+    in_split = gets_split(frame)
+    frame["pixel_row"] = np.where(in_split, in_split.cumsum() - 1, -1)
+    return PreparePlan(
+        manifest=frame.drop(columns="problem"),
+        unknown_folders=listing.unknown_folders,
+        settings=settings,
+        fingerprint=fingerprint(frame, to_dict(settings)),
+        new_decisions=tuple(new_decisions),
+        opener=opener,
+    )
+
+
+def _scan(
+    files: Sequence[RawFile],
+    settings: Preprocessing,
+    mapper: Mapper,
+    cache_folder: Path | None,
+    opener: Opener,
+) -> list[ScanRecord]:
+    cache = ScanCache(cache_folder, settings) if cache_folder else None
+    records = cache.lookup(files) if cache else {}
+    new = [file for file in files if file not in records]
+    scan_row = functools.partial(_scan_row, settings=settings, opener=opener)
+    rows = mapper(scan_row, [asdict(file) for file in new], "scanning") if new else []
+    records |= {file: ScanRecord(**row) for file, row in zip(new, rows, strict=True)}
+    if cache and new:
+        cache.store({file: records[file] for file in files})
+    return [records[file] for file in files]
+
+
+def _scan_row(row: Row, settings: Preprocessing, opener: Opener) -> Row:
+    return asdict(scan_file(RawFile(**row), settings, opener))
+
+
+def _previous_splits(out: Path, settings: PrepareSettings) -> Mapping[str, str]:
+    """Returns the split of each md5 of an earlier data set; none if it was split differently."""
+    if not is_dataset(out):
+        return {}
+    earlier = open_dataset(out)
+    before, now = earlier.description["settings"], to_dict(settings)
+    # Other settings (policy, preprocessing) change which images are kept, not how they are split.
+    if any(before[name] != now[name] for name in ("classes", "near_duplicate_threshold", "split")):
+        return {}
+    assigned = earlier.manifest[earlier.manifest["split"] != ""]
+    return dict(zip(assigned["md5"], assigned["split"], strict=True))
+
+
+def map_sequentially(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:
+    """The simplest mapper: one row after the other, in this process, without a progress bar."""
+    return [function(row) for row in rows]

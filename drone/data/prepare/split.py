@@ -1,0 +1,110 @@
+"""Assigns images to train, validation and test; no group of near duplicates is in two of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from drone.data.dataset import SPLITS
+from drone.data.grouped_partition import partition
+from drone.data.prepare.near_duplicates import near_groups
+from drone.data.prepare.verdicts import BRIDGE, gets_split
+from drone.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """Shares and seed of train, validation and test."""
+
+    train: float = 0.70
+    """Share of each class that the model is trained on."""
+
+    validation: float = 0.15
+    """Share of each class that selects the best epoch and configuration."""
+
+    test: float = 0.15
+    """Share of each class that only `evaluate` reads."""
+
+    seed: int = 0
+    """Seed of the split; another one splits the same images differently."""
+
+    def __post_init__(self) -> None:
+        shares = (self.train, self.validation, self.test)
+        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(
+                f"The shares of train, validation and test are {shares}; "
+                f"each must be above 0 and their sum 1."
+            )
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """The shares in the order of SPLITS."""
+        return np.array([self.train, self.validation, self.test])
+
+
+def assign_splits(
+    frame: pd.DataFrame,
+    classes: Sequence[str],
+    settings: SplitSettings,
+    threshold: int,
+    previous: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """Returns the frame with a column `split`, "" for files that get none.
+
+    Groups stay whole and every class is spread by the shares. What an earlier data set assigned
+    stays there, and groups with such an image follow it. A new file whose near duplicates are in
+    two splits would leak from one to the other: it is left out (reason "joins-splits").
+
+    Args:
+        frame: Verdicts of `clean.assign_verdicts`.
+        classes: Class names in order.
+        settings: Shares and seed.
+        threshold: Maximum distance of near duplicates in bits, the same as for the verdicts.
+        previous: Split of each md5 in an earlier version of the data set.
+
+    Raises:
+        DataError: A class has too few groups for three splits.
+    """
+    frame = frame.copy()
+    frame["split"] = ""
+    previous = previous or {}
+    in_split = frame[gets_split(frame)]
+    earlier = in_split["md5"].map(lambda md5: previous.get(md5, ""))
+    if _leave_out_bridges(frame, in_split, earlier):
+        # Without the bridges, the groups that they joined fall apart.
+        frame["group"] = near_groups(frame, threshold)
+    _check_sizes(frame[frame["kept"]], classes)
+    in_split = frame[gets_split(frame)]
+    # Balanced by the folders' classes: relabelling an image moves no other to another split.
+    by_folder = in_split.assign(class_name=in_split["given_class"])
+    frame.loc[in_split.index, "split"] = partition(
+        by_folder, earlier[in_split.index], classes, SPLITS, settings.shares, settings.seed
+    )
+    return frame
+
+
+def _leave_out_bridges(
+    frame: pd.DataFrame, in_split: pd.DataFrame, earlier: "pd.Series[str]"
+) -> bool:
+    """Leaves out new files whose group is in several splits; returns whether there are any."""
+    assigned = earlier != ""
+    splits_of_group = earlier[assigned].groupby(in_split["group"][assigned]).nunique()
+    straddling = splits_of_group.index[splits_of_group > 1]
+    bridges = in_split.index[in_split["group"].isin(straddling) & ~assigned]
+    frame.loc[bridges, "kept"] = False
+    frame.loc[bridges, "reason"] = BRIDGE
+    return len(bridges) > 0
+
+
+def _check_sizes(kept: pd.DataFrame, classes: Sequence[str]) -> None:
+    groups = kept.groupby("class_name")["group"].nunique().reindex(list(classes), fill_value=0)
+    too_few = groups[groups < len(SPLITS)]
+    if len(too_few):
+        counts = ", ".join(f"{name}: {count}" for name, count in too_few.items())
+        raise DataError(
+            f"Too few different images for train, validation and test, which need one each "
+            f"({counts}). Add images to these classes, or see with --dry-run which step left "
+            f"files out."
+        )

@@ -1,0 +1,54 @@
+"""Batch inference over any number of images, of one or several sizes."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drone.data.batches import Batches
+from drone.data.bins import PIXEL_BUDGET
+
+LoadPixels = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+"""Loads the images at some positions, all of one size, (B, side, side, 3) uint8."""
+
+PredictBatch = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Predicts a batch of such images; returns one row per image."""
+
+Track = Callable[[Iterable[int], str, int], Iterable[int]]
+"""Passes numbers on and shows progress: the numbers, a label and their count."""
+
+_MAX_BATCH_SIZE = 64
+"""Images per batch; fewer for large images, within the pixel budget."""
+
+
+def no_progress(numbers: Iterable[int], label: str, total: int) -> Iterable[int]:
+    """A `Track` that shows nothing."""
+    return numbers
+
+
+def predict_in_batches(
+    predict: PredictBatch,
+    sides_N: NDArray[np.int64],
+    load_pixels: LoadPixels,
+    track: Track = no_progress,
+    label: str = "predicting",
+) -> NDArray[np.float32]:
+    """Returns the predictions for all images, (N, K), in the order of the images.
+
+    Args:
+        predict: Called once per batch; a batch holds images of one size.
+        sides_N: Side in pixels of each image as `load_pixels` returns it.
+        load_pixels: Loads the images at given positions.
+        track: Shows progress.
+        label: What the progress display calls it.
+    """
+    # As the only rank, so that no image is left to another process.
+    batches = Batches(sides_N, len(sides_N), PIXEL_BUDGET).sequential(0, 1, _MAX_BATCH_SIZE)
+    rows = [
+        predict(load_pixels(batches[number]))
+        for number in track(range(len(batches)), label, len(batches))
+    ]
+    predictions_NK = np.empty((len(sides_N), rows[0].shape[1]), np.float32)
+    for positions, rows_BK in zip(batches, rows, strict=True):
+        predictions_NK[positions] = rows_BK
+    return predictions_NK

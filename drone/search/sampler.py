@@ -1,0 +1,211 @@
+"""Samples the next trial from those before it, with Optuna's TPE."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from drone.search.domain import Choice, Domain, Space
+from drone.search.space import suggest_params
+from drone.search.study import TrialRecord
+from drone.training.config import TrainConfig
+
+DATABASE_FILE = "optuna.db"
+_NUM_STARTUP_TRIALS = 10
+"""Random trials, before the sampler has seen enough."""
+
+
+class _RepeatableTPE(BaseSampler):
+    """A multivariate TPE sampler whose draws depend on the seed, the trial and the trials before.
+
+    Optuna's own sampler draws from one sequence of random numbers, which a study resumed in another
+    process would start anew. Here every trial has a sequence of its own.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def _sampler(self, *key: object) -> TPESampler:
+        text = repr((self._seed, *key)).encode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return TPESampler(
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                n_startup_trials=_NUM_STARTUP_TRIALS,
+                seed=int.from_bytes(hashlib.sha256(text).digest()[:4], "big"),
+            )
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The settings that are sampled together: those that earlier trials had in common."""
+        sampler = self._sampler(trial.number)
+        space = sampler.infer_relative_search_space(study, trial)
+        self._relative = (trial.number, sampler)
+        return space
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        """Values of the settings that are sampled together."""
+        number, sampler = self._relative
+        assert number == trial.number
+        return sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """The value of a setting that was not sampled with the others."""
+        sampler = self._sampler(trial.number, param_name)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+class Sampler:
+    """Suggests trials; its database is rebuilt from the study's own files at each start."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        base: TrainConfig,
+        space: Space,
+        first_trials: Sequence[Mapping[str, Any]],
+        records: Sequence[TrialRecord],
+    ) -> None:
+        """Opens the sampler where the records stand.
+
+        Args:
+            folder: of the study; the database is written there for Optuna's own tools.
+            name: of the study.
+            base: settings of all trials; its seed is the sampler's.
+            space: what is searched.
+            first_trials: parameters of the trials before the sampler's own.
+            records: all trials so far.
+        """
+        self._base, self._space = base, space
+        self._running: dict[int, Trial] = {}
+        self._reported: dict[int, int] = {}
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        # The trials' files are the truth: a database that was lost, damaged or ahead of them when
+        # the study was killed makes no difference.
+        file = folder.resolve() / DATABASE_FILE
+        file.unlink(missing_ok=True)
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{file}",
+            study_name=name,
+            sampler=_RepeatableTPE(base.seed),
+            direction="maximize",
+        )
+        self.num_started = 0
+        self._replay(records)
+        for params in first_trials[self.num_started :]:
+            self.study.enqueue_trial(dict(params))
+
+    def _replay(self, records: Sequence[TrialRecord]) -> None:
+        """Adds the records in the order of their numbers, which Optuna counts by itself."""
+        by_number = {record.number: record for record in records}
+        for number in range(max(by_number, default=-1) + 1):
+            record = by_number.get(number)
+            if record is None:  # Its file was lost.
+                self.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+                self.num_started += 1
+            elif record.has_ended:
+                self.study.add_trial(self._frozen(record))
+                self.num_started += 1
+            else:
+                self.study.enqueue_trial(dict(record.params))
+                self.suggest()
+                self.tell(record)
+
+    def _frozen(self, record: TrialRecord) -> FrozenTrial:
+        state, scores = _state(record), _scores(record)
+        value = record.objective if state is TrialState.COMPLETE else None
+        if state is TrialState.PRUNED and scores:
+            value = scores[max(scores)]  # As Optuna itself stores it.
+        return optuna.trial.create_trial(
+            state=state,
+            value=value,
+            params=record.params,
+            distributions={
+                name: _distribution(self._space[name], param)
+                for name, param in record.params.items()
+            },
+            intermediate_values=scores,
+        )
+
+    def suggest(self) -> tuple[int, dict[str, Any]]:
+        """The next trial: its number and parameters; settings without effect are left out."""
+        trial = self.study.ask()
+        params = suggest_params(self._space, self._base, trial)
+        self._running[trial.number] = trial
+        self.num_started += 1
+        return trial.number, params
+
+    def tell(self, record: TrialRecord) -> None:
+        """Brings a trial up to date: its epochs and, if it has ended, its outcome.
+
+        A trial that was stopped for a reason of its own counts with its score; one that failed says
+        nothing of its settings. Harmless if repeated.
+        """
+        trial = self._running.get(record.number)
+        if trial is None:
+            return
+        for epoch, score in _scores(record).items():
+            if epoch > self._reported.get(record.number, 0):
+                trial.report(score, epoch)
+                self._reported[record.number] = epoch
+        if record.has_ended:
+            del self._running[record.number]
+            state = _state(record)
+            scored = state is TrialState.COMPLETE
+            self.study.tell(trial, record.objective if scored else None, state)
+
+    def importances(self) -> Mapping[str, float]:
+        """How much each setting decides whether a trial is among the good ones, as shares of 1.
+
+        PED-ANOVA (Watanabe et al. 2023), Optuna's default; empty if too few trials ended.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # The report says itself which settings are rare.
+            try:
+                return optuna.importance.get_param_importances(self.study, normalize=True)
+            except (RuntimeError, ValueError):
+                return {}
+
+
+def _state(record: TrialRecord) -> TrialState:
+    states = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
+    return states.get(record.state, TrialState.COMPLETE)
+
+
+def _scores(record: TrialRecord) -> dict[int, float]:
+    """The trial's score after each of its epochs."""
+    return {entry["epoch"]: float(entry["metrics"]["objective"]) for entry in record.history}
+
+
+def _distribution(domain: Domain, value: Any) -> BaseDistribution:
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(domain.values)
+    if isinstance(value, int):
+        return IntDistribution(int(domain.low), int(domain.high), log=domain.log)
+    return FloatDistribution(domain.low, domain.high, log=domain.log)

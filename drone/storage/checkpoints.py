@@ -1,0 +1,147 @@
+"""Checkpoints in storage: finding the newest, fetching, saving, retention."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from drone.errors import RunError
+from drone.storage.filesystem import copy_here, is_object_storage, open_filesystem, probe
+from drone.training.checkpoint import STATE_FILE, is_whole
+
+MAX_OUTAGE_S = 120.0
+"""Seconds that storage may fail before a run does."""
+
+_RETRY_S = 2.0
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A complete checkpoint in storage."""
+
+    location: str
+    """Its folder, as path or URI."""
+
+    epoch: int
+    batch: int
+
+
+def newest(location: str) -> StoredCheckpoint | None:
+    """The checkpoint below a folder that got furthest, over all attempts; None without one."""
+    checkpoints = sorted(_checkpoints(location), key=lambda stored: (stored.epoch, stored.batch))
+    return checkpoints[-1] if checkpoints else None
+
+
+def _checkpoints(location: str) -> Iterator[StoredCheckpoint]:
+    filesystem, path = open_filesystem(location)
+    selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
+    prefix = location[: len(location) - len(path)] if "://" in location else ""
+    sizes = {info.path: info.size for info in filesystem.get_file_info(selector)}
+    for file in sizes:
+        folder, _, name = file.rpartition("/")
+        if name != STATE_FILE:
+            continue
+        state = _read_json(filesystem, file)
+        # The state names the size of every other file: a copy that was cut short is no checkpoint.
+        whole = all(
+            sizes.get(f"{folder}/{part}") == size for part, size in state.get("files", {}).items()
+        )
+        if whole and "position" in state:
+            position = state["position"]
+            yield StoredCheckpoint(prefix + folder, position["epoch"], position["batch"])
+
+
+def _read_json(filesystem: fs.FileSystem, file: str) -> dict[str, Any]:
+    with filesystem.open_input_stream(file) as stream:
+        try:
+            content: dict[str, Any] = json.loads(stream.read())
+        except ValueError:
+            return {}  # Cut short: not a whole checkpoint.
+    return content
+
+
+def fetch(location: str, target: Path) -> Path:
+    """Copies a checkpoint folder to this machine.
+
+    Returns:
+        The target.
+
+    Raises:
+        RunError: the checkpoint is gone or damaged.
+    """
+    try:
+        copy_here(location, target)
+    except OSError as error:
+        raise RunError(f"Cannot read the checkpoint {location}: {error}.") from error
+    if not is_whole(target):
+        raise RunError(f"The checkpoint {location} is damaged: a file is missing or cut short.")
+    return target
+
+
+def save(folder: Path, location: str, name: str) -> None:
+    """Copies a checkpoint folder to storage, then applies retention: older ones there are deleted.
+
+    Args:
+        folder: local checkpoint.
+        location: folder or URI that holds the checkpoints of one run.
+        name: of the new checkpoint; names sort by age.
+    """
+    filesystem, path = open_filesystem(location)
+    target = f"{path}/{name}"
+    filesystem.create_dir(target, recursive=True)
+    fs.copy_files(
+        str(folder),
+        target,
+        source_filesystem=fs.LocalFileSystem(),
+        destination_filesystem=filesystem,
+    )
+    # Only now: until the copy is complete the older one is what a resumed run starts from.
+    for info in filesystem.get_file_info(fs.FileSelector(path, recursive=False)):
+        if info.type == fs.FileType.Directory and info.base_name < name:
+            filesystem.delete_dir(info.path)
+
+
+def delete_all(location: str) -> None:
+    """Deletes a folder of checkpoints that will not be resumed."""
+    filesystem, path = open_filesystem(location)
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+def wait_for_space(location: str, checkpoint: Path, notify: Callable[[str], None]) -> None:
+    """Returns when a checkpoint can be written; retries while the storage fails.
+
+    Args:
+        location: folder or URI.
+        checkpoint: local folder that is about to be copied there.
+        notify: called with a message when the storage fails, and when it is back.
+
+    Raises:
+        RunError: the storage fails for longer than `MAX_OUTAGE_S`.
+    """
+    size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+    # Object storage does not run full, and its uploads cost.
+    probe_bytes = 1 if is_object_storage(location) else size
+    give_up_at, failed = time.monotonic() + MAX_OUTAGE_S, False
+    while True:
+        try:
+            probe(location, probe_bytes)
+        except OSError as error:
+            if time.monotonic() >= give_up_at:
+                raise RunError(
+                    f"The storage {location} could not be written for {MAX_OUTAGE_S:.0f} s: "
+                    f"{error}. Earlier checkpoints are safe. Free some space or fix the storage, "
+                    f"then continue with --resume."
+                ) from error
+            if not failed:
+                notify(f"The storage {location} cannot be written ({error}). Training waits.")
+            failed = True
+            time.sleep(_RETRY_S)
+        else:
+            if failed:
+                notify("The storage is back; training continues.")
+            return

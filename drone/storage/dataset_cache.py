@@ -1,0 +1,99 @@
+"""Prepared data sets at other locations, copied once to each machine that needs them."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from drone.data.dataset import DATASET_FILE, Dataset, is_dataset, open_dataset
+from drone.errors import DataError
+from drone.storage.filesystem import copy_here, local_path, read_text
+
+
+def cache_folder(name: str = "datasets") -> Path:
+    """This machine's cache folder; DRONE_CACHE sets another location.
+
+    Args:
+        name: of the subfolder: "datasets" holds copies by fingerprint, "scans" holds scan results.
+    """
+    root = os.environ.get("DRONE_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "drone") / name
+
+
+def open_at(
+    location: str,
+    fingerprint: str | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+    *,
+    at_bins: bool = False,
+) -> Dataset:
+    """Opens the data set at a location; a remote one is copied to this machine first.
+
+    Args:
+        location: folder, s3://..., or head:///... for a folder of the job's machine.
+        fingerprint: that it must have; None accepts any.
+        notify: called with a message before a copy, which may take a while.
+        at_bins: reads the images at the sides of their bins.
+
+    Raises:
+        DataError: there is none, it is damaged, has another fingerprint, or no bins.
+    """
+    dataset = _open(location, fingerprint, notify, at_bins)
+    return dataset.at_bins(location) if at_bins else dataset
+
+
+def _open(
+    location: str, fingerprint: str | None, notify: Callable[[str], None], at_bins: bool
+) -> Dataset:
+    folder = local_path(location)
+    # A machine that has the folder of the job's machine, as on shared storage, reads it directly.
+    if "://" not in location or (fingerprint is not None and is_dataset(folder)):
+        dataset = open_dataset(folder)
+        if fingerprint in (None, dataset.fingerprint):
+            return dataset
+        if "://" not in location:
+            raise DataError(
+                f"{location} holds the data set {dataset.fingerprint[:12]} on this machine, but "
+                f"the job uses {str(fingerprint)[:12]}. Remove it there, or copy the right one."
+            )
+    if fingerprint is None:
+        fingerprint = _read_fingerprint(location)
+    cached = cache_folder() / fingerprint
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with cached.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Of several workers on a machine, one copies.
+        # A copy made before bins were packed has the same fingerprint.
+        if not is_dataset(cached) or (at_bins and not open_dataset(cached).has_bins):
+            notify(f"Copying the data set from {location} to {cached}")
+            _copy(location, fingerprint, cached)
+    return open_dataset(cached)
+
+
+def _copy(location: str, fingerprint: str, cached: Path) -> None:
+    arriving = cached.with_suffix(".arriving")
+    shutil.rmtree(arriving, ignore_errors=True)
+    try:
+        copy_here(location, arriving)
+    except OSError as error:
+        raise DataError(f"Cannot copy the data set {location}: {error}.") from error
+    copied = open_dataset(arriving).fingerprint
+    if copied != fingerprint:
+        raise DataError(
+            f"{location} now holds the data set {copied[:12]}, but the job started on "
+            f"{fingerprint[:12]}. Start the job again."
+        )
+    shutil.rmtree(cached, ignore_errors=True)
+    arriving.rename(cached)
+
+
+def _read_fingerprint(location: str) -> str:
+    try:
+        text = read_text(f"{location.rstrip('/')}/{DATASET_FILE}")
+    except OSError as error:
+        raise DataError(
+            f"{location} is not a prepared data set, or cannot be read: {error}. "
+            f"Copy there what prepare.py wrote."
+        ) from error
+    return str(json.loads(text)["fingerprint"])

@@ -1,0 +1,133 @@
+"""Files at any location: a local path, object storage (s3://...) or the job's machine (head://)."""
+
+import contextlib
+import uuid
+from pathlib import Path
+
+from pyarrow import fs
+
+from drone.errors import ConfigError
+from drone.storage.head_files import SCHEME, HeadFileSystem
+
+_HEAD = f"{SCHEME}://"
+
+
+def absolute(location: str) -> str:
+    """A path from the root, which means the same in every process; a URI is returned as it is."""
+    return location if "://" in location else str(Path(location).expanduser().resolve())
+
+
+def head_uri(folder: str) -> str:
+    """The URI under which other machines of a cluster reach a folder of the job's machine."""
+    return f"{_HEAD}{folder}"
+
+
+def local_path(location: str) -> Path:
+    """The path of a local folder or of a `head://` URI on the job's machine."""
+    return Path(location.removeprefix(_HEAD))
+
+
+def is_object_storage(location: str) -> bool:
+    """Whether the location is a URI of another system than the machines' own disks."""
+    return "://" in location and not location.startswith(_HEAD)
+
+
+def resolve_writable(location: str) -> str:
+    """An absolute path or a URI that can be written.
+
+    Raises:
+        ConfigError: no file system for such a URI, or it cannot be written.
+    """
+    location = absolute(location)
+    try:
+        probe(location, 1)
+    except OSError as error:
+        raise ConfigError(
+            f"The storage {location} cannot be written: {error}. Choose another --storage."
+        ) from error
+    return location
+
+
+def probe(location: str, num_bytes: int) -> None:
+    """Writes and deletes a file of a size.
+
+    Raises:
+        OSError: the location cannot be written, or has no space left.
+    """
+    filesystem, path = open_filesystem(location)
+    file = f"{path}/.probe-{uuid.uuid4().hex}"
+    filesystem.create_dir(path, recursive=True)
+    try:
+        with filesystem.open_output_stream(file) as stream:
+            stream.write(bytes(num_bytes))
+    finally:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(file)
+
+
+def for_ray(location: str) -> tuple[str, fs.FileSystem | None]:
+    """A location as Ray's run configurations take it: path or URI, and a file system if needed."""
+    if location.startswith(_HEAD):
+        filesystem, path = open_filesystem(location)
+        return path, filesystem
+    return location, None
+
+
+def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a location, and the path within it.
+
+    Raises:
+        ConfigError: no file system for such a URI.
+    """
+    if location.startswith(_HEAD):
+        return fs.PyFileSystem(fs.FSSpecHandler(HeadFileSystem())), location.removeprefix(_HEAD)
+    try:
+        filesystem, path = fs.FileSystem.from_uri(location)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"Cannot open the storage {location}: {error}.") from error
+    return filesystem, path
+
+
+def copy_here(location: str, target: Path) -> None:
+    """Copies a folder into a local one, which is created.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    filesystem, path = open_filesystem(location)
+    target.mkdir(parents=True, exist_ok=True)
+    fs.copy_files(
+        path,
+        str(target),
+        source_filesystem=filesystem,
+        destination_filesystem=fs.LocalFileSystem(),
+    )
+
+
+def read_text(location: str) -> str:
+    """Reads a small text file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    filesystem, path = open_filesystem(location)
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read()).decode("utf-8")
+
+
+def write_text(location: str, text: str) -> None:
+    """Writes a small text file; its folder is created.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    filesystem, path = open_filesystem(location)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def delete_file(location: str) -> None:
+    """Deletes a file."""
+    filesystem, path = open_filesystem(location)
+    filesystem.delete_file(path)

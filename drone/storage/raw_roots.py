@@ -1,0 +1,62 @@
+"""Raw images wherever they are: `drone.data.prepare.roots` and object storage."""
+
+import functools
+from collections.abc import Iterator
+
+from pyarrow import fs
+
+from drone.data.prepare import roots
+from drone.errors import DataError
+
+
+@functools.lru_cache(maxsize=16)
+def open_root(name: str) -> roots.Root:
+    """A folder, a zip archive, or a URI such as s3://bucket/raw; a `roots.Opener`.
+
+    Raises:
+        DataError: there is none, or it cannot be reached.
+    """
+    if "://" not in name:
+        return roots.open_root(name)
+    try:
+        filesystem, path = fs.FileSystem.from_uri(name)
+        found = filesystem.get_file_info(path).type
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name} cannot be opened: {error}") from error
+    if found != fs.FileType.Directory:
+        raise DataError(f"There is no folder {name}. Wanted is one with one folder a class in it.")
+    return ObjectStore(filesystem, path)
+
+
+class ObjectStore:
+    """A folder of object storage."""
+
+    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
+        self._filesystem = filesystem
+        self._path = path.rstrip("/")
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below it, sorted."""
+        found = self._list(self._path, recursive=False)
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    def entries(self, folder: str) -> Iterator[roots.Entry]:
+        """Every file below one of them, at any depth."""
+        for info in self._list(f"{self._path}/{folder}", recursive=True):
+            if info.type == fs.FileType.File:
+                path = info.path.removeprefix(f"{self._path}/")
+                yield roots.Entry(path, info.size, str(info.mtime_ns or ""))
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """The content of a file, or its first `max_bytes` + 1 bytes if it is longer."""
+        with self._filesystem.open_input_stream(f"{self._path}/{path}") as stream:
+            return bytes(stream.read(max_bytes + 1))
+
+    def _list(self, path: str, *, recursive: bool) -> list[fs.FileInfo]:
+        try:
+            found: list[fs.FileInfo] = self._filesystem.get_file_info(
+                fs.FileSelector(path, recursive=recursive)
+            )
+        except OSError as error:
+            raise DataError(f"{path} cannot be listed: {error}") from error
+        return found

@@ -1,0 +1,12 @@
+"""MLflow: runs, studies, models and the registry; the only importer of it.
+
+runs         runs and their metrics, written by one process
+study_runs   a study: a parent run, and a child run per trial
+model        models in MLflow: ONNX with the preprocessing inside
+registry     registered models, and the aliases `champion` and `previous`
+server       a tracking server for a cluster, with a store that outlives the machine
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,170 @@
+"""The model registry: versions, and the aliases `champion` and `previous`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
+
+from drone.errors import RunError, TrackingError
+from drone.tracking.failures import FAILURES
+from drone.tracking.model import logged_model
+from drone.tracking.runs import read_json, reopen_run
+
+DEFAULT_NAME = "drone-classifier"
+CHAMPION, PREVIOUS = "champion", "previous"
+
+_NO_SUCH_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's error codes where there is no such model, and where the model has no such alias."""
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version of a registered model."""
+
+    version: str
+    run_id: str
+
+
+def version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
+    """The version of a registered model that has an alias; None if no version has it.
+
+    Raises:
+        TrackingError: the registry does not answer.
+    """
+    try:
+        entry = MlflowClient().get_model_version_by_alias(name, alias)
+    except FAILURES as error:
+        if getattr(error, "error_code", None) in _NO_SUCH_ALIAS:
+            return None
+        raise TrackingError(
+            f"Cannot read which version of {name} is {alias}, so nothing was changed: {error}"
+        ) from error
+    return RegisteredVersion(version=str(entry.version), run_id=str(entry.run_id))
+
+
+def version_of_run(name: str, run_id: str) -> str | None:
+    """The version that a run's model is registered as, if it is."""
+    entries = MlflowClient().search_model_versions(_name_filter(name))
+    versions = [int(entry.version) for entry in entries if entry.run_id == run_id]
+    return str(max(versions)) if versions else None
+
+
+def _name_filter(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    if quote in name:
+        raise RunError(f"{name} cannot be the name of a model: it contains quotes of both kinds.")
+    return f"name = {quote}{name}{quote}"
+
+
+def register(name: str, run_id: str, tags: Mapping[str, str]) -> str:
+    """Registers a run's model, once.
+
+    Args:
+        name: of the registered model, which is created if missing.
+        run_id: run whose model is registered.
+        tags: of the version.
+
+    Returns:
+        The version.
+
+    Raises:
+        RunError: the run has no model.
+    """
+    existing = version_of_run(name, run_id)
+    if existing is not None:
+        return existing
+    uri = logged_model(run_id)
+    try:
+        entry: ModelVersion = mlflow.register_model(uri, name, tags=dict(tags))
+    except FAILURES as error:
+        raise RunError(f"Cannot register run {run_id} as {name}: {error}") from error
+    return str(entry.version)
+
+
+def promote(name: str, version: str) -> None:
+    """Makes a version champion and the old champion previous."""
+    client = MlflowClient()
+    old = version_by_alias(name, CHAMPION)
+    if old is not None and old.version != version:
+        client.set_registered_model_alias(name, PREVIOUS, old.version)
+    client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def rollback(name: str) -> tuple[RegisteredVersion, RegisteredVersion]:
+    """Exchanges champion and previous.
+
+    Returns:
+        The new champion and the one that it replaces.
+
+    Raises:
+        RunError: there is nothing to go back to.
+    """
+    champion, previous = version_by_alias(name, CHAMPION), version_by_alias(name, PREVIOUS)
+    if champion is None or previous is None:
+        missing = CHAMPION if champion is None else PREVIOUS
+        raise RunError(
+            f"Cannot roll back {name}: it has no {missing} version. Promote two runs first."
+        )
+    client = MlflowClient()
+    # In this order: a kill between the two leaves the champion as it was.
+    client.set_registered_model_alias(name, PREVIOUS, champion.version)
+    client.set_registered_model_alias(name, CHAMPION, previous.version)
+    return previous, champion
+
+
+def record_gate_decision(
+    name: str, version: str, run_id: str, document: Mapping[str, Any], markdown: str
+) -> None:
+    """Attaches a gate decision to the version (tags, description) and its run (artifacts).
+
+    Args:
+        name: of the registered model.
+        version: that was judged.
+        run_id: of the version.
+        document: "passed", and "rules" with "name", "passed" and "figures" each.
+        markdown: the same for the description.
+    """
+    client = MlflowClient()
+    gate = "passed" if document["passed"] else "failed"
+    client.set_model_version_tag(name, version, "gate", gate)
+    for rule in document["rules"]:
+        tag = f"gate.{rule['name'].replace(' ', '_')}"
+        verdict = "pass" if rule["passed"] else "FAIL"
+        client.set_model_version_tag(name, version, tag, f"{verdict}: {rule['figures']}")
+    client.update_model_version(name, version, description=markdown)
+    with reopen_run(run_id) as run:
+        artifact = _decision_artifact(name, version)
+        run.log_text(json.dumps(document, indent=1), artifact)
+        run.log_text(markdown, artifact.replace(".json", ".md"))
+
+
+def _decision_artifact(name: str, version: str) -> str:
+    return f"promotion/{name}-v{version}.json"
+
+
+def read_gate_decision(name: str, version: str) -> dict[str, Any]:
+    """The gate decision on a version.
+
+    Raises:
+        RunError: there is no such version, or the gate was never applied to it.
+    """
+    client = MlflowClient()
+    try:
+        run_id = str(client.get_model_version(name, version).run_id)
+    except FAILURES as error:
+        entries = client.search_model_versions(_name_filter(name))
+        versions = ", ".join(sorted((str(entry.version) for entry in entries), key=int))
+        raise RunError(
+            f"{name} has no version {version}. Its versions are: {versions or 'none yet'}."
+        ) from error
+    try:
+        return read_json(run_id, _decision_artifact(name, version))
+    except RunError as error:
+        raise RunError(
+            f"The gate was never applied to version {version} of {name}: it was registered "
+            f"without promote.py. Apply it with python ray_jobs/promote.py --run {run_id}"
+        ) from error

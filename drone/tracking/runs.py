@@ -1,0 +1,366 @@
+"""Runs in MLflow: the one place of a run or study that writes to it."""
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+# Before mlflow is imported: a server that does not answer must not block for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
+
+import mlflow
+import pandas as pd
+from mlflow import entities
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from drone.data.dataset import Dataset
+from drone.errors import RunError, TrackingError
+from drone.tracking.failures import FAILURES, first_line
+from drone.training.selection import History
+
+Run: TypeAlias = entities.Run
+"""A run as MLflow returns it: `info` and `data`."""
+
+DEFAULT_EXPERIMENT = "drone"
+_DEFAULT_STORE = "mlflow.db"
+_DEFAULT_ARTIFACTS = "mlartifacts"
+
+_IMAGES_FILE = "images.parquet"
+"""Artifact of a run: which image was in which split."""
+
+_RETRY_INTERVAL_S = 15.0
+_CATCH_UP_INTERVAL_S = 2.0
+_EPOCHS_PER_REQUEST = 30
+"""A request holds at most 1,000 points."""
+
+
+def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
+    """Selects the tracking store and makes sure that it answers.
+
+    MLFLOW_TRACKING_URI if set, else sqlite beside mlartifacts/ in the working folder.
+
+    Returns:
+        The store's URI.
+
+    Raises:
+        TrackingError: it does not answer or cannot be used.
+    """
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(_DEFAULT_STORE).resolve()}"
+    mlflow.set_tracking_uri(uri)
+    try:
+        if MlflowClient().get_experiment_by_name(experiment) is None:
+            local = uri.startswith("sqlite:")
+            artifacts = Path(_DEFAULT_ARTIFACTS).resolve().as_uri() if local else None
+            # Without its kind the UI takes a new experiment for one of language models.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            MlflowClient().create_experiment(experiment, artifact_location=artifacts, tags=tags)
+        mlflow.set_experiment(experiment)
+    except FAILURES as error:
+        raise TrackingError(
+            f"The tracking server {uri} cannot be used: {first_line(error)}. Start it, correct "
+            f"MLFLOW_TRACKING_URI, or unset it to track in {_DEFAULT_STORE} here."
+        ) from error
+    return uri
+
+
+@dataclass
+class TrackedRun:
+    """A run that is being written; use `start_run` to get one."""
+
+    run_id: str
+    name: str
+    warn: Callable[[str], None]
+    _logged_epochs: set[int]
+    _retry_at: float = 0.0
+    _pending: tuple[int, ...] = ()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Logs settings by dotted name."""
+        entries = [Param(name, str(value)) for name, value in params.items()]
+        MlflowClient().log_batch(self.run_id, params=entries)
+
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Logs facts to filter runs by."""
+        entries = [RunTag(name, str(value)) for name, value in tags.items()]
+        MlflowClient().log_batch(self.run_id, tags=entries)
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        """Logs the data set as an input, named by its fingerprint, and the split of each image."""
+        source = HTTPDatasetSource(dataset.folder.resolve().as_uri())
+        digest = dataset.fingerprint[:36]
+        mlflow.log_input(
+            MetaDataset(source, name=dataset.folder.name, digest=digest), context="training"
+        )
+        kept = dataset.manifest["kept"]
+        columns = ["md5", "phash", "class_name", "split", "group", "path"]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / _IMAGES_FILE
+            dataset.manifest.loc[kept, columns].to_parquet(file, index=False)
+            mlflow.log_artifact(str(file))
+
+    def log_history(self, history: History) -> None:
+        """Logs the epochs that are not in the store yet, each in one batch.
+
+        A store that does not answer is retried later and never stops training.
+        """
+        self._pending = tuple(
+            index
+            for index, entry in enumerate(history)
+            if entry["epoch"] not in self._logged_epochs
+        )
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            self._log_epochs([history[index] for index in self._pending])
+            if self._retry_at:
+                self.warn("The tracking server is back; the missing epochs have been logged.")
+            self._retry_at, self._pending = 0.0, ()
+        except FAILURES as error:
+            if not self._retry_at:
+                self.warn(
+                    f"The tracking server does not answer ({first_line(error)}). Training "
+                    f"continues; the log catches up when it is back."
+                )
+            self._retry_at = time.monotonic() + _RETRY_INTERVAL_S
+
+    def _log_epochs(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Logs several epochs in one request, each completely or not at all."""
+        for start in range(0, len(entries), _EPOCHS_PER_REQUEST):
+            batch = entries[start : start + _EPOCHS_PER_REQUEST]
+            metrics = [
+                Metric(name, value, entry["time_ms"], entry["epoch"])
+                for entry in batch
+                for name, value in entry["metrics"].items()
+            ]
+            MlflowClient().log_batch(self.run_id, metrics=metrics)
+            self._logged_epochs.update(entry["epoch"] for entry in batch)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether epochs are waiting for the store to answer."""
+        return bool(self._pending)
+
+    def retry_now(self) -> None:
+        """Retries the store at the next call, even if it failed just now."""
+        self._retry_at = 0.0
+
+    def log_final(self, metrics: Mapping[str, float]) -> None:
+        """Logs metrics of the whole run; one that the store has already gets no second point."""
+        now_ms = int(time.time() * 1000)
+        logged = MlflowClient().get_run(self.run_id).data.metrics
+        entries = [
+            Metric(name, value, now_ms, 0)
+            for name, value in metrics.items()
+            if logged.get(name) != value
+        ]
+        MlflowClient().log_batch(self.run_id, metrics=entries)
+
+    def log_text(self, text: str, target: str) -> None:
+        """Logs a text file as artifact."""
+        mlflow.log_text(text, target)
+
+    def log_folder(self, folder: Path, target: str) -> None:
+        """Logs a folder of files as artifacts."""
+        mlflow.log_artifacts(str(folder), target)
+
+    def catch_up(self, history: History, timeout_s: float = 60.0) -> None:
+        """Logs what is still missing, retrying the store for a while.
+
+        Raises:
+            TrackingError: it did not come back; says what is missing and how to log it later.
+        """
+        give_up_at = time.monotonic() + timeout_s
+        while True:
+            self.retry_now()
+            self.log_history(history)
+            if not self._pending:
+                return
+            if time.monotonic() >= give_up_at:
+                epochs = ", ".join(str(history[index]["epoch"]) for index in self._pending)
+                raise TrackingError(
+                    f"The tracking server is still away; epochs {epochs} of run {self.name} are "
+                    f"not logged, nor is its model. Nothing is lost: start the server, then "
+                    f"python ray_jobs/train.py --resume {self.run_id}"
+                )
+            time.sleep(_CATCH_UP_INTERVAL_S)
+
+
+@contextmanager
+def start_run(
+    name: str,
+    warn: Callable[[str], None],
+    resume_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[TrackedRun]:
+    """Starts or resumes a run, which lasts as long as the block.
+
+    It ends FINISHED, KILLED after an interruption, or FAILED after any other error.
+
+    Args:
+        name: of a new run.
+        warn: called with a message when the store does not answer.
+        resume_run_id: id of the run to resume.
+        tags: of a new run.
+
+    Raises:
+        RunError: the store has no run of that id, or not in the chosen experiment.
+    """
+    try:
+        run = mlflow.start_run(
+            run_id=resume_run_id,
+            run_name=None if resume_run_id else name,
+            tags=None if resume_run_id else dict(tags or {}),
+            log_system_metrics=True,
+        )
+    except MlflowException as error:
+        if resume_run_id is None:
+            raise
+        raise RunError(
+            f"Cannot resume run {resume_run_id} in {mlflow.get_tracking_uri()}: "
+            f"{first_line(error)}. Resume in the folder that it was started in, or set its store "
+            f"with MLFLOW_TRACKING_URI and its experiment with --experiment."
+        ) from error
+    run_id, status = run.info.run_id, "FAILED"
+    try:
+        yield TrackedRun(run_id, run.info.run_name, warn, logged_epochs(run_id))
+        status = "FINISHED"
+    except BaseException as error:
+        interrupted = getattr(error, "exit_code", None) == 130
+        if interrupted or isinstance(error, KeyboardInterrupt):
+            status = "KILLED"
+        raise
+    finally:
+        try:
+            mlflow.end_run(status)
+        except FAILURES as error:
+            warn(f"Run {run_id} could not be marked {status}: {first_line(error)}")
+
+
+@contextmanager
+def reopen_run(run_id: str) -> Iterator[TrackedRun]:
+    """Writes to a run that has ended, and leaves its status as it was."""
+    info = MlflowClient().get_run(run_id).info
+    mlflow.start_run(run_id=run_id, log_system_metrics=False)
+    try:
+        yield TrackedRun(run_id, info.run_name, lambda _: None, set())
+    finally:
+        mlflow.end_run(info.status if info.status != "RUNNING" else "FINISHED")
+
+
+def logged_epochs(run_id: str) -> set[int]:
+    """Epochs whose metrics are in the store."""
+    return {metric.step for metric in MlflowClient().get_metric_history(run_id, "train/loss")}
+
+
+def find_run(id_or_name: str) -> Run:
+    """The run with an id, or the newest one with a name.
+
+    Raises:
+        RunError: there is none.
+    """
+    client = MlflowClient()
+    try:
+        return client.get_run(id_or_name)
+    except MlflowException:
+        pass
+    run = find_by_name(id_or_name)
+    if run is not None:
+        return run
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    newest = client.search_runs(experiments, max_results=5, order_by=["attributes.start_time DESC"])
+    names = ", ".join(run.info.run_name or run.info.run_id for run in newest) or "none yet"
+    raise RunError(
+        f"There is no run {id_or_name!r} in {mlflow.get_tracking_uri()}. The newest are: {names}."
+    )
+
+
+def find_by_name(name: str) -> Run | None:
+    """The newest run with a name, or None."""
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    escaped = name.replace("'", "''")
+    runs = client.search_runs(
+        experiments, f"attributes.run_name = '{escaped}'", order_by=["attributes.start_time DESC"]
+    )
+    return runs[0] if runs else None
+
+
+def download(run_id: str, artifact: str, target: Path) -> Path:
+    """Downloads a file or folder of a run's artifacts.
+
+    Raises:
+        RunError: the run has none of that name.
+    """
+    try:
+        return Path(
+            mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=artifact, dst_path=str(target)
+            )
+        )
+    except FAILURES as error:
+        raise RunError(f"Run {run_id} has no {artifact}: {first_line(error)}") from error
+
+
+def read_json(run_id: str, artifact: str) -> dict[str, Any]:
+    """Reads a JSON artifact of a run.
+
+    Raises:
+        RunError: the run has none of that name.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        text = download(run_id, artifact, Path(temporary)).read_text("utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def images_of(run_id: str) -> pd.DataFrame:
+    """The images that a run's data set kept: md5, phash, class_name, split, group and path.
+
+    Raises:
+        RunError: the run has no list of them.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        return pd.read_parquet(download(run_id, _IMAGES_FILE, Path(temporary)))
+
+
+def training_md5(run_id: str) -> "pd.Series[str]":
+    """The md5 of each image that a run was trained on or selected by (training and validation).
+
+    Raises:
+        RunError: the run has no list of its images.
+    """
+    images = images_of(run_id)
+    return images.loc[images["split"] != "test", "md5"]
+
+
+def metric_history(run_id: str) -> pd.DataFrame:
+    """A run's metrics, a row per epoch and a column per metric; empty if there are none."""
+    client = MlflowClient()
+    names = [
+        name
+        for name in client.get_run(run_id).data.metrics
+        if name.startswith(("train/", "validation/", "lr/", "speed/"))
+    ]
+    columns = {
+        name: pd.Series(
+            {point.step: point.value for point in client.get_metric_history(run_id, name)}
+        )
+        for name in sorted(names)
+    }
+    return pd.DataFrame(columns).sort_index().rename_axis("epoch")

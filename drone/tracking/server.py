@@ -1,0 +1,234 @@
+"""MLflow's server for a cluster: one supervised process, and a store that outlives the machine."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+from drone.errors import ConfigError, TrackingError
+from drone.storage.filesystem import absolute
+
+STORE_FILE = "mlflow.db"
+_START_TIMEOUT_S, _POLL_S, _CLOSED_S = 120.0, 1.0, 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How the server runs."""
+
+    host: str
+    port: int
+    folder: Path
+    """Of this machine, for the store and, without a backup location, the artifacts."""
+
+    backup: str | None
+    """Folder or URI for artifacts and copies of the store; None keeps everything in the folder."""
+
+    copy_interval_s: float
+    """Seconds between two copies of the store, if it has changed."""
+
+    until_closed: str | None
+    """HOST:PORT of another service; the server ends a minute after nothing listens there."""
+
+    @property
+    def store(self) -> Path:
+        """The sqlite file."""
+        return self.folder / STORE_FILE
+
+
+def serve(settings: ServerSettings, notify: Callable[[str], None]) -> None:
+    """Serves until it is interrupted or the other service has closed; copies the store at the end.
+
+    A server process that dies is restarted.
+
+    Raises:
+        ConfigError: the backup location cannot be used, or the port is taken.
+        TrackingError: MLflow does not start.
+    """
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    backup = _Backup(settings) if settings.backup else None
+    if backup is not None and not settings.store.exists() and backup.restore():
+        notify(f"The store was restored from {settings.backup}")
+    _check_port(settings)
+    process = _ServerProcess(settings)
+    try:
+        process.start()
+        url = f"http://{settings.host}:{settings.port}"
+        notify(f"MLflow on {url}, its store is {settings.store}")
+        _supervise(settings, process, backup, notify)
+    finally:
+        process.stop()
+        if backup is not None:
+            backup.copy(notify)
+
+
+def _check_port(settings: ServerSettings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Is a "
+                f"tracking server running already? Otherwise choose another --host or --port."
+            ) from error
+
+
+def _supervise(
+    settings: ServerSettings,
+    process: "_ServerProcess",
+    backup: "_Backup | None",
+    notify: Callable[[str], None],
+) -> None:
+    was_open, open_at, copied_at = False, time.monotonic(), time.monotonic()
+    while True:
+        time.sleep(_POLL_S)
+        now = time.monotonic()
+        exit_code = process.exit_code()
+        if exit_code is not None:
+            notify(f"MLflow's process ended with {exit_code}; restarting it.")
+            try:
+                process.start()
+            except TrackingError as error:
+                notify(f"{error} Retrying.")
+        if backup is not None and now - copied_at >= settings.copy_interval_s:
+            backup.copy(notify)
+            copied_at = now
+        if settings.until_closed is not None:
+            if _is_open(settings.until_closed):
+                was_open, open_at = True, now
+            elif was_open and now - open_at >= _CLOSED_S:
+                notify(f"Nothing listens at {settings.until_closed} any more.")
+                return
+
+
+def _is_open(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2):
+        return True
+    return False
+
+
+class _ServerProcess:
+    """MLflow's server process; it can be started again when it has ended."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        artifacts = f"{absolute(settings.backup or str(settings.folder))}/artifacts"
+        hosts = ("localhost", "127.0.0.1", settings.host)
+        self._command = [sys.executable, "-m", "mlflow", "server"]
+        self._command += ["--host", settings.host, "--port", str(settings.port), "--workers", "1"]
+        self._command += ["--backend-store-uri", f"sqlite:///{settings.store.resolve()}"]
+        self._command += ["--artifacts-destination", artifacts, "--serve-artifacts"]
+        allowed = ",".join(f"{host}:{settings.port}" for host in hosts)
+        self._command += ["--allowed-hosts", allowed]
+        self._health = f"http://{settings.host}:{settings.port}/health"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it and returns when it answers.
+
+        Raises:
+            TrackingError: it ended, or did not answer in time.
+        """
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
+        give_up_at = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < give_up_at:
+            exit_code = self.exit_code()
+            if exit_code is not None:
+                raise TrackingError(f"MLflow's server ended at its start with {exit_code}.")
+            with contextlib.suppress(OSError), urllib.request.urlopen(self._health, timeout=5):
+                return
+            time.sleep(0.5)
+        self.stop()
+        raise TrackingError(f"MLflow's server did not answer within {_START_TIMEOUT_S:.0f} s.")
+
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def stop(self) -> None:
+        """Ends it with all its child processes."""
+        if self._process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=15)
+                return
+
+
+class _Backup:
+    """Complete copies of the store at another location."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._store = settings.store
+        try:
+            location = absolute(str(settings.backup))
+            self._filesystem, self._path = fs.FileSystem.from_uri(location)
+            self._filesystem.create_dir(self._path, recursive=True)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"--backup {settings.backup} cannot be used: {error}") from error
+        self._copied_state: tuple[float, ...] = ()
+
+    def restore(self) -> bool:
+        """Copies the backup here; whether there is one."""
+        source = f"{self._path}/{STORE_FILE}"
+        if self._filesystem.get_file_info(source).type != fs.FileType.File:
+            return False
+        arriving = self._store.with_suffix(".arriving")
+        with self._filesystem.open_input_stream(source) as stream, arriving.open("wb") as target:
+            shutil.copyfileobj(stream, target)
+        arriving.rename(self._store)
+        return True
+
+    def copy(self, notify: Callable[[str], None]) -> None:
+        """Copies the store if it has changed; a location that fails is retried later."""
+        state = self._state()
+        if not self._store.exists() or state == self._copied_state:
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            snapshot = Path(temporary) / STORE_FILE
+            try:
+                with (
+                    contextlib.closing(sqlite3.connect(self._store)) as source,
+                    contextlib.closing(sqlite3.connect(snapshot)) as target,
+                ):
+                    source.backup(target)
+                self._upload(snapshot)
+            except (OSError, sqlite3.Error) as error:
+                notify(f"The store could not be copied to {self._path}: {error}. Retrying later.")
+                return
+        self._copied_state = state
+
+    def _state(self) -> tuple[float, ...]:
+        """Modification times that change whenever the store does."""
+        times = []
+        for file in (self._store, self._store.with_name(f"{STORE_FILE}-wal")):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(file.stat().st_mtime)
+        return tuple(times)
+
+    def _upload(self, snapshot: Path) -> None:
+        target = f"{self._path}/{STORE_FILE}"
+        arriving = f"{target}.arriving"
+        with (
+            snapshot.open("rb") as source,
+            self._filesystem.open_output_stream(arriving) as stream,
+        ):
+            shutil.copyfileobj(source, stream)
+        self._filesystem.move(arriving, target)

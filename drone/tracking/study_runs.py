@@ -1,0 +1,166 @@
+"""A study in MLflow: a parent run, and a child run per trial. One process writes them all."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+
+from drone.errors import TrackingError
+from drone.search.study import Part, TrialRecord
+from drone.tracking.failures import FAILURES, first_line
+from drone.tracking.runs import TrackedRun, logged_epochs
+
+_PARENT, _PART, _NUMBER = "mlflow.parentRunId", "study.part", "study.trial"
+_FLUSH_INTERVAL_S = 3.0
+_RETRY_INTERVAL_S = 2.0
+_STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "stopped": "FAILED", "failed": "FAILED"}
+
+_Key = tuple[Part, int]
+"""Part and number of a trial."""
+
+
+class TrialRuns:
+    """The trials' runs. A store that does not answer is retried later, and blocks nothing."""
+
+    def __init__(self, parent_run_id: str, warn: Callable[[str], None]) -> None:
+        """Finds the runs that an earlier attempt created.
+
+        Args:
+            parent_run_id: the study's run.
+            warn: called with a message when the store does not answer.
+        """
+        self._client, self._parent, self._warn = MlflowClient(), parent_run_id, warn
+        self._experiment = self._client.get_run(parent_run_id).info.experiment_id
+        self._runs: dict[_Key, TrackedRun] = {}
+        self._described: set[_Key] = set()
+        self._ended: set[_Key] = set()
+        self._behind: dict[_Key, TrialRecord] = {}
+        self._flushed_at: dict[_Key, float] = {}
+        self._find_existing()
+
+    def _find_existing(self) -> None:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment],
+                f"tags.`{_PARENT}` = '{self._parent}'",
+                max_results=1000,
+                page_token=token,
+            )
+            for run in page:
+                key: _Key = run.data.tags[_PART], int(run.data.tags[_NUMBER])
+                if run.info.status not in ("RUNNING", "KILLED"):
+                    self._ended.add(key)
+                    continue
+                run_id = run.info.run_id
+                self._client.update_run(run_id, status="RUNNING")
+                epochs = logged_epochs(run_id)
+                self._runs[key] = TrackedRun(run_id, run.info.run_name, self._warn, epochs)
+            token = page.token
+            if not token:
+                return
+
+    def start(
+        self,
+        part: Part,
+        record: TrialRecord,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Creates a trial's run and logs its settings, unless that has been done."""
+        key = part, record.number
+        if key in self._described or key in self._ended:
+            return
+        try:
+            if key not in self._runs:
+                all_tags = {
+                    **tags,
+                    _PARENT: self._parent,
+                    _PART: part,
+                    _NUMBER: str(record.number),
+                    "state": "running",
+                }
+                run = self._client.create_run(self._experiment, run_name=name, tags=all_tags)
+                self._runs[key] = TrackedRun(run.info.run_id, name, self._warn, set())
+            # For a run that exists too: an earlier attempt may have been killed before this.
+            self._runs[key].log_params(params)
+            self._described.add(key)
+        except FAILURES as error:
+            self._behind[key] = record
+            self._warn(
+                f"Trial {record.number} is not in MLflow yet ({first_line(error)}). The search "
+                f"continues; the log catches up."
+            )
+
+    def update(self, part: Part, record: TrialRecord) -> None:
+        """Logs the new epochs: every few seconds, or all when the trial has ended."""
+        key = part, record.number
+        run = self._runs.get(key)
+        if run is None:
+            return
+        now = time.monotonic()
+        if record.has_ended or now - self._flushed_at.get(key, 0.0) >= _FLUSH_INTERVAL_S:
+            self._flushed_at[key] = now
+            run.log_history(record.history)
+        if record.has_ended:
+            self._end(key, run, record)
+
+    def _end(self, key: _Key, run: TrackedRun, record: TrialRecord) -> None:
+        if run.is_behind or key not in self._described:
+            self._behind[key] = record
+            return
+        try:
+            run.log_tags(
+                {
+                    "state": record.state,
+                    "reason": record.reason,
+                    "cache": record.cache_reason,
+                }
+            )
+            run.log_final({"objective": record.objective, **record.usage})
+            self._client.set_terminated(run.run_id, _STATUS[record.state])
+        except FAILURES as error:
+            self._behind[key] = record
+            self._warn(f"Trial {record.number} could not be ended in MLflow: {first_line(error)}")
+            return
+        del self._runs[key]
+        self._ended.add(key)
+        self._behind.pop(key, None)
+
+    def catch_up(
+        self, start_again: Callable[[Part, TrialRecord], None], timeout_s: float = 60.0
+    ) -> None:
+        """Logs what is missing, retrying the store for a while.
+
+        Args:
+            start_again: calls `start` for a trial that has no run.
+            timeout_s: how long to retry.
+
+        Raises:
+            TrackingError: the store did not come back.
+        """
+        give_up_at = time.monotonic() + timeout_s
+        while self._behind:
+            for (part, number), record in list(self._behind.items()):
+                start_again(part, record)
+                run = self._runs.get((part, number))
+                if run is not None:
+                    run.retry_now()
+                    self.update(part, record)
+            if self._behind and time.monotonic() >= give_up_at:
+                raise TrackingError(
+                    f"The tracking server is away; {len(self._behind)} trials are not logged. "
+                    f"Nothing is lost: start it, then resume the study with tune.py --resume."
+                )
+            if self._behind:
+                time.sleep(_RETRY_INTERVAL_S)
+
+    def mark_killed(self) -> None:
+        """Marks the running trials as killed; a resumed study continues them."""
+        for run in self._runs.values():
+            try:
+                self._client.set_terminated(run.run_id, "KILLED")
+            except FAILURES as error:
+                self._warn(f"Run {run.name} could not be marked KILLED: {first_line(error)}")

@@ -1,0 +1,99 @@
+"""What decides an activation: the key under which the cache stores a view."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from drone.model.mobilenet import Classifier
+from drone.training.config import TrainConfig
+from drone.training.device import activation_dtype
+
+SCHEMA = 1
+"""Raised whenever another version of this program could mean something else by a part."""
+
+PART_ROWS = 128
+"""Images in a part: small enough for two trials to share the work of a view."""
+
+Facts = dict[str, Any]
+"""Everything that decides the numbers of a view, as plain values."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of all images of a split."""
+
+    name: str
+    """Checksum of the facts that decide it."""
+
+    count: int
+    """Images in the split."""
+
+    @staticmethod
+    def of(facts: Mapping[str, Any], count: int) -> "View":
+        """The view of these facts, which must decide every number in it."""
+        text = json.dumps({"schema": SCHEMA, **facts}, sort_keys=True)
+        return View(hashlib.sha256(text.encode()).hexdigest()[:32], count)
+
+    @property
+    def num_parts(self) -> int:
+        """Number of files at each cut."""
+        return -(-self.count // PART_ROWS)
+
+    def positions(self, part: int) -> NDArray[np.int64]:
+        """Positions in the split of the images of a part."""
+        return np.arange(part * PART_ROWS, min((part + 1) * PART_ROWS, self.count))
+
+
+def common_facts(
+    config: TrainConfig, model: Classifier, fingerprint: str, device: torch.device
+) -> Facts:
+    """What decides all views of a run alike.
+
+    Args:
+        config: of the run.
+        model: with its starting weights.
+        fingerprint: of the data set.
+        device: that computes the activations.
+    """
+    return {
+        "weights": _digest(model.features),
+        "fingerprint": fingerprint,
+        "dtype": str(activation_dtype(config.precision, device)),
+        "device": device.type,
+        "torch": torch.__version__,
+    }
+
+
+def training_view_facts(common: Facts, config: TrainConfig, number: int) -> Facts:
+    """What decides an augmented view of the training images.
+
+    Args:
+        common: see `common_facts`.
+        config: of the run.
+        number: of the view.
+    """
+    facts = {**common, "split": "train"}
+    if config.augment.strength == 0:  # Every view is the image itself.
+        return {**facts, "view": "plain"}
+    return {**facts, "view": number, "seed": config.seed, "augment": asdict(config.augment)}
+
+
+def validation_view_facts(common: Facts, view: str) -> Facts:
+    """What decides the "plain" or "mirrored" view of the validation images."""
+    return {**common, "split": "validation", "view": view}
+
+
+def _digest(features: nn.Module) -> str:
+    """SHA-256 of all weights and batch statistics."""
+    digest = hashlib.sha256()
+    for name, value in features.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

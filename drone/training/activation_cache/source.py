@@ -1,0 +1,279 @@
+"""What the loop trains on: activations at the cut, computed in each step or read from the cache.
+
+Both ways give the same bits: an image's activation does not depend on the batch it is in, as long
+as that has a few images. Axes: N images, C channels, H and W positions.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from drone.data import augmentation
+from drone.data.batches import DeviceSplit
+from drone.model.config import NUM_BLOCKS
+from drone.model.inference import with_mirrored
+from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
+from drone.training.activation_cache.keys import (
+    PART_ROWS,
+    Facts,
+    View,
+    common_facts,
+    training_view_facts,
+    validation_view_facts,
+)
+from drone.training.activation_cache.store import ActivationStore, CacheSpec
+from drone.training.config import TrainConfig
+from drone.training.device import activation_dtype, autocast
+
+_FILL_BATCH = 64
+_MIN_BATCH = 16
+"""Smaller batches go through other kernels on a CPU, whose last bits differ."""
+
+_MAX_VALIDATION_BYTES = 10**9
+"""Validation activations that are kept in memory."""
+
+_LoadImages = Callable[[NDArray[np.int64]], Tensor]
+"""Returns the images at some positions, (B, 3, H, W)."""
+
+
+class ActivationSource(Protocol):
+    """Where the activations at the cut come from."""
+
+    def train(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
+        """Activations of the augmented views of these images in this epoch."""
+
+    def validation(self, model: Classifier, positions_B: NDArray[np.int64]) -> Tensor:
+        """Activations of these images, then of their mirrored images if the model uses both.
+
+        Args:
+            model: that is evaluated; its frozen blocks are those of the one in training.
+            positions_B: of images in the split.
+        """
+
+
+class ImageSource:
+    """Images as the network takes them: normalised, with or without augmentation."""
+
+    def __init__(self, config: TrainConfig, train: DeviceSplit, validation: DeviceSplit) -> None:
+        """Reads from the splits."""
+        self.config = config
+        self.splits = {"train": train, "validation": validation}
+        self._mean_C = torch.tensor(IMAGENET_MEAN, device=train.device)
+        self._std_C = torch.tensor(IMAGENET_STD, device=train.device)
+
+    def view_of(self, epoch: int) -> int:
+        """Number of the view that an epoch uses."""
+        return epoch % (self.config.views or self.config.epochs)
+
+    def augmented(self, view: int, positions_B: NDArray[np.int64]) -> Tensor:
+        """A view of training images, a pure function of seed, view and image, (B, 3, H, W)."""
+        split = self.splits["train"]
+        keys_B = split.keys_N[positions_B]
+        views = augmentation.draw(self.config.augment, self.config.seed, view, keys_B)
+        return augmentation.apply(split.pixels(positions_B), views, self._mean_C, self._std_C)
+
+    def plain(self, split: str, positions_B: NDArray[np.int64]) -> Tensor:
+        """Images without augmentation, (B, 3, H, W)."""
+        pixels = self.splits[split].pixels(positions_B)
+        return augmentation.normalise(pixels, self._mean_C, self._std_C)
+
+
+class ComputedActivations:
+    """Activations that are computed in each step."""
+
+    def __init__(self, model: Classifier, images: ImageSource, compiled: bool = False) -> None:
+        """Uses the frozen blocks of a model."""
+        self._model, self._images = model, images
+        self._validation: dict[int, Tensor] = {}
+        self._train_stem = torch.compile(model.stem) if compiled else model.stem
+
+    def train(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
+        """See ActivationSource."""
+        images = self._images.augmented(self._images.view_of(epoch), positions_B)
+        if self._model.resizer is not None:
+            return images  # The resizer is trainable, and nothing comes before it.
+        if self._model.config.batchnorm == "drift":  # Batch statistics: padding would change them.
+            return self._compute(self._train_stem, images)
+        return self._compute(self._train_stem, _padded(images))[: len(images)]
+
+    def validation(self, model: Classifier, positions_B: NDArray[np.int64]) -> Tensor:
+        """See ActivationSource. Frozen activations are computed once and kept, if there is room."""
+        first = int(positions_B[0])
+        if first in self._validation:
+            return self._validation[first]
+        images = self._images.plain("validation", positions_B)
+        if model.config.test_time_flip:
+            images = with_mirrored(images)
+        if model.resizer is not None:
+            return images
+        activations = self._compute(model.stem, _padded(images))[: len(images)]
+        kept_bytes = sum(kept.nbytes for kept in self._validation.values())
+        constant = model.config.batchnorm != "drift" and model.config.cut > 0
+        if constant and kept_bytes + activations.nbytes <= _MAX_VALIDATION_BYTES:
+            self._validation[first] = activations.clone()
+        return activations
+
+    def _compute(self, stem: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        with autocast(self._images.config.precision, images.device):
+            return stem(images)
+
+
+def _padded(images: Tensor) -> Tensor:
+    """The images, repeated up to the minimum batch."""
+    if len(images) >= _MIN_BATCH:
+        return images
+    return images[torch.arange(_MIN_BATCH, device=images.device) % len(images)]
+
+
+class CachedActivations:
+    """Activations that are read from the store, and computed and stored if they are missing."""
+
+    def __init__(
+        self, model: Classifier, images: ImageSource, fingerprint: str, cache: CacheSpec
+    ) -> None:
+        """Opens the store.
+
+        Args:
+            model: with its starting weights: trainable blocks have not been trained yet.
+            images: that activations are computed from.
+            fingerprint: of the data set.
+            cache: where activations are stored, and at which cuts.
+        """
+        config = images.config
+        self._images, self._cut = images, config.model.cut
+        self._views = ("plain", "mirrored") if config.model.test_time_flip else ("plain",)
+        self._store = ActivationStore(cache.folder, cache.disk_gb)
+        self._cuts = tuple(sorted({self._cut, *(cut for cut in cache.cuts if cut > 0)}))
+        # A copy: trials with a cut further up need the blocks that are trained here as they were.
+        self._blocks = copy.deepcopy(nn.Sequential(*model.features[: max(self._cuts)])).eval()
+        self._device = images.splits["train"].device
+        dtype = activation_dtype(config.precision, self._device)
+        self._rows = _row_shapes(self._blocks, self._cuts, images, dtype)
+        self._common = common_facts(config, model, fingerprint, self._device)
+        self._train: tuple[View, list[Tensor]] | None = None
+        self._validation: dict[str, list[Tensor]] = {}
+
+    def train(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
+        """See ActivationSource."""
+        number = self._images.view_of(epoch)
+        facts = training_view_facts(self._common, self._images.config, number)
+        view = View.of(facts, len(self._images.splits["train"]))
+        if self._train is None or self._train[0] != view:
+            self._train = None  # An epoch reads one view: the memory of the last can go.
+            load = self._load_augmented(number)
+            self._train = view, self._open(view, facts, load)
+        return self._gather(self._train[1], positions_B)
+
+    def validation(self, model: Classifier, positions_B: NDArray[np.int64]) -> Tensor:
+        """See ActivationSource."""
+        for name in self._views:
+            if name not in self._validation:
+                facts = validation_view_facts(self._common, name)
+                view = View.of(facts, len(self._images.splits["validation"]))
+                load = self._load_mirrored if name == "mirrored" else self._load_plain
+                self._validation[name] = self._open(view, facts, load)
+        return torch.cat(
+            [self._gather(self._validation[name], positions_B) for name in self._views]
+        )
+
+    def _load_augmented(self, number: int) -> _LoadImages:
+        return lambda positions_B: self._images.augmented(number, positions_B)
+
+    def _load_plain(self, positions_B: NDArray[np.int64]) -> Tensor:
+        return self._images.plain("validation", positions_B)
+
+    def _load_mirrored(self, positions_B: NDArray[np.int64]) -> Tensor:
+        return self._load_plain(positions_B).flip(3)
+
+    def _open(self, view: View, facts: Facts, load: _LoadImages) -> list[Tensor]:
+        """All parts of a view; those that nobody has computed yet are computed."""
+        self._store.describe(view, facts)
+        parts = {part: self._read(view, part) for part in range(view.num_parts)}
+        # First the parts that no other process is computing, then those that others were.
+        for wait in (False, True):
+            for part in [part for part, rows in parts.items() if rows is None]:
+                with self._store.claim(view, part, wait) as claimed:
+                    if claimed:
+                        parts[part] = self._read(view, part)
+                        if parts[part] is None:
+                            parts[part] = self._fill(view, part, load)
+        return [rows for rows in parts.values() if rows is not None]
+
+    def _read(self, view: View, part: int) -> Tensor | None:
+        return self._store.read(view, self._cut, part, self._rows[self._cut])
+
+    @torch.no_grad()
+    def _fill(self, view: View, part: int, load: _LoadImages) -> Tensor:
+        """Computes a part at all cuts that are missing, and stores them."""
+        positions = view.positions(part)
+        stored = [(cut, self._store.read(view, cut, part, self._rows[cut])) for cut in self._cuts]
+        start, source = max(
+            ((cut, rows) for cut, rows in stored if rows is not None and cut < self._cut),
+            key=lambda pair: pair[0],
+            default=(0, None),
+        )
+        missing = [cut for cut, rows in stored if rows is None and cut > start]
+        pieces: dict[int, list[Tensor]] = {cut: [] for cut in missing}
+        for first in range(0, len(positions), _FILL_BATCH):
+            chunk = slice(first, first + _FILL_BATCH)
+            if source is None:
+                activations = load(positions[chunk])
+            else:
+                activations = _as_activations(source[chunk].to(self._device))
+            for cut, rows in self._forward(activations, start, missing).items():
+                pieces[cut].append(rows.cpu())
+        for cut, rows_of_cut in pieces.items():
+            self._store.write(view, cut, part, torch.cat(rows_of_cut))
+        mapped = self._read(view, part)
+        # Without space on the disk it stays in memory for as long as the view is open.
+        return mapped if mapped is not None else torch.cat(pieces[self._cut])
+
+    def _forward(self, activations: Tensor, start: int, cuts: list[int]) -> dict[int, Tensor]:
+        """Rows at some cuts, from the activations at an earlier one."""
+        count = len(activations)
+        activations = _padded(activations)
+        rows_by_cut = {}
+        with autocast(self._images.config.precision, self._device):
+            for cut in range(start + 1, max(cuts) + 1):
+                activations = self._blocks[cut - 1](activations)
+                if cut in cuts:
+                    pooled = activations.mean(dim=(2, 3)) if cut == NUM_BLOCKS else None
+                    rows = activations.permute(0, 2, 3, 1) if pooled is None else pooled
+                    rows_by_cut[cut] = rows[:count].contiguous()
+        return rows_by_cut
+
+    def _gather(self, parts: list[Tensor], positions_B: NDArray[np.int64]) -> Tensor:
+        """Rows of a view as the network's activations."""
+        rows = torch.empty((len(positions_B), *parts[0].shape[1:]), dtype=parts[0].dtype)
+        part_B = positions_B // PART_ROWS
+        for part in np.unique(part_B):
+            own = torch.from_numpy(np.flatnonzero(part_B == part))
+            offsets = torch.from_numpy(positions_B % PART_ROWS)[own]
+            rows[own] = parts[part][offsets]
+        return _as_activations(rows.to(self._device))
+
+
+def _as_activations(rows: Tensor) -> Tensor:
+    """Rows as they are stored, (N, H, W, C) or (N, C), in the network's order of axes."""
+    return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
+
+
+def _row_shapes(
+    blocks: nn.Sequential, cuts: tuple[int, ...], images: ImageSource, dtype: torch.dtype
+) -> dict[int, tuple[int, ...]]:
+    """Shape of a stored row at each cut, with the bytes of a value as the last axis."""
+    activation = images.plain("train", np.zeros(1, dtype=np.int64))
+    shapes: dict[int, tuple[int, ...]] = {}
+    with torch.no_grad():
+        for cut, block in enumerate(blocks, start=1):
+            activation = block(activation)
+            if cut in cuts:
+                channels, height, width = activation.shape[1:]
+                row = (channels,) if cut == NUM_BLOCKS else (height, width, channels)
+                shapes[cut] = (*row, dtype.itemsize)
+    return shapes

@@ -1,0 +1,20 @@
+"""What each job does from first to last; the jobs in ray_jobs/ only parse and print.
+
+Every workflow takes a request and returns a result, both plain dataclasses, so that it can be
+called from Python as well. A Display shows progress; without one a workflow is silent.
+
+collection     URLs, searches -> raw folder
+preparation    raw folders -> data set
+review         data set -> a page with its doubtful labels
+training       data set -> run with a model
+search         data set -> study, and the best model
+evaluation     model -> scores and a report
+promotion      run -> champion, if it passes the gate
+export         model -> files that can be served
+serving        model -> HTTP server, on this machine or on replicas
+demo           every stage on drawn images
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

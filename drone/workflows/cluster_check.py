@@ -1,0 +1,109 @@
+"""Checks a cluster: by itself, or before another job relies on it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from drone.cluster import connection
+from drone.cluster.doctor import Finding, examine
+from drone.cluster.node_report import CheckRequest
+from drone.data.dataset import Dataset
+from drone.errors import RunError
+from drone.model import weights
+from drone.model.weights import Weights
+from drone.storage import dataset_cache
+from drone.storage.filesystem import absolute, resolve_writable
+from drone.tracking import runs
+from drone.workflows.display import SILENT, Display
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterCheck:
+    """What every machine should be able to use."""
+
+    data: str | None
+    """Folder or URI of a data set."""
+
+    weights: str | None
+    """As `weights.load` takes it."""
+
+    storage: str
+    """Folder or URI for checkpoints."""
+
+    activation_cache: Path
+    """Local folder of the activation cache, on every machine."""
+
+
+def check(request: ClusterCheck, display: Display = SILENT) -> list[Finding]:
+    """Checks every machine of the cluster, or this machine without one."""
+    store = runs.connect()
+    starting = weights.load(request.weights) if request.weights else None
+    storage = resolve_writable(request.storage)
+    dataset = None
+    if request.data:
+        dataset = dataset_cache.open_at(request.data, notify=display.show)
+    with connection.connected():
+        return _examine(
+            store, storage, request.data, dataset, starting, request.activation_cache, display
+        )
+
+
+def before_job(
+    store: str,
+    storage: str,
+    data: str,
+    dataset: Dataset,
+    starting: Weights,
+    activation_cache: Path,
+    display: Display,
+) -> None:
+    """Checks a cluster as the first step of another job; silent if all is well.
+
+    Args:
+        store: URI of the tracking store.
+        storage: folder or URI for checkpoints.
+        data: where the data set is.
+        dataset: the same, opened here.
+        starting: weights that are sent to every machine.
+        activation_cache: folder on every machine.
+        display: shows what is not well.
+
+    Raises:
+        RunError: a check fails.
+    """
+    if not connection.on_cluster():
+        return
+    findings = _examine(store, storage, data, dataset, starting, activation_cache, display)
+    problems = [finding for finding in findings if finding.verdict != "ok"]
+    for finding in problems:
+        display.warn(describe(finding))
+    if any(finding.verdict == "failure" for finding in problems):
+        raise RunError(
+            "The cluster cannot run this job: see the failed checks above. Check it again with "
+            "ray_jobs/doctor.py, or start without checking: --no-doctor."
+        )
+
+
+def describe(finding: Finding) -> str:
+    """A finding in a line."""
+    machines = ", ".join(finding.machines)
+    return f"{finding.check} on {machines}: {finding.message}. {finding.fix}".strip()
+
+
+def _examine(
+    store: str,
+    storage: str,
+    data: str | None,
+    dataset: Dataset | None,
+    starting: Weights | None,
+    activation_cache: Path,
+    display: Display,
+) -> list[Finding]:
+    request = CheckRequest(
+        storage=connection.writable_uri(storage),
+        data=connection.readable_uri(absolute(data)) if data else None,
+        fingerprint=dataset.fingerprint if dataset else None,
+        weights=starting,
+        tracking=store,
+        activation_cache=str(activation_cache),
+    )
+    return examine(request, display.show)

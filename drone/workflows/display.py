@@ -1,0 +1,105 @@
+"""How a workflow shows what it does: messages, and progress of long work."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # They import torch and pandas, which a server of an exported model must not.
+    from drone.search.study import TrialRecord
+    from drone.training.context import Progress
+    from drone.training.selection import BestEpochBy, History
+
+
+class TrainingProgress(Protocol):
+    """Shows a run while it trains."""
+
+    def step(self, progress: "Progress") -> None:
+        """A step has ended."""
+
+    def epochs(self, history: "History") -> None:
+        """An epoch has ended; all so far."""
+
+
+class SearchProgress(Protocol):
+    """Shows a search while its trials run."""
+
+    def start(self, title: str, total: int, records: "list[TrialRecord]", concurrency: int) -> None:
+        """A part of the study starts.
+
+        Args:
+            title: "trial" or "confirmation run".
+            total: number of trials.
+            records: of earlier attempts.
+            concurrency: maximum number of trials at the same time.
+        """
+
+    def trial(self, record: "TrialRecord", name: str) -> None:
+        """A trial has started, has a new epoch or has ended."""
+
+
+class Display(Protocol):
+    """Where a workflow speaks to the user."""
+
+    def show(self, message: str) -> None:
+        """Shows a message."""
+
+    def warn(self, message: str) -> None:
+        """Shows a warning."""
+
+    def track(self, items: Iterable[int], label: str, total: int) -> Iterable[int]:
+        """Passes the items on and shows how many of them are done."""
+
+    def training(
+        self, epochs: int, history: "History", best_epoch_by: "BestEpochBy"
+    ) -> AbstractContextManager[TrainingProgress]:
+        """Shows a run.
+
+        Args:
+            epochs: of the whole run.
+            history: of earlier attempts.
+            best_epoch_by: the metric that selects the best epoch.
+        """
+
+    def search(self) -> AbstractContextManager[SearchProgress]:
+        """Shows a search."""
+
+
+class SilentDisplay:
+    """Shows nothing: for use from Python."""
+
+    def show(self, message: str) -> None:
+        """Does nothing."""
+
+    def warn(self, message: str) -> None:
+        """Does nothing."""
+
+    def track(self, items: Iterable[int], label: str, total: int) -> Iterable[int]:
+        """Passes the items on."""
+        return items
+
+    def training(
+        self, epochs: int, history: "History", best_epoch_by: "BestEpochBy"
+    ) -> AbstractContextManager[TrainingProgress]:
+        """Shows nothing."""
+        return nullcontext(_SilentProgress())
+
+    def search(self) -> AbstractContextManager[SearchProgress]:
+        """Shows nothing."""
+        return nullcontext(_SilentProgress())
+
+
+class _SilentProgress:
+    def step(self, progress: "Progress") -> None:
+        """Does nothing."""
+
+    def epochs(self, history: "History") -> None:
+        """Does nothing."""
+
+    def start(self, title: str, total: int, records: "list[TrialRecord]", concurrency: int) -> None:
+        """Does nothing."""
+
+    def trial(self, record: "TrialRecord", name: str) -> None:
+        """Does nothing."""
+
+
+SILENT = SilentDisplay()

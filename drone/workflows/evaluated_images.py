@@ -1,0 +1,256 @@
+"""What is evaluated: a test split or a folder, with a model's predictions on it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from drone.data.dataset import Dataset, Split
+from drone.errors import ConfigError, RunError
+from drone.evaluation import mixed_resolution
+from drone.evaluation.batch_inference import LoadPixels, Track, predict_in_batches
+from drone.evaluation.latency import measure_latency_ms
+from drone.evaluation.metrics import Predictions, Proportion, proportion
+from drone.evaluation.mixed_resolution import Comparison, Variant
+from drone.evaluation.unseen import load_unseen
+from drone.labels import normalised
+from drone.serving.predictor import Predictor
+from drone.storage import dataset_cache
+from drone.tracking import runs
+from drone.tracking.runs import Run
+from drone.workflows.training import read_spec
+
+
+@dataclass(frozen=True)
+class EvaluatedImages:
+    """Images, and what the model predicted for them."""
+
+    name: str
+    """Short, for metrics and folders: "test" is the test split of the run's own data set."""
+
+    title: str
+    predictions: Predictions
+    load_pixels: LoadPixels
+    facts: dict[str, str]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Path and reason of each file that was not evaluated."""
+
+    by_labels: dict[str, Proportion] = field(default_factory=dict)
+    """Accuracy against the labels before and after the review; empty without one."""
+
+    by_size: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Of a model of mixed resolutions: see `mixed_resolution.by_size`."""
+
+    comparisons: tuple[Comparison, ...] = ()
+    """Of a model of mixed resolutions, against all images squashed to one size."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model of one image size to compare with."""
+
+    name: str
+    run_id: str
+    predictor: Predictor
+
+
+def predict_test_split(
+    run: Run,
+    predictor: Predictor,
+    data: str | None,
+    track: Track,
+    baseline: Baseline | None = None,
+) -> EvaluatedImages:
+    """Predicts the test split of a data set.
+
+    Args:
+        run: of the model.
+        predictor: the model.
+        data: data set; None takes the one that the run was trained on.
+        track: shows the progress.
+        baseline: a model of one image size to compare a model of mixed resolutions with.
+
+    Raises:
+        RunError: the data set was prepared in another way than the model needs, or one of the
+            models was trained or selected on its test images.
+        ConfigError: the model is of one image size and there is a baseline.
+    """
+    _check_baseline(predictor, baseline)
+    location = data or read_spec(run.info.run_id).data
+    dataset = dataset_cache.open_at(location, at_bins=bool(predictor.info.sides_px))
+    if (
+        dataset.classes != predictor.info.classes
+        or dataset.preprocessing != predictor.info.preprocessing
+    ):
+        raise RunError(
+            f"{dataset.folder} was prepared with other classes or another preprocessing than "
+            f"the model of run {run.info.run_name} was trained with. Evaluate it with --images, or "
+            f"prepare the data set the same way."
+        )
+    own = dataset.fingerprint == run.data.tags.get("fingerprint")
+    if not own:
+        advice = "--images FOLDER leaves such images out"
+        _check_unseen(dataset, run.info.run_id, str(run.info.run_name), advice)
+    if baseline:
+        _check_unseen(dataset, baseline.run_id, baseline.name, f"train it on {location}")
+    squashed = replace(dataset, at_own_sizes=False).split("test")
+    test = dataset.split("test")
+    predictions = Predictions(
+        paths=test.paths,
+        labels_N=test.labels_N,
+        probs_NK=predict_in_batches(predictor.predict_pixels, test.sides_N, test.gather, track),
+        classes=predictor.info.classes,
+    )
+    evaluated = EvaluatedImages(
+        name="test" if own else f"test-{dataset.fingerprint[:8]}",
+        title="its test split" if own else f"the test split of {dataset.folder}",
+        predictions=predictions,
+        load_pixels=squashed.gather,
+        facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
+        by_labels=_accuracy_by_labels(predictor, test, predictions, dataset, track),
+    )
+    return _with_comparisons(evaluated, test.sides_N, predictor, track, baseline)
+
+
+def predict_folder(
+    run: Run,
+    predictor: Predictor,
+    folder: Path,
+    track: Track,
+    baseline: Baseline | None = None,
+) -> EvaluatedImages:
+    """Predicts the images of a folder of class folders that the model has not been trained on.
+
+    Args:
+        run: of the model.
+        predictor: the model.
+        folder: with one subfolder per class.
+        track: shows the progress.
+        baseline: a model of one image size to compare a model of mixed resolutions with.
+
+    Raises:
+        ConfigError: the model is of one image size and there is a baseline.
+        DataError: the folder holds no image that is new to the model.
+    """
+    _check_baseline(predictor, baseline)
+    run_ids = [run.info.run_id, *([baseline.run_id] if baseline else [])]
+    trained_on = pd.concat([runs.images_of(run_id) for run_id in run_ids])
+    unseen = load_unseen(
+        folder, predictor.info.classes, predictor.info.preprocessing, trained_on, track
+    )
+
+    def squashed(positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return unseen.pixels_NHWC[positions_B]
+
+    mixed = bool(predictor.info.sides_px)
+    side_px = predictor.info.preprocessing.side_px
+    sides_N = unseen.sides_N if mixed else np.full(len(unseen.paths), side_px)
+    load_pixels = unseen.at_own_sizes if mixed else squashed
+    predictions = Predictions(
+        paths=unseen.paths,
+        labels_N=unseen.labels_N,
+        probs_NK=predict_in_batches(predictor.predict_pixels, sides_N, load_pixels, track),
+        classes=predictor.info.classes,
+    )
+    evaluated = EvaluatedImages(
+        name=f"images-{normalised(folder.resolve().name)}",
+        title=str(folder),
+        predictions=predictions,
+        load_pixels=squashed,
+        facts={"images": str(folder), "left out": f"{len(unseen.left_out)} files"},
+        left_out=unseen.left_out,
+    )
+    return _with_comparisons(evaluated, sides_N, predictor, track, baseline)
+
+
+def _check_unseen(dataset: Dataset, run_id: str, name: str, advice: str) -> None:
+    """Fails if a run was trained or selected on test images of the data set."""
+    seen = dataset.rows("test")["md5"].isin(runs.training_md5(run_id)).sum()
+    if seen:
+        raise RunError(
+            f"Cannot evaluate {name} on {dataset.folder}: it was trained or selected on {seen} of "
+            f"the test images, so it would look better than it is; {advice}."
+        )
+
+
+def _check_baseline(predictor: Predictor, baseline: Baseline | None) -> None:
+    """Fails before any work if a model cannot be compared with the baseline."""
+    if baseline is None:
+        return
+    if not predictor.info.sides_px:
+        raise ConfigError(
+            "--against compares a model of mixed resolutions, such as of preset multires, with "
+            "one of a single image size; this model has a single size itself. promote.py compares "
+            "any two."
+        )
+    other = baseline.predictor
+    if (
+        other.info.classes != predictor.info.classes
+        or other.info.preprocessing != predictor.info.preprocessing
+    ):
+        raise RunError(
+            f"Cannot compare with {baseline.name}: it has other classes or another preprocessing, "
+            f"so the two cannot predict the same pixels."
+        )
+
+
+def _with_comparisons(
+    evaluated: EvaluatedImages,
+    sides_N: NDArray[np.int64],
+    predictor: Predictor,
+    track: Track,
+    baseline: Baseline | None,
+) -> EvaluatedImages:
+    """Compares own sizes with squashed images, for a model of mixed resolutions."""
+    if not predictor.info.sides_px:
+        return evaluated
+    others = {"squashed to 224 px": predictor}
+    if baseline:
+        others[f"of {baseline.name}, squashed"] = baseline.predictor
+    sides = [int(side) for side in np.unique(sides_N)]
+    own_ms = {side: measure_latency_ms(predictor, side) for side in sides}
+    variants = [Variant("at their own sizes", evaluated.predictions, own_ms)]
+    one_size = np.full(len(sides_N), predictor.info.preprocessing.side_px)
+    for name, other in others.items():
+        load = evaluated.load_pixels
+        probs_NK = predict_in_batches(other.predict_pixels, one_size, load, track)
+        predictions = replace(evaluated.predictions, probs_NK=probs_NK)
+        other_ms = dict.fromkeys(sides, measure_latency_ms(other))
+        variants.append(Variant(name, predictions, other_ms))
+    own, *rest = variants
+    return replace(
+        evaluated,
+        by_size=mixed_resolution.by_size(sides_N, variants),
+        comparisons=tuple(mixed_resolution.compare(sides_N, own, variant) for variant in rest),
+    )
+
+
+def _accuracy_by_labels(
+    predictor: Predictor, test: Split, predictions: Predictions, dataset: Dataset, track: Track
+) -> dict[str, Proportion]:
+    """Accuracy against the labels as collected, without those that the review changed, and changed.
+
+    Empty if the review changed none.
+    """
+    original, reviewed_N = dataset.split_before_review(test.name)
+    if not reviewed_N.any():
+        return {}
+    predicted = dict(zip(test.rows_N, predictions.predicted_N, strict=True))
+    # Images that the review dropped are not in the split, so they have no prediction yet.
+    dropped_M = np.flatnonzero(~np.isin(original.rows_N, test.rows_N))
+    if len(dropped_M):
+        probs_MK = predict_in_batches(
+            predictor.predict_pixels,
+            original.sides_N[dropped_M],
+            lambda positions_B: original.gather(dropped_M[positions_B]),
+            track,
+        )
+        predicted |= zip(original.rows_N[dropped_M], probs_MK.argmax(axis=1), strict=True)
+    correct_N = np.array([predicted[row] for row in original.rows_N]) == original.labels_N
+    return {
+        "raw": proportion(correct_N),
+        "cleaned": proportion(correct_N[~reviewed_N]),
+        "relabelled": proportion(predictions.predicted_N == predictions.labels_N),
+    }

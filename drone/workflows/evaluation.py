@@ -1,0 +1,137 @@
+"""Evaluates a run's exported model: predictions, scores, a report, and the log of it."""
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from drone.errors import RunError
+from drone.evaluation import report
+from drone.evaluation.metrics import Scores, score
+from drone.serving.predictor import Predictor
+from drone.tracking import runs
+from drone.tracking.model import fetch_onnx, resolve_model
+from drone.tracking.runs import Run
+from drone.workflows.display import SILENT, Display
+from drone.workflows.evaluated_images import (
+    Baseline,
+    EvaluatedImages,
+    predict_folder,
+    predict_test_split,
+)
+from drone.workflows.requests import EvaluateRequest
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Scores of a model on some images."""
+
+    run_id: str
+    evaluated: EvaluatedImages
+    scores: Scores
+    report: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        evaluated = self.evaluated
+        return {
+            "run_id": self.run_id,
+            "report": str(self.report),
+            "on": evaluated.name,
+            "left_out": evaluated.left_out,
+            "by_size": evaluated.by_size.to_dict("records"),
+            "comparisons": [asdict(comparison) for comparison in evaluated.comparisons],
+            "by_labels": {name: asdict(part) for name, part in evaluated.by_labels.items()},
+            **self.scores.as_dict(),
+        }
+
+
+def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationResult:
+    """Evaluates a model, writes the report, and logs both to its run.
+
+    Raises:
+        RunError: there is no such model, or it was trained on the images.
+        DroneError: anything else that the user can fix.
+    """
+    runs.connect(request.experiment)
+    run = _find(request.run, request.model)
+    with tempfile.TemporaryDirectory() as temporary:
+        predictor = Predictor(fetch_onnx(run.info.run_id, Path(temporary)))
+        baseline = None
+        if request.against:
+            baseline = _baseline(request.against, Path(temporary) / "baseline")
+        if request.images:
+            evaluated = predict_folder(run, predictor, request.images, display.track, baseline)
+        else:
+            evaluated = predict_test_split(run, predictor, request.data, display.track, baseline)
+        scores, file = _write(run, evaluated, request.out)
+    return EvaluationResult(run.info.run_id, evaluated, scores, file)
+
+
+def _find(run: str | None, model: str | None) -> Run:
+    """The run that is named, or that a registered model came from."""
+    return runs.find_run(resolve_model(model, None).run_id if model else str(run))
+
+
+def _baseline(name: str, folder: Path) -> Baseline:
+    info = runs.find_run(name).info
+    return Baseline(info.run_name, info.run_id, Predictor(fetch_onnx(info.run_id, folder)))
+
+
+def _write(run: Run, evaluated: EvaluatedImages, out: Path) -> tuple[Scores, Path]:
+    """Scores the predictions, writes the report and logs both to the run."""
+    scores = score(evaluated.predictions)
+    run_id, tags = run.info.run_id, run.data.tags
+    best_epoch = run.data.metrics.get("best/epoch")
+    header = report.ReportHeader(
+        title=f"{run.info.run_name} on {evaluated.title}",
+        facts={
+            "run": run_id,
+            "preset": tags.get("preset", ""),
+            "starting weights": tags.get("pretrained", ""),
+            **evaluated.facts,
+        },
+        history=runs.metric_history(run_id),
+        best_epoch=int(best_epoch) if best_epoch is not None else None,
+        by_size=evaluated.by_size,
+        comparisons=evaluated.comparisons,
+    )
+    folder = out / f"{run.info.run_name}-{run_id[:8]}" / evaluated.name
+    file = report.write(folder, evaluated.predictions, scores, header, evaluated.load_pixels)
+    with runs.reopen_run(run_id) as reopened:
+        reopened.log_final(_metrics(evaluated, scores))
+        reopened.log_folder(folder, f"evaluation/{evaluated.name}")
+    return scores, file.resolve()
+
+
+def _metrics(evaluated: EvaluatedImages, scores: Scores) -> dict[str, float]:
+    name = evaluated.name
+    metrics = {
+        f"{name}/{metric}": value
+        for metric, value in scores.as_dict().items()
+        if isinstance(value, float)
+    }
+    for labels, part in evaluated.by_labels.items():
+        metrics[f"{name}/accuracy_{labels}"] = part.value
+    if evaluated.comparisons:
+        metrics[f"{name}/accuracy_squashed"] = evaluated.comparisons[0].baseline
+    return metrics
+
+
+def test_split_name(fingerprint: str, own: bool) -> str:
+    """The name under which an evaluation on a test split is logged.
+
+    Args:
+        fingerprint: of the data set.
+        own: whether the run was trained on that data set.
+    """
+    return "test" if own else f"test-{fingerprint[:8]}"
+
+
+def test_result(run_id: str, fingerprint: str, own: bool) -> dict[str, Any] | None:
+    """Logged metrics of a run on the test split of a data set; None if it was not evaluated."""
+    name = test_split_name(fingerprint, own)
+    try:
+        return runs.read_json(run_id, f"evaluation/{name}/metrics.json")
+    except RunError:
+        return None

@@ -1,0 +1,214 @@
+"""From a run or a registered model to the files that are served: checked, calibrated, described."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drone.data.dataset import Dataset, Split
+from drone.errors import ConfigError, DataError, RunError
+from drone.evaluation import calibration, parity
+from drone.evaluation.batch_inference import predict_in_batches
+from drone.evaluation.latency import measure_latency_ms
+from drone.evaluation.parity import Parity
+from drone.model import export, quantization
+from drone.project import ROOT
+from drone.serving.predictor import Predictor
+from drone.storage import checkpoints, dataset_cache
+from drone.tracking import runs
+from drone.tracking.model import fetch_onnx, resolve_model
+from drone.workflows.display import SILENT, Display
+from drone.workflows.model_logging import ONNX_FILE, load_best_model
+from drone.workflows.requests import ExportRequest
+from drone.workflows.training import RunSpec, read_spec
+
+INT8_FILE, INFO_FILE, REPORT_FILE = "model.int8.onnx", "model.json", "export.json"
+_MAX_ACCURACY_LOSS = 0.005
+"""Validation accuracy that quantization may cost."""
+
+_NUM_CALIBRATION_IMAGES = 128
+"""Training images that the ranges of quantized activations are measured on."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What 8-bit integers cost and gain."""
+
+    accuracy_int8: float
+    accuracy_fp32: float
+    """On validation."""
+
+    speedup: float
+    """Latency of fp32 divided by that of int8, one thread, on this machine."""
+
+    size_mb: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    out: Path
+    page: Path | None
+    info: dict[str, Any]
+    """Content of model.json."""
+
+    parity: Parity | None
+    """None if it was not checked."""
+
+    quantization: Quantization | None
+    """None if it was not tried."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "out": str(self.out),
+            **self.info,
+            "parity": asdict(self.parity) if self.parity else None,
+            "int8": asdict(self.quantization) if self.quantization else None,
+        }
+
+
+def export_model(request: ExportRequest, display: Display = SILENT) -> ExportResult:
+    """Writes model.onnx, model.json and export.json, and model.int8.onnx if it is worth it.
+
+    Raises:
+        RunError: the exported model's predictions differ from the trained one's, or it cannot be
+            checked since the run's checkpoint is gone.
+        DroneError: anything else that the user can fix.
+    """
+    runs.connect(request.experiment)
+    model = resolve_model(request.model, request.run)
+    spec = read_spec(model.run_id)
+    if request.int8 and spec.config.model.mixed:
+        raise ConfigError(
+            "--int8 cannot quantize a model of mixed resolutions: its graph selects a resizer by "
+            "image size, which the quantizer does not support. Export it without --int8."
+        )
+    dataset = dataset_cache.open_at(request.data or spec.data, notify=display.show)
+    if spec.config.model.mixed:
+        dataset = dataset.at_bins()
+    with tempfile.TemporaryDirectory() as temporary:
+        building = Path(temporary)
+        target = building / ONNX_FILE
+        shutil.copy(fetch_onnx(model.run_id, building / "fetched"), target)
+        logged = Predictor(target)
+        _check_dataset(logged, dataset)
+        measured = _check_parity(request, spec, logged, dataset, building, display)
+        calibrated = calibration.calibrate(
+            logged, dataset.split("validation"), request.unsure_below
+        ).as_metadata()
+        names = {"name": model.name, "version": model.version}
+        export.add_metadata(target, {**names, **calibrated})
+        quantized = None
+        if request.int8:
+            display.show("Trying 8-bit integers ...")
+            quantized = _quantize(target, building / INT8_FILE, dataset)
+        info = Predictor(target).info.to_dict()
+        _write_json(building / INFO_FILE, info)
+        report = {
+            **{name: info[name] for name in ("name", "version", "fingerprint")},
+            "run_id": model.run_id,
+            "parity": asdict(measured) if measured else None,
+            "int8": asdict(quantized) if quantized else None,
+        }
+        _write_json(building / REPORT_FILE, report)
+        _install(building, request.out, with_int8=bool(quantized and quantized.kept))
+    if request.page:
+        _write_page(request.page, request.out)
+    return ExportResult(request.out, request.page, info, measured, quantized)
+
+
+def _check_dataset(logged: Predictor, dataset: Dataset) -> None:
+    trained_on = logged.info.fingerprint
+    if trained_on != dataset.fingerprint:
+        raise RunError(
+            f"The model was trained on the data set {trained_on[:12]}, and {dataset.folder} is "
+            f"{dataset.fingerprint[:12]}. Name the right one with --data."
+        )
+
+
+def _check_parity(
+    request: ExportRequest,
+    spec: RunSpec,
+    logged: Predictor,
+    dataset: Dataset,
+    building: Path,
+    display: Display,
+) -> Parity | None:
+    """Compares the exported with the trained model; None if that is gone and need not be there."""
+    stored = checkpoints.newest(spec.storage)
+    if stored is None:
+        if request.unchecked:
+            return None
+        raise RunError(
+            f"The trained weights are no longer in {spec.storage}, so the exported model cannot be "
+            f"compared with them. Restore the checkpoint, or export with --unchecked."
+        )
+    display.show("Comparing with the trained model on the test split ...")
+    folder = checkpoints.fetch(stored.location, building / "checkpoint")
+    trained = load_best_model(folder, spec.config, len(dataset.classes))
+    measured = parity.measure(trained, logged, dataset.split("test"))
+    parity.check(measured)
+    return measured
+
+
+def _quantize(source: Path, target: Path, dataset: Dataset) -> Quantization:
+    """Quantizes a model, and judges whether the result is worth keeping."""
+    train, validation = dataset.split("train"), dataset.split("validation")
+    chosen = np.random.default_rng(0).permutation(len(train))[:_NUM_CALIBRATION_IMAGES]
+    batches = [train.gather(chosen[start : start + 8]) for start in range(0, len(chosen), 8)]
+    quantization.to_int8(source, target, batches)
+    fp32, int8 = Predictor(source, threads=1), Predictor(target, threads=1)
+    accuracy_fp32, accuracy_int8 = (
+        float((_predict(predictor, validation).argmax(axis=1) == validation.labels_N).mean())
+        for predictor in (fp32, int8)
+    )
+    speedup = measure_latency_ms(fp32) / measure_latency_ms(int8)
+    return Quantization(
+        accuracy_int8=accuracy_int8,
+        accuracy_fp32=accuracy_fp32,
+        speedup=speedup,
+        size_mb=target.stat().st_size / 1e6,
+        kept=accuracy_int8 >= accuracy_fp32 - _MAX_ACCURACY_LOSS and speedup > 1,
+    )
+
+
+def _predict(predictor: Predictor, split: Split) -> NDArray[np.float32]:
+    return predict_in_batches(predictor.predict_uncalibrated, split.sides_N, split.gather)
+
+
+def _write_json(file: Path, content: object) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def _install(building: Path, out: Path, *, with_int8: bool) -> None:
+    """Moves the files to their folder; each appears there complete."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / INT8_FILE).unlink(missing_ok=True)  # Of an earlier export, of another model perhaps.
+    names = [ONNX_FILE, INFO_FILE, REPORT_FILE, *([INT8_FILE] if with_int8 else [])]
+    for name in names:
+        shutil.move(building / name, out / f"{name}.tmp")
+        (out / f"{name}.tmp").rename(out / name)
+
+
+def _write_page(page: Path, exported: Path) -> None:
+    """Writes the web page with the model in it, ready for any web server."""
+    web = ROOT / "web"
+    if not web.is_dir():
+        raise DataError(f"There is no page in {web}; run from a complete checkout of the project.")
+    has_config = (page / "config.json").is_file()
+    if page.exists() and any(page.iterdir()) and not has_config:
+        raise DataError(f"{page} holds something else; set --page to a new folder.")
+    # The site's own configuration is never overwritten.
+    ignored = shutil.ignore_patterns(*(["config.json"] if has_config else []))
+    shutil.copytree(web, page, ignore=ignored, dirs_exist_ok=True)
+    (page / "model").mkdir(exist_ok=True)
+    for name in (ONNX_FILE, INFO_FILE):
+        shutil.copy(exported / name, page / "model" / name)

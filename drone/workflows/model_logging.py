@@ -1,0 +1,67 @@
+"""From a checkpoint to a logged model: exported, checked for parity, calibrated."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from drone.data.dataset import Dataset
+from drone.evaluation import calibration, parity
+from drone.model import export, mobilenet
+from drone.serving.predictor import Predictor
+from drone.tracking.model import log_model, log_model_metrics
+from drone.training import checkpoint
+from drone.training.config import TrainConfig
+
+ONNX_FILE = "model.onnx"
+
+
+def export_and_log(
+    folder: Path, config: TrainConfig, dataset: Dataset, metadata: Mapping[str, str]
+) -> str:
+    """Exports the best weights of a checkpoint and logs the model to the active run.
+
+    Args:
+        folder: of the checkpoint.
+        config: of the run.
+        dataset: that it was trained on.
+        metadata: of the model, besides classes, preprocessing and fingerprint.
+
+    Returns:
+        The model's URI.
+
+    Raises:
+        RunError: the exported model's predictions differ from the trained one's.
+    """
+    model = load_best_model(folder, config, len(dataset.classes))
+    metadata = {
+        **metadata,
+        "classes": json.dumps(dataset.classes),
+        "preprocessing": dataset.preprocessing.to_json(),
+        "fingerprint": dataset.fingerprint,
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary) / ONNX_FILE
+        export.to_onnx(model, target, dataset.preprocessing.side_px, metadata)
+        validation = (dataset.at_bins() if config.model.mixed else dataset).split("validation")
+        predictor = Predictor(target)
+        # A few images of each size suffice here; `export` compares the whole test split.
+        sample = parity.sample_of_each_side(validation)
+        measured = parity.measure(model, predictor, validation, sample)
+        log_model_metrics(
+            {
+                "model/onnx_max_difference": measured.max_difference,
+                "model/onnx_mb": target.stat().st_size / 1e6,
+            }
+        )
+        parity.check(measured, require_top1=False)
+        calibrated = calibration.calibrate(predictor, validation).as_metadata()
+        export.add_metadata(target, calibrated)
+        return log_model(target, dataset.classes, {**metadata, **calibrated})
+
+
+def load_best_model(folder: Path, config: TrainConfig, num_classes: int) -> mobilenet.Classifier:
+    """The model with the weights of a checkpoint's best epoch, ready for inference."""
+    model = mobilenet.build(config.model, num_classes, config.seed, None).eval()
+    model.load_state_dict(checkpoint.load_best(folder))
+    return model

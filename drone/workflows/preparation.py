@@ -1,0 +1,147 @@
+"""Prepares a data set from raw folders, restores its last version, or compares two of them."""
+
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from drone.cluster import connection
+from drone.curation.audit_page import write_audit
+from drone.data.bins import bin_sides
+from drone.data.dataset import Dataset
+from drone.data.prepare import history, ledger
+from drone.data.prepare.plan import Mapper, PreparePlan, PrepareSettings, Row, plan_dataset
+from drone.data.prepare.write import check_writable, undo_last, write_dataset
+from drone.errors import ConfigError
+from drone.storage import dataset_cache
+from drone.storage.raw_roots import open_root
+from drone.workflows.requests import PrepareRequest
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A planned data set, on its way to be written."""
+
+    plan: PreparePlan
+
+    decisions: Sequence[ledger.Decision]
+    """The user's decisions that were passed in, those that are known already included."""
+
+    @property
+    def num_missing(self) -> int:
+        """Number of decided images that are in none of the raw folders."""
+        return len({decision.md5 for decision in self.decisions} - set(self.plan.manifest["md5"]))
+
+    @property
+    def bins(self) -> pd.DataFrame:
+        """Images and GB of packed pixels by bin."""
+        packed = self.plan.manifest[self.plan.manifest["pixel_row"] >= 0]
+        counts = pd.Series(bin_sides(packed)).value_counts().sort_index()
+        size_gb = counts * counts.index.to_numpy() ** 2 * 3 / 1e9
+        return pd.DataFrame({"images": counts, "GB": size_gb})
+
+
+def prepare(
+    request: PrepareRequest,
+    settings: PrepareSettings = PrepareSettings(),  # noqa: B008  Frozen.
+    show_plan: Callable[[Preparation], None] = lambda preparation: None,
+) -> tuple[Preparation, bool]:
+    """Plans a data set and, unless it is a dry run, writes it.
+
+    Args:
+        request: Raw folders, data set and decisions.
+        settings: What decides which data set they become.
+        show_plan: Called with the plan before anything is written.
+
+    Returns:
+        The preparation, and whether anything was written.
+
+    Raises:
+        DroneError: Anything that the user can fix.
+    """
+    out = _folder(request)
+    check_writable(out)
+    decisions: list[ledger.Decision] = []
+    if request.decisions:
+        decisions = ledger.read_by_hand(request.decisions, settings.classes)
+    with _ray_mapper() as mapper:
+        plan = plan_dataset(
+            request.raw,
+            settings,
+            mapper,
+            out,
+            decisions=decisions,
+            cache_folder=dataset_cache.cache_folder("scans"),
+            opener=open_root,
+        )
+        preparation = Preparation(plan, decisions)
+        show_plan(preparation)
+        if request.dry_run:
+            return preparation, False
+        _, written = write_dataset(plan, out, mapper, bins=request.bins, write_audit=write_audit)
+    return preparation, written
+
+
+def undo(out: Path) -> Dataset:
+    """Restores the version of a data set before the present one.
+
+    Raises:
+        DataError: There is no earlier version, or its raw files are gone.
+    """
+    check_writable(out)
+    with _ray_mapper() as mapper:
+        return undo_last(out, mapper, open_root, write_audit=write_audit)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between two data sets."""
+
+    fingerprints: tuple[str, str]
+
+    changes: pd.DataFrame
+    """As `history.diff` returns it."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of files by kind of change."""
+        return dict(Counter(map(str, self.changes["change"])).most_common())
+
+
+def compare(first: str, second: str) -> Comparison:
+    """Compares two data sets, each a folder or FOLDER@FINGERPRINT for an earlier version.
+
+    Raises:
+        DataError: One of them does not exist.
+    """
+    old, new = history.open_version(first), history.open_version(second)
+    return Comparison((old.fingerprint, new.fingerprint), history.diff(old, new))
+
+
+def _folder(request: PrepareRequest) -> Path:
+    if request.out is None:
+        raise ConfigError("--out is missing: name the folder of the data set.")
+    return request.out
+
+
+@contextlib.contextmanager
+def _ray_mapper() -> Iterator[Mapper]:
+    """Maps on Ray, which is only started when there is something to map."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def connect() -> None:
+            stack.enter_context(connection.connected())
+
+        def mapper(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:
+            # Ray Data takes seconds to import, which a data set that is up to date does not need.
+            from drone.cluster.data import map_rows
+
+            connect()
+            return map_rows(function, rows, label)
+
+        yield mapper

@@ -1,0 +1,249 @@
+"""Registers a run's model and makes it champion, if it passes the gate."""
+
+import datetime
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from drone.errors import RunError
+from drone.evaluation.gate import Contender, apply_gate, markdown
+from drone.evaluation.latency import measure_latency_ms
+from drone.evaluation.limits import Limits
+from drone.serving.predictor import Predictor
+from drone.tracking import registry, runs
+from drone.tracking.model import fetch_onnx
+from drone.tracking.registry import CHAMPION, PREVIOUS, RegisteredVersion
+from drone.workflows.display import SILENT, Display
+from drone.workflows.evaluation import test_result, test_split_name
+
+
+@dataclass(frozen=True)
+class PromotionResult:
+    """What came of a promotion."""
+
+    name: str
+    """Of the registered model."""
+
+    run_id: str
+    run_name: str
+    version: str | None
+    """None in a dry run."""
+
+    promoted: bool
+    """Whether the run's model is the champion now."""
+
+    document: dict[str, Any] | None
+    """The gate's decision; None if the model was the champion already."""
+
+    @property
+    def message(self) -> str:
+        """The outcome in a sentence."""
+        if self.version is None:
+            return "Nothing was changed (--dry-run)."
+        if self.document is None:
+            return f"{self.run_name} is the champion of {self.name} already."
+        if self.promoted:
+            return f"{self.run_name} is now models:/{self.name}@champion (version {self.version})."
+        return (
+            f"{self.run_name} is registered as version {self.version} of {self.name}, but did not "
+            f"pass the gate; the champion stays. python ray_jobs/promote.py --why {self.version} "
+            f"shows the decision again."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            **(self.document or {}),
+            "name": self.name,
+            "run_id": self.run_id,
+            "version": self.version,
+            "promoted": self.promoted,
+        }
+
+
+def promote(
+    id_or_name: str,
+    name: str,
+    limits: Limits,
+    *,
+    dry_run: bool = False,
+    experiment: str = runs.DEFAULT_EXPERIMENT,
+    display: Display = SILENT,
+) -> PromotionResult:
+    """Applies the gate to a run, registers it, and makes it champion if it passes.
+
+    Args:
+        id_or_name: of the run.
+        name: of the registered model.
+        limits: of the gate.
+        dry_run: decides, and changes nothing.
+        experiment: in MLflow.
+        display: shows each rule of the gate.
+
+    Raises:
+        RunError: the run or the champion has not been evaluated, or one of them was trained on the
+            test images.
+    """
+    runs.connect(experiment)
+    run = runs.find_run(id_or_name)
+    run_id, run_name = run.info.run_id, str(run.info.run_name)
+    champion_version = registry.version_by_alias(name, CHAMPION)
+    if champion_version is not None and champion_version.run_id == run_id:
+        return PromotionResult(name, run_id, run_name, champion_version.version, True, None)
+    fingerprint = run.data.tags.get("fingerprint", "")
+    candidate = _contender(run_id, fingerprint, own=True, name=f"run {run_name}")
+    if candidate is None:
+        raise RunError(
+            f"Run {run_name} has not been evaluated on its test split. First: "
+            f"python ray_jobs/evaluate.py --run {run_id}"
+        )
+    _check_test_images_unseen(run_id, run_id, f"Run {run_name}")
+    champion = None
+    if champion_version is not None:
+        champion = _champion(name, champion_version, run_id, fingerprint)
+    document = {
+        **apply_gate(candidate, champion, limits).as_dict(),
+        "name": name,
+        "candidate": candidate.name,
+        "candidate_run_id": run_id,
+        "champion": champion.name if champion else None,
+        "champion_run_id": champion_version.run_id if champion_version else None,
+        "fingerprint": fingerprint,
+        "limits": vars(limits),
+        "when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M UTC}",
+    }
+    _show_rules(document, display)
+    if dry_run:
+        return PromotionResult(name, run_id, run_name, None, False, document)
+    tags = {"fingerprint": fingerprint, "pretrained": run.data.tags.get("pretrained", "")}
+    version = registry.register(name, run_id, tags)
+    document["version"] = version
+    registry.record_gate_decision(name, version, run_id, document, markdown(document))
+    if document["passed"]:
+        registry.promote(name, version)
+    return PromotionResult(name, run_id, run_name, version, document["passed"], document)
+
+
+def _show_rules(document: Mapping[str, Any], display: Display) -> None:
+    """Shows each rule of a gate decision."""
+    for rule in document["rules"]:
+        verdict = "pass" if rule["passed"] else "FAIL"
+        display.show(f"{verdict}  {rule['name']}: {rule['figures']}")
+
+
+def explain(
+    name: str, version: str, *, experiment: str = runs.DEFAULT_EXPERIMENT, display: Display = SILENT
+) -> dict[str, Any]:
+    """The gate's decision on a version, shown rule by rule.
+
+    Raises:
+        RunError: there is no such version, or the gate was never applied to it.
+    """
+    runs.connect(experiment)
+    document = registry.read_gate_decision(name, version)
+    _show_rules(document, display)
+    return document
+
+
+def rollback(
+    name: str, *, dry_run: bool = False, experiment: str = runs.DEFAULT_EXPERIMENT
+) -> tuple[RegisteredVersion | None, RegisteredVersion | None]:
+    """Makes the previous champion the champion again.
+
+    Args:
+        name: of the registered model.
+        dry_run: changes nothing.
+        experiment: in MLflow.
+
+    Returns:
+        The version that is, or in a dry run would be, champion, and the version that it replaces.
+
+    Raises:
+        RunError: there is no previous champion.
+    """
+    runs.connect(experiment)
+    if dry_run:
+        previous = registry.version_by_alias(name, PREVIOUS)
+        return previous, registry.version_by_alias(name, CHAMPION)
+    return registry.rollback(name)
+
+
+def _contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender | None:
+    """A run's model with its results on the test split of a data set.
+
+    Args:
+        run_id: of the run.
+        fingerprint: of the data set.
+        own: whether the run was trained on that data set.
+        name: for the user.
+
+    Returns:
+        None if the model was not evaluated there.
+    """
+    metrics = test_result(run_id, fingerprint, own)
+    if metrics is None:
+        return None
+    onnx_difference = runs.find_run(run_id).data.metrics.get("model/onnx_max_difference", math.inf)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        artifact = f"evaluation/{test_split_name(fingerprint, own)}/predictions.csv"
+        table = runs.download(run_id, artifact, folder)
+        onnx_file = fetch_onnx(run_id, folder / "model")
+        return Contender(
+            name=name,
+            predictions=pd.read_csv(table, keep_default_na=False),
+            metrics=metrics,
+            onnx_difference=float(onnx_difference),
+            size_mb=onnx_file.stat().st_size / 1e6,
+            latency_ms=_latency_ms(Predictor(onnx_file), metrics),
+        )
+
+
+def _latency_ms(predictor: Predictor, metrics: Mapping[str, Any]) -> float:
+    """Time per image; of a model of mixed resolutions the mean over the images' sizes."""
+    rows = metrics.get("by_size")
+    if not rows:
+        return measure_latency_ms(predictor)
+    total_ms = sum(
+        row["images"] * measure_latency_ms(predictor, int(row["side_px"])) for row in rows
+    )
+    return float(total_ms / sum(row["images"] for row in rows))
+
+
+def _champion(
+    name: str, version: RegisteredVersion, candidate_run_id: str, fingerprint: str
+) -> Contender:
+    """The champion with its results on the candidate's test split."""
+    tags = runs.find_run(version.run_id).data.tags
+    own = tags.get("fingerprint") == fingerprint
+    champion = _contender(
+        version.run_id, fingerprint, own, f"the champion (version {version.version})"
+    )
+    if champion is None:
+        differ = "" if own else f", and was trained on another one than {fingerprint[:12]}"
+        raise RunError(
+            f"The champion of {name} (version {version.version}) has not been evaluated on the "
+            f"candidate's data set{differ}, so they cannot be compared. First: "
+            f"python ray_jobs/evaluate.py --model models:/{name}@champion --data DATASET"
+        )
+    if not own:
+        who = f"The champion (version {version.version})"
+        _check_test_images_unseen(version.run_id, candidate_run_id, who)
+    return champion
+
+
+def _check_test_images_unseen(run_id: str, tested_run_id: str, who: str) -> None:
+    """Fails if a run was trained or selected on the test images of another run's data set."""
+    images = runs.images_of(tested_run_id)
+    test_md5 = images.loc[images["split"] == "test", "md5"]
+    seen = int(test_md5.isin(runs.training_md5(run_id)).sum())
+    if seen:
+        raise RunError(
+            f"{who} was trained on {seen} of the test images, so a comparison on them would be "
+            f"worthless. Train both on the same data set, or promote under another --name."
+        )

@@ -1,0 +1,249 @@
+"""What the user asks a workflow to do; the jobs' command lines are made from these.
+
+Nothing heavy is imported here, so that --help and wrong usage answer at once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from drone.errors import ConfigError
+from drone.project import ROOT
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareRequest:
+    """What data set is prepared, and of what."""
+
+    raw: tuple[str, ...] = ()
+    """Folders, zip archives or URIs (s3://...), each with one subfolder per class."""
+
+    out: Path | None = None
+    """Folder of the data set; an existing one is updated, and its images stay in their splits."""
+
+    dry_run: bool = False
+    """Show what would be done, and write no data set."""
+
+    decisions: Path | None = None
+    """Decisions exported by the page of review.py (JSON lines), to be added to the ledger."""
+
+    bins: bool = False
+    """Also pack each image at the bin of its own size (224 to 3584 px), for the preset multires;
+    takes up to 38 MB per image. A data set that has bins keeps them."""
+
+    undo: bool = False
+    """Restore the version of --out before this one; its raw files must still exist."""
+
+    diff: tuple[str, str] | None = None
+    """Show what differs between two data sets; FOLDER@FINGERPRINT is an earlier version."""
+
+    def __post_init__(self) -> None:
+        if self.diff is not None:
+            if self.raw or self.out or self.undo:
+                raise ConfigError("--diff compares two data sets and takes no other flags.")
+            return
+        if self.out is None:
+            raise ConfigError("--out is missing: name the folder of the data set.")
+        if self.undo and (self.raw or self.decisions or self.dry_run or self.bins):
+            raise ConfigError("--undo takes --out alone: the data set knows its raw folders.")
+        if not self.undo and not self.raw:
+            raise ConfigError("--raw is missing: name the folders with the collected images.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewRequest:
+    """Which labels are put on the review page."""
+
+    data: str
+    """Data set written by prepare.py: a folder or a URI."""
+
+    out: Path = Path("review.html")
+    """The page; a table of the suspects is written beside it."""
+
+    weights: str
+    """Weights of the features: imagenet (downloaded once) or a file; DRONE_WEIGHTS sets another
+    default."""
+
+    max_suspects: int = 500
+    """Maximum number of doubtful labels on the page, the most doubtful first."""
+
+    def __post_init__(self) -> None:
+        if self.max_suspects < 0:
+            raise ConfigError(f"--max-suspects is {self.max_suspects}; it must be 0 or more.")
+        if self.weights == "none":
+            raise ConfigError(
+                "--weights is none: random weights give no features. Name imagenet or a file."
+            )
+        if self.out.suffix not in (".html", ".htm"):
+            raise ConfigError(f"--out is {self.out}; it must end in .html.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectRequest:
+    """Which images are collected, and to where."""
+
+    out: Path
+    """Raw folder with one subfolder per class; an existing collection is added to."""
+
+    table: tuple[Path, ...] = ()
+    """CSV or parquet files with the columns url, class, source and licence."""
+
+    search: tuple[Literal["openverse", "commons"], ...] = ()
+    """Public searches that return URLs with their licences."""
+
+    query: tuple[str, ...] = ()
+    """What to search for, as "CLASS=TERMS", for these classes alone (default: built-in queries for
+    all four)."""
+
+    retry_failed: bool = False
+    """Retry the URLs that failed in an earlier run."""
+
+    dry_run: bool = False
+    """Show what would be fetched, by host and class, and write nothing."""
+
+    def __post_init__(self) -> None:
+        if not self.table and not self.search:
+            raise ConfigError("Name a source: --table FILE, or --search openverse commons.")
+        if self.query and not self.search:
+            raise ConfigError("--query needs --search: name openverse, commons or both.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """What is evaluated, and on what."""
+
+    run: str | None = None
+    """Run whose model is evaluated, by id or name (the newest with that name)."""
+
+    model: str | None = None
+    """Registered model instead, such as models:/drone-classifier@champion."""
+
+    data: str | None = None
+    """Data set whose test split is used (default: the one that the run was trained on)."""
+
+    images: Path | None = None
+    """Folder of class folders to evaluate on instead; images that the model was trained on, and
+    their near duplicates, are left out."""
+
+    against: str | None = None
+    """Run of a model of one image size (such as of preset finetune) to compare a model of mixed
+    resolutions with, image by image; besides its own images squashed to 224 px."""
+
+    out: Path = Path("reports")
+    """Folder for the report."""
+
+    experiment: str = "drone"
+    """Experiment in MLflow."""
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.model is None):
+            raise ConfigError("Name what to evaluate: either --run RUN or --model URI.")
+        if self.data is not None and self.images is not None:
+            raise ConfigError("--data and --images exclude each other.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What is exported, and how."""
+
+    model: str | None = None
+    """Registered model, such as models:/drone-classifier@champion."""
+
+    run: str | None = None
+    """Run whose model is exported, instead."""
+
+    out: Path
+    """Folder for model.onnx, model.json and export.json."""
+
+    page: Path | None = None
+    """Folder for the page with the model in it, ready to be put on a web server."""
+
+    data: str | None = None
+    """Data set that the model was trained on, if it has moved."""
+
+    unsure_below: float | None = None
+    """Probability of the best class below which a prediction is unsure (default: selected on
+    validation)."""
+
+    unchecked: bool = False
+    """Export although the trained weights to compare with are gone."""
+
+    int8: bool = False
+    """Try quantization to 8-bit integers."""
+
+    experiment: str = "drone"
+    """Experiment in MLflow."""
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.run is None):
+            raise ConfigError("Name what to export: either --model URI or --run RUN.")
+        if self.unsure_below is not None and not 0 <= self.unsure_below <= 1:
+            raise ConfigError(f"--unsure-below is {self.unsure_below}; it must be 0 to 1.")
+        for option, folder in (("--out", self.out), ("--page", self.page)):
+            if folder is not None and folder.exists() and not folder.is_dir():
+                raise ConfigError(f"{option} is {folder}, which is a file; name a folder.")
+
+
+PAGE_FOLDER = ROOT / "web"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeRequest:
+    """Which model is served, and where."""
+
+    model: str | None = None
+    """Registered model, such as models:/drone-classifier@champion."""
+
+    run: str | None = None
+    """Run whose model is served, instead."""
+
+    onnx: Path | None = None
+    """Exported model, instead."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all addresses of this machine."""
+
+    port: int = 8000
+    """Port to listen on; 0 for any that is free."""
+
+    page: Path | None = PAGE_FOLDER
+    """Folder of the page that is served beside the interface."""
+
+    open: bool = False
+    """Open the page in this machine's browser."""
+
+    experiment: str = "drone"
+    """Experiment in MLflow."""
+
+    def __post_init__(self) -> None:
+        if sum(source is not None for source in (self.model, self.run, self.onnx)) != 1:
+            raise ConfigError("Name what to serve: one of --model URI, --run RUN, --onnx FILE.")
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"--port is {self.port}; it must be 0 to 65535.")
+        # The project's own page may be absent, as where only the jobs were copied to.
+        if self.page not in (None, PAGE_FOLDER) and not self.page.is_dir():
+            raise ConfigError(f"There is no folder {self.page} for --page.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRequest:
+    """What the demonstration runs on."""
+
+    raw: Path | None = None
+    """Folder with one subfolder per class; by default the images are drawn."""
+
+    weights: str
+    """Starting weights: imagenet (downloaded once; random if that fails), none (random) or a
+    file."""
+
+    out: Path = Path("demo")
+    """Folder for the images, the data set, the checkpoints, the reports and the export."""
+
+    images_per_class: int | None = None
+    """Number of images to draw of each class (default: 150, or 450 from random weights)."""
+
+    epochs: int | None = None
+    """Number of epochs of each run (default: 4, or 24 from random weights)."""
+
+    seed: int = 0
+    """Seed of the drawings and of the runs."""

@@ -1,0 +1,67 @@
+"""Writes the review page: finds label issues in a data set and puts them before the user."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from drone.curation import label_issues, review
+from drone.curation.label_issues import Ceiling
+from drone.data.prepare import ledger
+from drone.errors import DataError
+from drone.model import weights
+from drone.storage import dataset_cache
+from drone.workflows.display import SILENT, Display
+from drone.workflows.requests import ReviewRequest
+
+
+@dataclass(frozen=True)
+class ReviewResult:
+    """What is on the page, and how many labels are probably wrong."""
+
+    num_shown: int
+    num_suspects: int
+    accuracy: float
+    """Share of labels that equal the out-of-fold prediction."""
+
+    ceiling: Ceiling
+
+    true_classes: pd.DataFrame
+    """Of each given class (row), the estimated share that is of each class (column)."""
+
+
+def write_review_page(request: ReviewRequest, display: Display = SILENT) -> ReviewResult:
+    """Finds label issues and writes the page, and a table of the suspects beside it.
+
+    Raises:
+        DataError: The folder of the page does not exist, or a class has too few images.
+        WeightsError: The weights cannot be had.
+    """
+    folder = request.out.resolve().parent
+    if not folder.is_dir():
+        raise DataError(f"--out is {request.out}, but there is no folder {folder}. Create it.")
+    dataset = dataset_cache.open_at(request.data, notify=display.show)
+    decided = ledger.by_hand(ledger.read(dataset.folder / ledger.LEDGER_FILE))
+    issues, suspects = label_issues.find_in_dataset(
+        dataset, weights.load(request.weights), display.track
+    )
+    suspects = suspects[~suspects["md5"].isin(decided)]
+    suspects.to_csv(request.out.with_suffix(".csv"), index=False)
+    items = review.build_items(dataset.manifest, suspects.head(request.max_suspects), decided)
+    facts = {
+        "images to decide on": str(len(items)),
+        "decided before": str(len(decided)),
+        "test accuracy that the labels allow": describe(issues.ceiling),
+    }
+    review.write_page(request.out, dataset, items, review.image_loader(dataset), facts)
+    return ReviewResult(
+        num_shown=len(items),
+        num_suspects=len(suspects),
+        accuracy=issues.accuracy,
+        ceiling=issues.ceiling,
+        true_classes=label_issues.true_class_table(issues, dataset.classes),
+    )
+
+
+def describe(ceiling: Ceiling) -> str:
+    """The accuracy with its interval, as text."""
+    return f"{ceiling.accuracy:.3f} ({ceiling.low:.3f} to {ceiling.high:.3f})"

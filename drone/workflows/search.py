@@ -1,0 +1,320 @@
+"""A search from its spec to a registered model: trials, confirmation, final training, the gate."""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from drone.cluster import connection
+from drone.config import differing, override, to_dict
+from drone.data.dataset import Dataset
+from drone.errors import ConfigError, RunError
+from drone.evaluation.limits import Limits
+from drone.model import weights
+from drone.presets import get
+from drone.search import space as search_space
+from drone.search.grammar import Changes
+from drone.search.study import STUDY_FILE, Study, StudySpec
+from drone.storage import dataset_cache
+from drone.storage.filesystem import absolute, resolve_writable
+from drone.tracking import registry, runs
+from drone.training import memory
+from drone.training.config import TrainConfig
+from drone.workflows import cluster_check, evaluation, promotion, training
+from drone.workflows.display import SILENT, Display
+from drone.workflows.evaluation import EvaluationResult
+from drone.workflows.promotion import PromotionResult
+from drone.workflows.requests import EvaluateRequest
+from drone.workflows.search_report import StudyResult, conclude, log_spec
+from drone.workflows.search_trials import SearchResources, StudyRunner
+from drone.workflows.training import Resources, RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewStudy:
+    """What the user asks a new study to do."""
+
+    data: str
+    studies: Path
+    """Folder for studies."""
+
+    name: str | None = None
+    """By default one with the time in it."""
+
+    preset: str = "finetune"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that replace the preset's, nested as in TrainConfig."""
+
+    settings_source: str = "settings"
+    """Where they come from, for error messages; so with the other sources."""
+
+    space_changes: Changes = field(default_factory=dict)
+    """Changes to the default search space."""
+
+    space_source: str = "space"
+    varied: Changes = field(default_factory=dict)
+    """Further changes, which overrule those."""
+
+    first_trials: Sequence[Mapping[str, Any]] | None = None
+    """Parameters of the trials before the sampler's own; by default the preset's."""
+
+    first_source: str = "first trials"
+    num_trials: int = 30
+    scheduler: str = "asha"
+    weights: str = "imagenet"
+    storage: str | None = None
+    """Folder or URI for checkpoints; by default in the study's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfterSearch:
+    """What happens after the trials."""
+
+    confirm: tuple[int, int] = (3, 3)
+    """How many configurations are trained again, and with how many seeds; 0 for none."""
+
+    final: bool = True
+    """Whether the winner is trained once more, evaluated on test, registered and promoted."""
+
+    model_name: str = registry.DEFAULT_NAME
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """The winner, trained once more."""
+
+    run_id: str
+    scores: dict[str, Any]
+    """Test metrics, as metrics.json has them."""
+
+    evaluation: EvaluationResult | None
+    """None if an earlier attempt evaluated it."""
+
+    promotion: PromotionResult | None
+    """None if it could not be compared with the champion."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search came to."""
+
+    study: str
+    run_id: str
+    best: StudyResult
+    final: FinalModel | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values: dict[str, Any] = {
+            "study": self.study,
+            "run_id": self.run_id,
+            "best": self.best.as_dict(),
+        }
+        if self.final is None:
+            return values
+        scores, promoted = self.final.scores, self.final.promotion
+        values["final_run_id"] = self.final.run_id
+        values["test"] = {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}
+        values["promoted"] = promoted is not None and promoted.promoted
+        if promoted is not None:
+            values["version"] = promoted.version
+        return values
+
+
+def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
+    """The spec of a new study; nothing is written yet.
+
+    Raises:
+        ConfigError: a setting, a change or the name is wrong.
+    """
+    base = override(get(request.preset), request.settings, request.settings_source)
+    # What the command line overrules must leave no trace on the space.
+    changes = {
+        name: change for name, change in request.space_changes.items() if name not in request.varied
+    }
+    base, space = search_space.resolve_space(base, changes, request.space_source)
+    base, space = search_space.resolve_space(base, request.varied, "--vary", space)
+    name = request.name or f"study-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    study = Study((request.studies / name).resolve())
+    if study.exists:
+        raise ConfigError(
+            f"There is a study {name} in {request.studies} already. Continue it with --resume "
+            f"{name}, or choose another --name."
+        )
+    first_trials = [search_space.base_params(base, space)]
+    if request.first_trials is not None:
+        first_trials = [
+            search_space.check_params(params, space, request.first_source)
+            for params in request.first_trials
+        ]
+    storage = str(study.folder / "runs")
+    if request.storage:
+        storage = f"{resolve_writable(request.storage)}/{name}"
+    by_name = request.weights in ("imagenet", "none")
+    return study, StudySpec(
+        name=name,
+        base=base,
+        space=space,
+        data=absolute(request.data),
+        fingerprint="",
+        weights=request.weights if by_name else str(Path(request.weights).resolve()),
+        first_trials=first_trials,
+        num_trials=request.num_trials,
+        scheduler=request.scheduler,
+        run_id="",
+        storage=storage,
+    )
+
+
+def reopen_study(
+    name_or_folder: str, studies: Path, add_trials: int = 0
+) -> tuple[Study, StudySpec]:
+    """A study of an earlier attempt, perhaps with more trials.
+
+    Raises:
+        RunError: there is none of that name.
+    """
+    folder = Path(name_or_folder)
+    study = Study((folder if (folder / STUDY_FILE).exists() else studies / folder).resolve())
+    if not study.exists:
+        names = sorted(file.parent.name for file in studies.glob(f"*/{STUDY_FILE}"))
+        raise RunError(
+            f"There is no study {name_or_folder} in {studies}. There are: "
+            f"{', '.join(names) or 'none yet'}."
+        )
+    spec = study.read_spec()
+    return study, replace(spec, num_trials=spec.num_trials + add_trials)
+
+
+def run_study(
+    study: Study,
+    spec: StudySpec,
+    resources: SearchResources,
+    after: AfterSearch,
+    *,
+    experiment: str = runs.DEFAULT_EXPERIMENT,
+    check_cluster: bool = True,
+    display: Display = SILENT,
+) -> SearchResult:
+    """Runs what is left of a study.
+
+    Args:
+        study: from `create` or `reopen`.
+        spec: of the study.
+        resources: what the trials may use.
+        after: what happens after the trials.
+        experiment: in MLflow.
+        check_cluster: whether every machine of a cluster is checked first.
+        display: shows the trials.
+
+    Raises:
+        Interrupted: by Ctrl-C or SIGTERM; the study can be resumed.
+        DroneError: anything else that the user can fix.
+    """
+    dataset = _open_dataset(spec, display)
+    store = runs.connect(experiment)
+    starting = weights.load(spec.weights)
+    if starting.pretrained == "none":
+        display.warn("Starting from random weights: the runs are tagged pretrained=none.")
+    tags = {"pretrained": starting.pretrained, "fingerprint": dataset.fingerprint}
+    with runs.start_run(spec.name, display.warn, spec.run_id or None, tags) as parent:
+        if not spec.run_id:
+            spec = replace(spec, run_id=parent.run_id, fingerprint=dataset.fingerprint)
+            log_spec(parent, spec, dataset)
+        study.write_spec(spec)
+        display.show(f"Study {study.folder}, run {parent.run_id} in {store}")
+        for name, domain in spec.space.items():
+            display.show(f"  {name:<24} {domain}")
+        cache_folder = resources.cache.folder
+        with connection.connected(environment=memory.ENVIRONMENT), display.search() as progress:
+            if check_cluster:
+                cluster_check.before_job(
+                    store, spec.storage, spec.data, dataset, starting, cache_folder, display
+                )
+            runner = StudyRunner(study, parent, dataset, starting, resources, progress)
+            runner.search()
+            confirmed = runner.confirm(*after.confirm) if min(after.confirm) else []
+        best = conclude(runner, parent, confirmed)
+    display.show(f"{best.sentence}\nConfiguration: {best.config_file}\nReport: {best.report}")
+    final = None
+    if after.final:
+        final = _finish(study, spec, best.config, resources, after, experiment, display)
+    return SearchResult(spec.name, spec.run_id, best, final)
+
+
+def _open_dataset(spec: StudySpec, display: Display) -> Dataset:
+    # Fails here if a trial will need bins and they are not packed.
+    at_bins = spec.base.model.mixed or "model.resizer" in spec.space
+    dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
+    if spec.fingerprint not in ("", dataset.fingerprint):
+        raise ConfigError(
+            f"Cannot resume the study {spec.name}: it was started on the data set "
+            f"{spec.fingerprint[:12]}, and {spec.data} is {dataset.fingerprint[:12]} now. Start a "
+            f"new study."
+        )
+    return dataset
+
+
+def _finish(
+    study: Study,
+    spec: StudySpec,
+    config: TrainConfig,
+    resources: SearchResources,
+    after: AfterSearch,
+    experiment: str,
+    display: Display,
+) -> FinalModel:
+    """Trains the winner, evaluates it on test, registers and promotes it; each once."""
+    name = _final_name(spec, config)
+    display.show(f"\nTraining the winner once more ({name})")
+    run_id = _train_final(name, spec, config, resources, experiment, display)
+    scores, evaluated = evaluation.test_result(run_id, spec.fingerprint, own=True), None
+    if scores is None:
+        request = EvaluateRequest(run=run_id, out=study.folder / "reports", experiment=experiment)
+        evaluated = evaluation.evaluate(request, display)
+        scores = evaluated.as_dict()
+    promoted = None
+    try:
+        promoted = promotion.promote(run_id, after.model_name, Limits(), display=display)
+    except RunError as error:  # No comparison is an outcome of the study, not its failure.
+        display.warn(str(error))
+    return FinalModel(run_id, scores, evaluated, promoted)
+
+
+def _final_name(spec: StudySpec, config: TrainConfig) -> str:
+    """The name of the final run, from which a resumed study recognises it.
+
+    It depends on the settings that differ from the defaults alone, so that a setting which a later
+    version adds does not change it; and on the study's run, since another study of the same name
+    may have had other data.
+    """
+    changed = differing(to_dict(config), to_dict(TrainConfig()))
+    text = json.dumps([changed, spec.run_id], sort_keys=True)
+    return f"{spec.name}-final-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _train_final(
+    name: str,
+    spec: StudySpec,
+    config: TrainConfig,
+    resources: SearchResources,
+    experiment: str,
+    display: Display,
+) -> str:
+    """Trains the winner, or resumes its training; returns the run's id."""
+    existing = runs.find_by_name(name)
+    if existing is not None and existing.info.status == "FINISHED":
+        return str(existing.info.run_id)
+    workers = resources.workers_per_trial if resources.workers_per_trial > 1 else None
+    training_resources = Resources(num_workers=workers, cache=resources.cache, check_cluster=False)
+    if existing is not None:
+        return training.resume(
+            existing.info.run_id, training_resources, experiment=experiment, display=display
+        ).run_id
+    run_spec = RunSpec(config=config, data=spec.data, weights=spec.weights, storage=spec.storage)
+    return training.train(
+        run_spec, training_resources, name=name, experiment=experiment, display=display
+    ).run_id

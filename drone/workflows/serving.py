@@ -1,0 +1,129 @@
+"""Serves a model and the page over HTTP, from this machine alone or with replicas on Ray."""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import tempfile
+import webbrowser
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from drone.cluster import serve as ray_serve
+from drone.errors import ConfigError
+from drone.serving.api import Api, ApiSettings
+from drone.serving.http import HttpApp, HttpSettings
+from drone.serving.predictor import Predictor
+from drone.workflows.display import SILENT, Display
+from drone.workflows.requests import ServeRequest
+
+_SHUTDOWN_S = 30
+"""Seconds that requests in flight may take after an interrupt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How requests are answered."""
+
+    api: ApiSettings = field(default_factory=ApiSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    replicas: ray_serve.ReplicaSettings = field(default_factory=ray_serve.ReplicaSettings)
+
+
+def serve(request: ServeRequest, settings: ServerSettings, display: Display = SILENT) -> str:
+    """Serves a model until it is interrupted; returns the URL.
+
+    Raises:
+        ConfigError: The address is in use, or the cluster has no room for the replicas.
+        RunError: There is no such model.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        onnx, api = _fetch_model(request, settings.api, folder)
+        # The address is taken before anything expensive is started for it.
+        listener = stack.enter_context(_bind(request.host, request.port))
+        port = listener.getsockname()[1]
+        url = f"http://{_location(request.host, port)}"
+        predictor, http = _start_predictor(onnx, settings, f"drone-{port}", stack, display)
+        page = request.page if request.page and request.page.is_dir() else None
+        app = HttpApp(Api(predictor, api), http, page)
+        # Whoever reads the next line may send a request at once.
+        listener.listen()
+        beside = f"the page: {url}/, " if page else ""
+        display.show(f"{onnx.name} is served at {url} - {beside}the interface: {url}/docs")
+        if request.open:
+            # The socket listens already: the browser waits until the server takes its request.
+            webbrowser.open(url)
+        _run(app, listener)
+        return url
+
+
+def _fetch_model(request: ServeRequest, api: ApiSettings, folder: Path) -> tuple[Path, ApiSettings]:
+    """Returns the model's file, and the interface's settings with its name and version."""
+    if request.onnx is not None:
+        if not request.onnx.is_file():
+            raise ConfigError(f"There is no file {request.onnx} for --onnx.")
+        return request.onnx, api
+    # MLflow takes seconds to import, which a server of an exported model does not need.
+    from drone.tracking import model as tracked_model
+    from drone.tracking import runs
+
+    runs.connect(request.experiment)
+    model = tracked_model.resolve_model(request.model, request.run)
+    onnx = tracked_model.fetch_onnx(model.run_id, folder)
+    return onnx, replace(api, name=api.name or model.name, version=api.version or model.version)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"Cannot listen on {_location(host, port)}: {error.strerror}. Is another server "
+            f"running there? Choose another --host or --port."
+        ) from error
+    return listener
+
+
+def _location(host: str, port: int) -> str:
+    """Host and port as in a URL: an IPv6 address has brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _start_predictor(
+    onnx: Path,
+    settings: ServerSettings,
+    name: str,
+    stack: contextlib.ExitStack,
+    display: Display,
+) -> tuple[Predictor, HttpSettings]:
+    """Returns the predictor, here or on replicas, and the settings of the app in front of it."""
+    if settings.replicas.replicas is None:
+        engines = settings.http.engines or os.cpu_count() or 1
+        predictor = Predictor(onnx, threads=1, max_concurrency=engines)
+        # A broken model fails here, and the first request is answered quickly.
+        predictor.start()
+        return predictor, settings.http
+    # A broken model fails here too, and not in each replica.
+    Predictor(onnx).start()
+    replicas = ray_serve.replicated(onnx, settings.http, settings.replicas, name, display.show)
+    return stack.enter_context(replicas), ray_serve.front(settings.http, settings.replicas)
+
+
+def _run(app: HttpApp, listener: socket.socket) -> None:
+    """Answers requests until it is interrupted; those in flight are still answered then."""
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,318 @@
+"""A training run, from its first entry in MLflow to its logged model, over all of its attempts."""
+
+import datetime
+import json
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from drone.cluster import connection
+from drone.cluster import train as ray_train
+from drone.cluster.train_job import TrainJob
+from drone.config import flatten, override, to_dict
+from drone.data.dataset import Dataset
+from drone.errors import RunError
+from drone.model import mobilenet, weights
+from drone.model.weights import Weights
+from drone.project import commit
+from drone.storage import checkpoints, dataset_cache
+from drone.storage.filesystem import absolute, read_text, resolve_writable
+from drone.tracking import runs
+from drone.tracking.runs import TrackedRun
+from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
+from drone.training.activation_cache.store import CacheSpec
+from drone.training.checkpoint import STATE_FILE, Position, read_position
+from drone.training.config import TrainConfig
+from drone.training.selection import History
+from drone.workflows import cluster_check, model_logging
+from drone.workflows.display import SILENT, Display, TrainingProgress
+
+_SPEC_FILE = "launch.json"
+"""Artifact of a run: what it takes to resume it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a run may use; None means what is there."""
+
+    num_workers: int | None = None
+    min_workers: int | None = None
+    gpus_per_worker: float | None = None
+    max_failures: int = 3
+    """How often lost workers are replaced."""
+
+    cache: CacheSpec = field(default_factory=CacheSpec)
+    """Activation cache on each machine."""
+
+    check_cluster: bool = True
+    """Whether every machine of a cluster is checked first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What a run computes, from what, and where its checkpoints go."""
+
+    config: TrainConfig
+    data: str
+    """Folder or URI of the data set."""
+
+    weights: str = "imagenet"
+    """As `weights.load` takes it."""
+
+    storage: str = "runs"
+    """Folder or URI of the run's checkpoints."""
+
+    def to_json(self) -> str:
+        """The artifact from which the run can be resumed."""
+        by_name = self.weights in ("imagenet", "none")
+        content = {
+            "config": to_dict(self.config),
+            "data": absolute(self.data),
+            "weights": self.weights if by_name else str(Path(self.weights).resolve()),
+            "storage": self.storage,
+        }
+        return json.dumps(content, indent=1)
+
+
+def read_spec(run_id: str) -> RunSpec:
+    """The spec that a run was started with.
+
+    Raises:
+        RunError: it stopped before it had one.
+    """
+    try:
+        content = runs.read_json(run_id, _SPEC_FILE)
+    except RunError as error:
+        raise RunError(
+            f"Cannot resume run {run_id}: it stopped before training started, or was not created "
+            f"by train.py. Start it again."
+        ) from error
+    return RunSpec(
+        config=override(TrainConfig(), content["config"], f"run {run_id}"),
+        data=content["data"],
+        weights=content["weights"],
+        storage=content["storage"],
+    )
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A completed run."""
+
+    run_id: str
+    run_name: str
+    model_uri: str
+    best: dict[str, float]
+    """Validation "epoch", "macro_f1" and "loss" of the best epoch."""
+
+
+def train(
+    spec: RunSpec,
+    resources: Resources,
+    *,
+    name: str | None = None,
+    experiment: str = runs.DEFAULT_EXPERIMENT,
+    display: Display = SILENT,
+) -> TrainResult:
+    """Trains a new run.
+
+    Args:
+        spec: what it computes; its storage gets a folder per run.
+        resources: what it may use.
+        name: of the run; by default preset and seed.
+        experiment: in MLflow.
+        display: shows the run.
+
+    Raises:
+        DroneError: anything that the user can fix.
+    """
+    store = runs.connect(experiment)
+    spec = replace(spec, storage=resolve_writable(spec.storage))
+    dataset, starting = _open(spec, display)
+    name = name or f"{spec.config.preset}-s{spec.config.seed}"
+    with runs.start_run(name, display.warn) as run:
+        display.show(f"Run {run.name} ({run.run_id}) in {store}")
+        spec = replace(spec, storage=f"{spec.storage}/{run.run_id}")
+        display.show(_log_spec(run, spec, dataset, starting))
+        return _train(run, store, spec, dataset, starting, resources, display)
+
+
+def resume(
+    id_or_name: str,
+    resources: Resources,
+    *,
+    experiment: str = runs.DEFAULT_EXPERIMENT,
+    display: Display = SILENT,
+) -> TrainResult:
+    """Resumes a run that was stopped, with its own settings, data set and weights.
+
+    Raises:
+        RunError: there is no such run, or it is finished.
+        DroneError: anything else that the user can fix.
+    """
+    store = runs.connect(experiment)
+    info = runs.find_run(id_or_name).info
+    if info.status == "FINISHED":
+        raise RunError(
+            f"Cannot resume run {id_or_name}: it is finished. For more epochs start a new run "
+            f"with --epochs."
+        )
+    spec = read_spec(info.run_id)
+    dataset, starting = _open(spec, display)
+    with runs.start_run(info.run_name, display.warn, info.run_id) as run:
+        display.show(f"Run {run.name} ({run.run_id}) in {store}")
+        return _train(run, store, spec, dataset, starting, resources, display)
+
+
+def _open(spec: RunSpec, display: Display) -> tuple[Dataset, Weights]:
+    at_bins = spec.config.model.mixed
+    dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
+    starting = weights.load(spec.weights)
+    if starting.pretrained == "none":
+        display.warn(
+            "Starting from random weights: expect far lower scores than with ImageNet weights. "
+            "The run is tagged pretrained=none."
+        )
+    return dataset, starting
+
+
+def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weights) -> str:
+    """Logs everything that decides a new run before it starts; returns a line for the user."""
+    config = spec.config
+    model = mobilenet.build(config.model, len(dataset.classes), config.seed, starting.state())
+    counts = model.parameter_counts()
+    run.log_params(flatten(to_dict(config)))
+    run.log_params({"parameters": counts.total, "parameters_trainable": counts.trainable})
+    run.log_tags(
+        {
+            "preset": config.preset,
+            "pretrained": starting.pretrained,
+            "weights_sha256": starting.sha256,
+            "fingerprint": dataset.fingerprint,
+            "commit": commit(),
+            "classes": json.dumps(dataset.classes),
+        }
+    )
+    run.log_dataset(dataset)
+    run.log_text(spec.to_json(), _SPEC_FILE)
+    return (
+        f"{counts.total:,} parameters, {counts.trainable:,} of them trainable; "
+        f"data set {dataset.fingerprint[:12]}"
+    )
+
+
+def _train(
+    run: TrackedRun,
+    store: str,
+    spec: RunSpec,
+    dataset: Dataset,
+    starting: Weights,
+    resources: Resources,
+    display: Display,
+) -> TrainResult:
+    """Trains what is left of a run, then logs what is left to log."""
+    config = spec.config
+    shown = display.training(config.epochs, _stored_history(spec.storage), config.best_epoch_by)
+    with connection.connected(), shown as progress:
+        if resources.check_cluster:
+            cluster_check.before_job(
+                store, spec.storage, spec.data, dataset, starting, resources.cache.folder, display
+            )
+        _fit(run, spec, dataset.fingerprint, starting, resources, progress, display)
+    return _finish(run, spec, dataset, display)
+
+
+def _fit(
+    run: TrackedRun,
+    spec: RunSpec,
+    fingerprint: str,
+    starting: Weights,
+    resources: Resources,
+    progress: TrainingProgress,
+    display: Display,
+) -> None:
+    """Runs the remaining epochs on Ray Train; Ray must be connected."""
+    storage = connection.writable_uri(spec.storage)
+    if storage != spec.storage:
+        display.show(
+            f"Other machines do not share {spec.storage}: checkpoints arrive over the network."
+        )
+    stored = checkpoints.newest(storage)
+    if stored is not None:
+        display.show(f"Resuming from epoch {stored.epoch}, step {stored.batch}")
+        if stored.epoch >= spec.config.epochs:
+            return
+    workers = ray_train.choose_workers(
+        resources.num_workers, resources.gpus_per_worker, resources.min_workers
+    )
+    if message := ray_train.waiting_message(workers):
+        display.show(message)
+    run.log_tags({"num_workers": workers.num_workers, "gpus_per_worker": workers.gpus_per_worker})
+    job = TrainJob(
+        config=spec.config,
+        data=connection.readable_uri(absolute(spec.data)),
+        fingerprint=fingerprint,
+        workers=workers,
+        storage=storage,
+        attempt=f"attempt_{datetime.datetime.now():%Y%m%d_%H%M%S}",
+        resume_from=stored.location if stored else None,
+        max_failures=resources.max_failures,
+        commit=commit(),
+        cache=resources.cache,
+        workload=CacheWorkload(),
+    )
+    ray_train.train(job, starting, _listener(run, progress, display))
+
+
+def _listener(run: TrackedRun, progress: TrainingProgress, display: Display) -> ray_train.Listener:
+    """Logs epochs to MLflow and shows them; retries a store that was away while training runs."""
+    latest: History = []
+
+    def on_history(history: History) -> None:
+        latest[:] = history
+        progress.epochs(history)
+        run.log_history(history)
+
+    def on_cache_decision(decision: CacheDecision) -> None:
+        display.show(f"This run {decision.reason}")
+
+    return ray_train.Listener(
+        on_cache_decision=on_cache_decision,
+        on_notice=display.show,
+        on_progress=progress.step,
+        on_history=on_history,
+        on_poll=lambda: run.log_history(latest),
+        on_interrupt=lambda: display.show("Stopping: writing a checkpoint ..."),
+    )
+
+
+def _finish(run: TrackedRun, spec: RunSpec, dataset: Dataset, display: Display) -> TrainResult:
+    """Logs what is left after the last epoch: missing metrics, the best epoch, the model."""
+    stored = checkpoints.newest(spec.storage)
+    if stored is None:
+        raise RunError(
+            f"There is no checkpoint of the run in {spec.storage}. With several machines set "
+            f"--storage to a location that all of them share."
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = checkpoints.fetch(stored.location, Path(temporary) / "checkpoint")
+        position, _ = read_position(folder)
+        run.catch_up(position.history)
+        run.log_final({f"best/{name}": value for name, value in position.best.items()})
+        display.show("Exporting the model ...")
+        metadata = {"run_id": run.run_id, "preset": spec.config.preset}
+        uri = model_logging.export_and_log(folder, spec.config, dataset, metadata)
+    return TrainResult(run.run_id, run.name, uri, position.best)
+
+
+def _stored_history(storage: str) -> History:
+    """The epochs of earlier attempts."""
+    stored = checkpoints.newest(storage)
+    return _read_remote_position(stored.location).history if stored else []
+
+
+def _read_remote_position(location: str) -> Position:
+    with tempfile.TemporaryDirectory() as temporary:
+        state = read_text(f"{location}/{STATE_FILE}")
+        (Path(temporary) / STATE_FILE).write_text(state, "utf-8")
+        return read_position(Path(temporary))[0]

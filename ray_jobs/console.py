@@ -1,0 +1,195 @@
+"""How the jobs show what happens: messages, tables and progress on the terminal."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track as rich_track
+from rich.table import Table
+
+from drone.training.selection import BestEpochBy, History, best_epoch
+
+if TYPE_CHECKING:  # They import torch, which --help must not wait for.
+    from drone.search.study import TrialRecord
+    from drone.training.context import Progress as StepProgress
+
+console = Console()
+"""Where a job speaks to the user; with --json that is standard error."""
+
+
+def show(message: str) -> None:
+    """Prints a message as it is: file names may hold what looks like markup."""
+    console.print(message, soft_wrap=True, markup=False, highlight=False)
+
+
+def warn(message: str) -> None:
+    """Prints a warning."""
+    console.print(message, style="bold yellow", soft_wrap=True, markup=False, highlight=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a table: the first column left-aligned, the others right."""
+    grid = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        grid.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in row]
+        grid.add_row(*cells)
+    console.print(grid)
+
+
+class ConsoleDisplay:
+    """A `drone.workflows.display.Display` on the terminal."""
+
+    def show(self, message: str) -> None:
+        """Prints a message."""
+        show(message)
+
+    def warn(self, message: str) -> None:
+        """Prints a warning."""
+        warn(message)
+
+    def track(self, items: Iterable[int], label: str, total: int) -> Iterable[int]:
+        """Passes the items on and shows a progress bar."""
+        return rich_track(items, label, total, console=console, transient=True)
+
+    @contextlib.contextmanager
+    def training(
+        self, epochs: int, history: History, best_epoch_by: BestEpochBy
+    ) -> Iterator["TrainingDisplay"]:
+        """Shows a run: a bar for the epoch and a line per epoch that ended."""
+        with _bar() as bar:
+            yield TrainingDisplay(bar, epochs, len(history), best_epoch_by)
+
+    @contextlib.contextmanager
+    def search(self) -> Iterator["SearchDisplay"]:
+        """Shows a search: a bar for the study and a line per trial that ended."""
+        with _bar() as bar:
+            yield SearchDisplay(bar)
+
+
+def _bar() -> Progress:
+    """A bar that is shown while work lasts and removed after it; nothing without a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+class TrainingDisplay:
+    """Shows a run while it trains."""
+
+    def __init__(
+        self, bar: Progress, epochs: int, num_shown: int, best_epoch_by: BestEpochBy
+    ) -> None:
+        self._bar, self._epochs, self._num_shown = bar, epochs, num_shown
+        self._best_epoch_by = best_epoch_by
+        self._task = bar.add_task("starting", total=None, note="")
+
+    def step(self, progress: "StepProgress") -> None:
+        """Moves the bar."""
+        steps_left = progress.steps - progress.step
+        steps_left += (progress.epochs - progress.epoch) * progress.steps
+        seconds = steps_left * progress.batch_size / max(progress.images_per_s, 1e-9)
+        self._bar.update(
+            self._task,
+            description=f"epoch {progress.epoch}/{progress.epochs}",
+            total=progress.steps,
+            completed=progress.step,
+            note=f"{progress.images_per_s:.0f} images/s, {_duration(seconds)} left",
+        )
+
+    def epochs(self, history: History) -> None:
+        """Prints the epochs that are new."""
+        for number in range(self._num_shown, len(history)):
+            entry, metrics = history[number], history[number]["metrics"]
+            best = best_epoch(history[: number + 1], self._best_epoch_by)
+            seconds = metrics["speed/epoch_s"] * (self._epochs - entry["epoch"])
+            show(
+                f"epoch {entry['epoch']:>3}/{self._epochs}"
+                f"  loss {metrics['train/loss']:.3f}"
+                f"  validation loss {metrics['validation/loss']:.3f}"
+                f"  accuracy {metrics['validation/accuracy']:.3f}"
+                f"  macro F1 {metrics['validation/macro_f1']:.3f}"
+                f"  (best epoch {best['epoch']})"
+                f"  {metrics['speed/images_per_s']:.0f} images/s"
+                f"  {_duration(seconds)} left"
+            )
+        self._num_shown = max(self._num_shown, len(history))
+
+
+class SearchDisplay:
+    """Shows a search while its trials run."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("starting", total=None, note="")
+        self._records: dict[int, TrialRecord] = {}
+        self._ended: set[int] = set()
+        self._cache_reasons: set[str] = set()
+        self._title, self._total = "trial", 0
+        self._start_s, self._num_earlier = time.monotonic(), 0
+
+    def start(self, title: str, total: int, records: "list[TrialRecord]", concurrency: int) -> None:
+        """A part of the study starts."""
+        self._title, self._total = title, total
+        self._records = {record.number: record for record in records if record.has_ended}
+        self._ended = set(self._records)
+        self._start_s, self._num_earlier = time.monotonic(), len(self._ended)
+        earlier = f", {len(self._ended)} done before" if self._ended else ""
+        show(f"{total} {title}s, {concurrency} at a time{earlier}")
+        self._update()
+
+    def trial(self, record: "TrialRecord", name: str) -> None:
+        """A trial has started, has a new epoch or has ended."""
+        self._records[record.number] = record
+        if record.cache_reason and record.cache_reason not in self._cache_reasons:
+            self._cache_reasons.add(record.cache_reason)
+            show(f"  a trial like {name} {record.cache_reason}")
+        if record.has_ended and record.number not in self._ended:
+            self._ended.add(record.number)
+            seconds = record.usage.get("resource/wall_s", 0.0)
+            reason = f"  {record.reason}" if record.reason else ""
+            show(
+                f"{self._title} {record.number:>4}  {name:<26} {record.state:<8} macro F1 "
+                f"{record.objective:.4f}  {len(record.history)} epochs, {seconds:.0f} s  "
+                f"({self._status()}){reason}"
+            )
+        self._update()
+
+    def _status(self) -> str:
+        records = self._records.values()
+        num_pruned = sum(record.state == "pruned" for record in records)
+        best = max((record.objective for record in records), default=0.0)
+        return (
+            f"{len(self._ended)}/{self._total} done, {len(self._records) - len(self._ended)} "
+            f"running, {num_pruned} pruned, best {best:.4f}, {self._time_left()} left"
+        )
+
+    def _time_left(self) -> str:
+        num_done = len(self._ended) - self._num_earlier
+        if not num_done:
+            return "?"
+        per_trial_s = (time.monotonic() - self._start_s) / num_done
+        return _duration(per_trial_s * (self._total - len(self._ended)))
+
+    def _update(self) -> None:
+        self._bar.update(
+            self._task,
+            description=f"{self._title}s",
+            total=self._total,
+            completed=len(self._ended),
+            note=self._status(),
+        )

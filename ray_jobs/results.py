@@ -1,0 +1,57 @@
+"""Prints results that more than one job ends with."""
+
+from dataclasses import astuple
+from typing import TYPE_CHECKING
+
+from ray_jobs import console
+
+if TYPE_CHECKING:
+    from drone.cluster.doctor import Finding
+    from drone.workflows.evaluation import EvaluationResult
+
+_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failure": "[bold red]fails[/]"}
+
+
+def show_evaluation(result: "EvaluationResult") -> None:
+    """Prints the scores of an evaluation, and where its report is."""
+    from drone.evaluation.metrics import describe
+
+    evaluated, scores = result.evaluated, result.scores
+    if evaluated.left_out:
+        path, reason = next(iter(evaluated.left_out.items()))
+        console.warn(f"{len(evaluated.left_out)} files are left out, such as {path}: {reason}")
+    rows = [
+        [name, row["precision"], row["recall"], row["f1"], int(row["support"])]
+        for name, row in scores.by_class.to_dict("index").items()
+    ]
+    console.table("By class", ["class", "precision", "recall", "F1", "images"], rows)
+    if evaluated.by_labels:
+        console.table(
+            "Accuracy by labels: as collected, without those that the review changed, and changed",
+            ["labels", "accuracy", "low", "high", "images"],
+            [[name, *astuple(part)] for name, part in evaluated.by_labels.items()],
+        )
+    if evaluated.comparisons:
+        columns = ["side_px", "images", "accuracy", "ms", "accuracy_1", "ms_1"]
+        by_size = evaluated.by_size[columns].astype({"ms": int, "ms_1": int})
+        names = ["side", "images", "accuracy", "ms", "squashed", "ms"]
+        console.table("By size", names, by_size.astype(object).to_numpy().tolist())
+    for comparison in evaluated.comparisons:
+        console.show(comparison.sentence)
+    console.show(f"{describe(scores)}\nReport: {result.report}")
+
+
+def show_findings(findings: "list[Finding]") -> None:
+    """Prints a row per finding of the doctor, and the way out of each problem."""
+    rows = [
+        (finding.check, _MARKS[finding.verdict], _machines(finding.machines), finding.message)
+        for finding in findings
+    ]
+    console.table("Doctor", ("check", "verdict", "machines", "finding"), rows)
+    for finding in findings:
+        if finding.fix:
+            console.show(f"{finding.check} on {_machines(finding.machines)}: {finding.fix}")
+
+
+def _machines(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"

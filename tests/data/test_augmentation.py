@@ -1,0 +1,113 @@
+"""Views are pure functions, and the fast path equals the straightforward one."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from drone.data import augmentation
+from drone.data.augmentation import AugmentConfig
+from drone.errors import ConfigError
+from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
+
+MEAN, STD = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+KEYS = torch.randint(0, 2**62, (40,), generator=torch.Generator().manual_seed(0))
+PIXELS = torch.randint(
+    0, 256, (40, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+)
+EVERYTHING = AugmentConfig(strength=1.0, elastic_p=0.5)
+
+
+def views(keys: torch.Tensor, pixels: torch.Tensor, seed: int = 7, epoch: int = 3) -> torch.Tensor:
+    return augmentation.apply(pixels, augmentation.draw(EVERYTHING, seed, epoch, keys), MEAN, STD)
+
+
+def test_a_view_does_not_depend_on_its_batch() -> None:
+    together = views(KEYS, PIXELS)
+    order = torch.randperm(40)
+    torch.testing.assert_close(views(KEYS[order], PIXELS[order]), together[order], rtol=0, atol=0)
+    for position in (0, 17, 39):
+        alone = views(KEYS[position : position + 1], PIXELS[position : position + 1])
+        torch.testing.assert_close(alone[0], together[position], rtol=0, atol=1e-5)
+
+
+def test_another_epoch_or_seed_gives_another_view() -> None:
+    first = views(KEYS, PIXELS)
+    for other in (views(KEYS, PIXELS, epoch=4), views(KEYS, PIXELS, seed=8)):
+        assert ((first - other).abs().amax(dim=(1, 2, 3)) > 0.1).all()
+
+
+def test_strength_zero_leaves_the_image_unchanged() -> None:
+    drawn = augmentation.draw(AugmentConfig(strength=0.0), 0, 0, KEYS)
+    plain = augmentation.normalise(PIXELS, MEAN, STD)
+    torch.testing.assert_close(
+        augmentation.apply(PIXELS, drawn, MEAN, STD), plain, rtol=0, atol=1e-3
+    )
+
+
+def test_normalise() -> None:
+    expected = (PIXELS.permute(0, 3, 1, 2) / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    normalised = augmentation.normalise(PIXELS, MEAN, STD)
+    torch.testing.assert_close(normalised, expected, rtol=0, atol=1e-5)
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_fast_path_equals_the_straightforward_one() -> None:
+    config = AugmentConfig(strength=1.0)
+    drawn = augmentation.draw(config, 5, 1, KEYS)
+    expected = torch.empty(40, 3, 48, 48)
+    for number in range(40):  # One image at a time, with torch's own affine_grid.
+        image = PIXELS[number].permute(2, 0, 1)[None].float()
+        grid = functional.affine_grid(
+            drawn.theta_N23[number : number + 1], [1, 3, 48, 48], align_corners=False
+        )
+        view = functional.grid_sample(image, grid, padding_mode="reflection", align_corners=False)[
+            0
+        ].round()
+        view = (view * drawn.gain_N[number] + drawn.offset_N[number]).clamp(0, 255) / 255
+        top, bottom, left, right = drawn.hole_N4[number].tolist()
+        for y in range(48):
+            for x in range(48):
+                if top <= (y + 0.5) / 48 < bottom and left <= (x + 0.5) / 48 < right:
+                    view[:, y, x] = MEAN
+        expected[number] = (view - MEAN[:, None, None]) / STD[:, None, None]
+    difference = (augmentation.apply(PIXELS, drawn, MEAN, STD) - expected).abs()
+    assert difference.max() < 1.4 / 255 / 0.22  # A pixel on a half is rounded up or down.
+    assert (difference > 1e-4).float().mean() < 0.01
+
+
+def test_ranges_scale_with_strength() -> None:
+    keys = torch.arange(4000)
+    for strength in (0.25, 1.0):
+        drawn = augmentation.draw(AugmentConfig(strength=strength), 0, 0, keys)
+        theta = drawn.theta_N23
+        zoom = torch.linalg.det(theta[:, :, :2]).abs().sqrt()
+        max_zoom = math.exp(strength * math.log1p(0.4))
+        assert zoom.max() <= max_zoom + 1e-4 and zoom.min() >= 1 / max_zoom - 1e-4
+        assert zoom.max() > 1 + 0.9 * (max_zoom - 1)
+        angle = torch.atan2(theta[:, 1, 1].neg() * 0 + theta[:, 0, 1], theta[:, 1, 1])
+        assert angle.abs().max() <= math.radians(20) * strength + 1e-4
+        assert theta[:, :, 2].abs().max() <= 2 * 0.15 * strength + 1e-6
+        flipped = (torch.linalg.det(theta[:, :, :2]) < 0).float().mean()
+        assert flipped == pytest.approx(strength / 2, abs=0.03)
+        holes = (drawn.hole_N4[:, 1] > 0).float().mean()
+        assert holes == pytest.approx(0.7 * strength, abs=0.03)
+
+
+def test_a_range_out_of_bounds_names_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"augment.strength is 1.5; it must be 0 to 1"):
+        AugmentConfig(strength=1.5)
+    with pytest.raises(ConfigError, match="cutout_min"):
+        AugmentConfig(cutout_min=0.5, cutout_max=0.2)
+
+
+def test_a_mask_makes_the_holes_that_slices_make() -> None:
+    """A GPU fills all holes in one operation, a CPU one after the other."""
+    drawn = augmentation.draw(AugmentConfig(strength=1.0), 3, 1, torch.arange(64))
+    edges = torch.ceil(drawn.hole_N4 * 50 - 0.5).long()
+    by_slices = torch.ones(64, 50, 50, 3)
+    augmentation._make_holes(by_slices, drawn.hole_N4)
+    by_mask = torch.ones(64, 50, 50, 3).masked_fill_(augmentation._hole_mask(edges, 50, 50), 0)
+    assert torch.equal(by_slices, by_mask)
+    assert 0 < (by_mask == 0).float().mean() < 0.5

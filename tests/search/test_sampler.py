@@ -1,0 +1,111 @@
+"""The sampler: its suggestions depend on the seed and the trials alone, over any interruption."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drone.search.domain import Choice, Range
+from drone.search.sampler import DATABASE_FILE, Sampler
+from drone.search.study import State, TrialRecord
+from tests.search.studies import BASE, trial_record
+
+SPACE = {
+    "batch_size": Range(8, 64),
+    "optim.lr_head": Range(1e-4, 1e-2, log=True),
+    "model.head_width": Choice((0, 64)),
+}
+FIRST_TRIALS = [
+    {"batch_size": 9, "optim.lr_head": 1e-3, "model.head_width": 0},
+    {"batch_size": 10, "optim.lr_head": 2e-3, "model.head_width": 64},
+]
+STATES: dict[int, State] = {3: "failed", 5: "pruned", 7: "stopped", 13: "running"}
+"""All other trials finish. More than the sampler's random trials, so that it reads the scores."""
+
+
+def open_sampler(folder: Path, records: Sequence[TrialRecord] = ()) -> Sampler:
+    folder.mkdir(exist_ok=True)
+    return Sampler(folder, "study", BASE, SPACE, FIRST_TRIALS, records)
+
+
+def run_trials(sampler: Sampler, count: int) -> list[TrialRecord]:
+    """Lets the sampler suggest trials, and tells it how they ended."""
+    records = []
+    for _ in range(count):
+        number, params = sampler.suggest()
+        scores = [params["batch_size"] / 200, params["batch_size"] / 100]
+        record = trial_record(number, scores, STATES.get(number, "finished"), params)
+        sampler.tell(record)
+        records.append(record)
+    return records
+
+
+def database(sampler: Sampler) -> list[tuple[Any, ...]]:
+    """What Optuna's database holds of each trial."""
+    return [
+        (trial.number, trial.state, trial.params, trial.values, trial.intermediate_values)
+        for trial in sampler.study.get_trials()
+    ]
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged", "another study"])
+def test_optunas_database_is_rebuilt_from_the_trials(tmp_path: Path, damage: str) -> None:
+    whole = open_sampler(tmp_path / "whole")
+    records = run_trials(whole, 14)
+    folder = tmp_path / damage
+    folder.mkdir()
+    if damage == "damaged":
+        (folder / DATABASE_FILE).write_bytes(b"no database" * 1000)
+    elif damage == "another study":
+        run_trials(open_sampler(folder), 3)
+    rebuilt = open_sampler(folder, records)
+    assert database(rebuilt) == database(whole)
+    assert rebuilt.num_started == whole.num_started == 14
+    assert rebuilt.suggest() == whole.suggest()
+
+
+def test_an_unfinished_trial_of_an_earlier_attempt_is_updated_when_it_ends(tmp_path: Path) -> None:
+    whole, resumed = open_sampler(tmp_path / "whole"), tmp_path / "resumed"
+    records = run_trials(whole, 14)
+    sampler = open_sampler(resumed, records)
+    assert records[13].state == "running"
+    records[13].history += trial_record(13, [0, 0, 0.9]).history[2:]
+    records[13].state, records[13].objective = "finished", 0.9
+    for each in (whole, sampler):
+        each.tell(records[13])
+        each.tell(records[13])  # Harmless if repeated.
+    assert database(sampler) == database(whole)
+    assert sampler.suggest() == whole.suggest()
+
+
+def test_the_first_trials_come_first_and_once(tmp_path: Path) -> None:
+    sampler = open_sampler(tmp_path / "a")
+    records = run_trials(sampler, 1)
+    assert records[0].params == FIRST_TRIALS[0]
+    resumed = open_sampler(tmp_path / "a", records)
+    assert resumed.suggest() == (1, FIRST_TRIALS[1])
+    number, params = resumed.suggest()
+    assert number == 2 and params not in FIRST_TRIALS
+
+
+def test_the_number_of_a_trial_whose_file_was_lost_is_not_given_again(tmp_path: Path) -> None:
+    records = run_trials(open_sampler(tmp_path / "a"), 5)
+    resumed = open_sampler(tmp_path / "b", [record for record in records if record.number != 2])
+    assert resumed.num_started == 5
+    assert [trial.state.name for trial in resumed.study.get_trials()] == [
+        "COMPLETE",
+        "COMPLETE",
+        "FAIL",
+        "FAIL",
+        "COMPLETE",
+    ]
+    assert resumed.suggest()[0] == 5
+
+
+def test_a_seed_decides_the_suggestions(tmp_path: Path) -> None:
+    same = [run_trials(open_sampler(tmp_path / name), 4) for name in "ab"]
+    assert same[0] == same[1]
+    other = Sampler(tmp_path, "study", replace(BASE, seed=1), SPACE, FIRST_TRIALS, [])
+    assert [record.params for record in run_trials(other, 4)] != [r.params for r in same[0]]

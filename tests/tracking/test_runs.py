@@ -1,0 +1,18 @@
+"""Runs in MLflow."""
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from drone.errors import RunError
+from drone.tracking import runs
+
+
+def test_resuming_a_run_that_the_store_does_not_have_names_the_store(parent_run_id: str) -> None:
+    MlflowClient().delete_run(parent_run_id)
+    for run_id in (parent_run_id, "0" * 32):
+        message = rf"Cannot resume run {run_id} in sqlite:.*mlflow\.db: .*MLFLOW_TRACKING_URI"
+        with (
+            pytest.raises(RunError, match=message),
+            runs.start_run("study", lambda _: None, run_id),
+        ):
+            pass

@@ -1,0 +1,188 @@
+"""cluster.yaml and what is made of it: against Ray's schema, EC2's, and a make-believe AWS."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+pytest.importorskip("moto")
+
+REGION = "eu-west-1"
+
+
+@pytest.fixture
+def described() -> dict:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No request leaves the machine."""
+    from moto import mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "nobody")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with mock_aws():
+        yield
+
+
+def test_rays_own_schema(described: dict) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(copy.deepcopy(described)))
+    described["head_nod_type"] = described.pop("head_node_type")
+    with pytest.raises(Exception, match="head_nod_type"):
+        validate_config(prepare_config(described))
+
+
+def test_ec2_knows_every_setting(described: dict) -> None:
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    service = botocore.session.get_session().get_service_model("ec2")
+    shape = service.operation_model("RunInstances").input_shape
+    for name, kind in described["available_node_types"].items():
+        asked = {**kind["node_config"], "MinCount": 1, "MaxCount": 1}
+        report = ParamValidator().validate(asked, shape)
+        assert not report.has_errors(), f"{name}: {report.generate_report()}"
+
+
+def test_spot_comes_before_on_demand_and_nothing_runs_without_work(described: dict) -> None:
+    kinds = described["available_node_types"]
+    spot, demand = kinds["gpu-spot"], kinds["gpu-on-demand"]
+    assert spot["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in demand["node_config"]
+    assert spot["priority"] > demand["priority"]
+    assert spot["resources"] == demand["resources"]
+    assert spot["min_workers"] == demand["min_workers"] == 0
+    assert kinds["head"]["resources"] == {"CPU": 0}
+    assert "IpPermissions" not in described["provider"]["security_group"]  # SSH is Ray's own.
+
+
+def test_it_launches_on_a_make_believe_aws(aws: None, described: dict, tmp_path: Path) -> None:
+    """The stack is made, the description completed, the head and a GPU machine are started."""
+    import boto3
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    boto3.client("cloudformation", region_name=REGION).create_stack(
+        StackName="drone",
+        TemplateBody=(ROOT / "deploy" / "aws-base.yaml").read_text(),
+        Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "some-bucket"}],
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+    )
+    assert [one["Name"] for one in boto3.client("s3").list_buckets()["Buckets"]] == ["some-bucket"]
+    ec2 = boto3.client("ec2", region_name=REGION)
+    image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    for kind in described["available_node_types"].values():
+        kind["node_config"]["ImageId"] = image  # The make-believe one does not resolve names.
+    described["provider"]["_config_cache_path"] = str(tmp_path)
+    described["auth"]["ssh_private_key"] = str(tmp_path / "key.pem")
+    ec2.create_key_pair(KeyName="key")
+    (tmp_path / "key.pem").touch()
+    for kind in described["available_node_types"].values():
+        kind["node_config"]["KeyName"] = "key"
+    prepared = prepare_config(described)
+    validate_config(prepared)
+    complete = bootstrap_aws(prepared)
+    provider = AWSNodeProvider(complete["provider"], complete["cluster_name"])
+    for name, tag in (("head", "head"), ("gpu-spot", "worker")):
+        kind = complete["available_node_types"][name]
+        tags = {"ray-node-type": tag, "ray-user-node-type": name, "ray-node-name": name}
+        provider.create_node(kind["node_config"], tags, 1)
+    started = [
+        instance
+        for reservation in ec2.describe_instances()["Reservations"]
+        for instance in reservation["Instances"]
+    ]
+    by_type = {instance["InstanceType"]: instance for instance in started}
+    assert set(by_type) == {"m7i.xlarge", "g6.2xlarge"}
+    profiles = {name: one["IamInstanceProfile"]["Arn"] for name, one in by_type.items()}
+    assert profiles["m7i.xlarge"].endswith("drone-head")
+    assert profiles["g6.2xlarge"].endswith("drone-worker")
+    groups = ec2.describe_security_groups(
+        GroupIds=[group["GroupId"] for group in by_type["m7i.xlarge"]["SecurityGroups"]]
+    )["SecurityGroups"]
+    open_to_all = {
+        rule.get("FromPort")
+        for group in groups
+        for rule in group["IpPermissions"]
+        if rule.get("IpRanges")
+    }
+    assert open_to_all == {22}
+
+
+def test_the_stack_is_sound_and_no_machine_may_do_everything() -> None:
+    template = ROOT / "deploy" / "aws-base.yaml"
+    command = [str(Path(sys.executable).with_name("cfn-lint")), str(template)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert '"*:*"' not in template.read_text() and "Action: '*'" not in template.read_text()
+
+
+@pytest.fixture
+def twin(tmp_path: Path) -> dict:
+    """The description for two machines of one's own."""
+    (tmp_path / "key").touch()
+    words = ["--head", "10.0.0.1", "--workers", "10.0.0.2", "--user", "me"]
+    words += ["--key", str(tmp_path / "key"), "--out", str(tmp_path / "local.yaml")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "deploy" / "local_twin.py"), *words],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".ray" / "auth_token").read_text()
+    return yaml.safe_load((tmp_path / "local.yaml").read_text())
+
+
+def test_the_twin_has_all_that_is_the_same_anywhere(twin: dict, described: dict) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(copy.deepcopy(twin)))
+    for name in ("setup_commands", "worker_start_ray_commands", "rsync_exclude", "rsync_filter"):
+        assert twin[name] == described[name]
+    assert twin["head_start_ray_commands"] == [
+        f"{command} 10.0.0.1" for command in described["head_start_ray_commands"]
+    ]
+    assert set(twin["file_mounts"]) == set(described["file_mounts"])
+    assert twin["provider"]["worker_ips"] == ["10.0.0.2"]
+
+
+def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
+    words = ["--head", "10.0.0.1", "--key", str(tmp_path / "none"), "--out", str(tmp_path / "x")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "deploy" / "local_twin.py"), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0 and "there is no private key" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_growing_cluster_has_room_for_what_it_may_get(
+    described: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drone.cluster import connection as ray_cluster
+
+    file = tmp_path / "description.yaml"
+    file.write_text(json.dumps(described))
+    monkeypatch.setattr(ray_cluster, "BOOTSTRAP_CONFIG", file)
+    assert ray_cluster._autoscaling_headroom(1) == [{"CPU": 8, "GPU": 1}] * 8
+    assert ray_cluster._autoscaling_headroom(7) == [{"CPU": 8, "GPU": 1}] * 2
+    file.write_text("provider: {type: local}")
+    assert ray_cluster._autoscaling_headroom(1) == []
