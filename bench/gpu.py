@@ -30,7 +30,7 @@ from drone.config import override
 from drone.data import augmentation as augment
 from drone.model import mobilenet
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
-from drone.presets import get
+from drone.presets import get_preset
 from drone.training.device import activation_dtype, autocast, set_tf32
 from drone.training.optim import build_optimizer, set_learning_rates
 from drone.training.schedule import learning_rates
@@ -66,7 +66,7 @@ def step_of(
     job: Bench, depth: int, mode: Mode, device: torch.device
 ) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """A training step of a variant."""
-    config = override(get("finetune"), {"model": {"unfreeze_depth": depth}}, "bench")
+    config = override(get_preset("finetune"), {"model": {"unfreeze_depth": depth}}, "bench")
     config = replace(config, precision=job.precision)
     model = mobilenet.build(config.model, 4, 0, None).to(device)
     model.train()
@@ -102,7 +102,7 @@ def main(job: Bench) -> None:
         torch.tensor(IMAGENET_MEAN, device=device),
         torch.tensor(IMAGENET_STD, device=device),
     )
-    settings = get("finetune").augment
+    settings = get_preset("finetune").augment
 
     def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions = torch.arange(number * job.batch, (number + 1) * job.batch) % job.images

@@ -43,7 +43,7 @@ from drone.labels import CLASSES
 from drone.model import mobilenet, weights
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
 from drone.model.resizer import STACKS
-from drone.presets import get
+from drone.presets import get_preset
 from drone.synth.drawing import draw
 from drone.training.device import autocast
 from drone.training.memory import ENVIRONMENT, keep_freed_memory
@@ -70,7 +70,7 @@ class Bench:
     seconds: float = 10.0
     """That each side of each bin is measured for, at least three steps."""
 
-    budget: int = get("multires").pixel_budget
+    budget: int = get_preset("multires").pixel_budget
     """Pixels that go through our network together."""
 
     only: str | None = None
@@ -85,7 +85,7 @@ def positions_of(dataset: Dataset, side: int) -> np.ndarray:
 def ours(job: Bench, dataset: Dataset, side: int) -> Iterator[int]:
     """Steps on one bin as `train.py multires` makes them; yields their images."""
     keep_freed_memory()
-    config = get("multires")
+    config = get_preset("multires")
     feed = DeviceSplit(dataset.at_bins().split("train"), torch.device("cpu"))
     model = mobilenet.build(config.model, 4, 0, weights.load(job.weights).state()).train()
     optimizer = build_optimizer(model, config.optim)
@@ -221,7 +221,7 @@ def main(job: Bench) -> None:
                 continue
             their_speed, their_peak = measure("theirs", job, dataset.folder, side)
             our_speed, our_peak = measure("ours", job, dataset.folder, side)
-            batch = batch_size_for(side, get("multires").batch_size, job.budget)
+            batch = batch_size_for(side, get_preset("multires").batch_size, job.budget)
             print(
                 f"{side:4}   {batch:5}   {their_speed:15.1f}   {their_peak:4.0f}   "
                 f"{our_speed:13.1f}   {our_peak:4.0f}   {our_speed / their_speed:5.1f}",

@@ -36,7 +36,7 @@ from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_data
 from drone.data.prepare.write import write_dataset
 from drone.model import mobilenet, weights
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
-from drone.presets import get
+from drone.presets import get_preset
 from drone.synth.raw_folder import SynthSettings, write_raw_folder
 from drone.training.device import autocast
 from drone.training.memory import ENVIRONMENT
@@ -96,7 +96,7 @@ def steps(rank: int, world: int, job: Bench, dataset: Path, folder: Path) -> Non
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     place = f"file://{folder}/rendezvous"
     distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
-    config = override(get("finetune"), {"model": {"unfreeze_depth": job.depth}}, "bench")
+    config = override(get_preset("finetune"), {"model": {"unfreeze_depth": job.depth}}, "bench")
     feed = DeviceSplit(open_dataset(dataset).split("train"), torch.device("cpu"))
     model = mobilenet.build(config.model, 4, 0, weights.load(job.weights).state())
     model.train()

@@ -38,7 +38,7 @@ from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_data
 from drone.data.prepare.write import write_dataset
 from drone.model import mobilenet, weights
 from drone.model.folding import set_folding
-from drone.presets import get
+from drone.presets import get_preset
 from drone.search.space import apply_params
 from drone.synth.raw_folder import SynthSettings, write_raw_folder
 from drone.training.config import TrainConfig
@@ -91,7 +91,7 @@ def configurations() -> list[dict[str, Any]]:
 def base(job: Bench) -> TrainConfig:
     """What all trials share: without the moving average and flips, which tutorials lack."""
     changes = {"epochs": job.epochs, "model": FIXED, "optim": {"ema_decay": 0.0}}
-    return override(get("finetune"), changes, "bench")
+    return override(get_preset("finetune"), changes, "bench")
 
 
 def spatial_and_colour(strength: float) -> list[Any]:
@@ -208,7 +208,7 @@ def ours(job: Bench, dataset: Path, place: Path) -> list[dict[str, float]]:
     settings = {"model": FIXED, "optim": {"ema_decay": 0.0}}
     (place / "base.yaml").write_text(yaml.safe_dump(settings))
     (place / "first.yaml").write_text(yaml.safe_dump(configurations()[: job.trials]))
-    optim = get("finetune").optim
+    optim = get_preset("finetune").optim
     words = [sys.executable, str(ROOT / "ray_jobs/tune.py"), "--data", str(dataset)]
     words += ["--num-trials", str(job.trials), "--epochs", str(job.epochs), "--name", "bench"]
     words += ["--config", "base.yaml", "--first", "first.yaml", "--weights", job.weights]

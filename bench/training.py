@@ -34,7 +34,7 @@ from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_data
 from drone.data.prepare.write import write_dataset
 from drone.model import mobilenet, weights
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
-from drone.presets import get
+from drone.presets import get_preset
 from drone.synth.raw_folder import SynthSettings, write_raw_folder
 from drone.training.device import autocast
 from drone.training.memory import ENVIRONMENT
@@ -69,7 +69,7 @@ class Bench:
 
 def ours(job: Bench, depth: int, dataset_folder: Path) -> tuple[float, float]:
     """Images/s of an epoch, and the share of its time that is not the model's."""
-    config = override(get("finetune"), {"model": {"unfreeze_depth": depth}}, "bench")
+    config = override(get_preset("finetune"), {"model": {"unfreeze_depth": depth}}, "bench")
     dataset = open_dataset(dataset_folder)
     feed = DeviceSplit(dataset.split("train"), torch.device("cpu"))
     model = mobilenet.build(config.model, 4, 0, weights.load(job.weights).state())

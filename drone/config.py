@@ -1,6 +1,6 @@
-"""Dataclass settings to and from plain dictionaries, with errors that name the setting.
+"""Converts settings between dataclasses and plain dictionaries, with errors that name the setting.
 
-The settings themselves live beside what they configure; this module only carries them.
+The dataclasses themselves are defined beside the code that they configure.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ Config = TypeVar("Config")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested dictionary of a dataclass, ready for JSON or YAML (tuples become lists)."""
+    """Returns a dataclass as a nested dictionary for JSON or YAML; tuples become lists."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -31,7 +31,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"dropout": 0.2}}` -> `{"model.dropout": 0.2}`."""
+    """Flattens nested settings: `{"model": {"dropout": 0.2}}` -> `{"model.dropout": 0.2}`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -42,15 +42,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
-    """A copy of `config` with the settings in `values`, which may be nested.
+    """Returns a copy of `config` with the settings in `values`, which may be nested.
 
     Args:
-        config: a frozen dataclass, possibly of dataclasses.
-        values: what to change, by field name.
-        source: where the values come from, for the messages (a file's path, notify).
+        config: A frozen dataclass, possibly of dataclasses.
+        values: New values by field name.
+        source: Where the values come from, for error messages: a file's path, for example.
 
     Raises:
-        ConfigError: an unknown name, a value of a wrong type, or one that the dataclass refuses.
+        ConfigError: A name is unknown, or a value has the wrong type or is rejected by the dataclass.
     """
     hints = typing.get_type_hints(type(config))
     names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
                 raise ConfigError(f"{source}: {name} is a group of settings, not {value!r}.")
             changes[name] = override(current, value, f"{source}: {name}")
         else:
-            changes[name] = _checked(value, hints[name], f"{source}: {name}")
+            changes[name] = _converted(value, hints[name], f"{source}: {name}")
     try:
         return dataclasses.replace(config, **changes)  # type: ignore[type-var]
     except ConfigError as error:
@@ -74,58 +74,58 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
 
 
 def coerce(config: type, name: str, value: Any, source: str) -> Any:
-    """A value as the type of a setting wants it; whether the dataclass allows it is not asked.
+    """Converts a value to the type of a setting, without the dataclass's own validation.
 
     Args:
-        config: a dataclass, possibly of dataclasses.
-        name: of a setting that it has, flat.
-        value: for it.
-        source: where the value comes from, for messages.
+        config: A dataclass, possibly of dataclasses.
+        name: Dotted name of one of its settings.
+        value: Value to convert.
+        source: Where the value comes from, for error messages.
 
     Raises:
-        ConfigError: a value of a wrong type.
+        ConfigError: The value has the wrong type.
     """
     hint: Any = config
     for part in name.split("."):
         hint = typing.get_type_hints(hint)[part]
-    return _checked(value, hint, f"{source}: {name}")
+    return _converted(value, hint, f"{source}: {name}")
 
 
 def differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that differ from others of the same shape, group by group."""
-    found: dict[str, Any] = {}
+    """Returns the settings that differ from defaults of the same structure."""
+    differences: dict[str, Any] = {}
     for name, value in values.items():
         default = defaults[name]
         if isinstance(value, Mapping) and isinstance(default, Mapping):
             inner = differing(value, default)
             if inner:
-                found[name] = inner
+                differences[name] = inner
         elif value != default:
-            found[name] = value
-    return found
+            differences[name] = value
+    return differences
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotation `hint` wants it; only the annotations used here are known."""
+def _converted(value: Any, hint: Any, location: str) -> Any:
+    """Converts a value to the type in an annotation; supports the annotations in use here."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in arguments:
             allowed = ", ".join(map(str, arguments))
-            raise ConfigError(f"{where} is {value!r}; allowed are {allowed}.")
+            raise ConfigError(f"{location} is {value!r}; allowed are {allowed}.")
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         inner = next(option for option in arguments if option is not type(None))
-        return _checked(value, inner, where)
+        return _converted(value, inner, location)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} is {value!r}; a list is wanted.")
+            raise ConfigError(f"{location} is {value!r}; it must be a list.")
         options = arguments if Ellipsis not in arguments else (arguments[0],) * len(value)
         if len(options) != len(value):
-            raise ConfigError(f"{where} has {len(value)} values; {len(options)} are wanted.")
+            raise ConfigError(f"{location} has {len(value)} values; it must have {len(options)}.")
         return tuple(
-            _checked(item, option, where) for item, option in zip(value, options, strict=True)
+            _converted(item, option, location) for item, option in zip(value, options, strict=True)
         )
     if hint is float and isinstance(value, str):
         # YAML reads 1e-3, without a point, as text.
@@ -134,7 +134,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where} is {value}; a finite number is wanted.")
+        raise ConfigError(f"{location} is {value}; it must be a finite number.")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} is {value!r}; a value of type {hint.__name__} is wanted.")
+        raise ConfigError(f"{location} is {value!r}; it must be of type {hint.__name__}.")
     return value

@@ -1,12 +1,12 @@
-"""The errors that a user can cause, in one small tree.
+"""Errors that users can cause and fix.
 
-Each message says what happened, to which file or setting, and what to do next.
-The jobs print it without a traceback and leave with `exit_code`.
+Each message says what happened to which file or setting, and what to do next. The jobs print it
+without a traceback and exit with `exit_code`.
 """
 
 
 class DroneError(Exception):
-    """Anything that a person can mend; everything else is a defect and shows its traceback."""
+    """Base of all errors that a user can fix; any other exception is a bug and shows a traceback."""
 
     exit_code = 1
 
@@ -22,7 +22,7 @@ class DataError(DroneError):
 
 
 class WeightsError(DroneError):
-    """The starting weights cannot be had or do not fit."""
+    """The starting weights cannot be loaded or do not fit the model."""
 
 
 class RunError(DroneError):
@@ -34,11 +34,11 @@ class TrackingError(DroneError):
 
 
 class TrainingError(DroneError):
-    """Training cannot go on: a loss that is not finite, or workers lost too often."""
+    """Training cannot continue: the loss is not finite, or workers were lost too often."""
 
 
 class Interrupted(DroneError):
-    """Stopped by Ctrl-C or SIGTERM; what was done so far is kept."""
+    """The job was stopped by Ctrl-C or SIGTERM; its progress is saved."""
 
     exit_code = 130
 

@@ -1,6 +1,6 @@
-"""Named ways to train: the original's recipes as they were, and ours.
+"""Presets: named training configurations, the original project's recipes among them.
 
-The scores are measured; docs/performance.md says on what and how.
+docs/performance.md has the scores of each, and how they were measured.
 """
 
 from dataclasses import dataclass, replace
@@ -155,11 +155,11 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def get(name: str) -> TrainConfig:
-    """The configuration of a preset.
+def get_preset(name: str) -> TrainConfig:
+    """Returns the configuration of a preset.
 
     Raises:
-        ConfigError: there is none of that name; it offers the nearest.
+        ConfigError: There is no such preset; suggests the nearest name.
     """
     if name not in PRESETS:
         like = nearest(name, list(PRESETS))

@@ -23,7 +23,7 @@ import tyro
 
 from drone.config import override
 from drone.errors import ConfigError
-from drone.presets import PRESETS, get
+from drone.presets import PRESETS, get_preset
 from drone.training.config import TrainConfig
 from ray_jobs import cli, console
 
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str]) -> Train:
     helps = "--help" in flags or "-h" in flags
     if preset is None and not resumes and not helps:
         raise ConfigError(f"Name a preset first: {', '.join(PRESETS)}. See --help.")
-    settings = get(preset or "finetune")
+    settings = get_preset(preset or "finetune")
     file = _value_of("--config", flags)
     if file is not None:
         settings = override(settings, cli.read_yaml(Path(file)), file)

@@ -3,12 +3,12 @@ import pytest
 from drone.config import differing, flatten, override, to_dict
 from drone.errors import ConfigError
 from drone.labels import CLASSES, match_class, nearest
-from drone.presets import get
+from drone.presets import get_preset
 from drone.training.config import TrainConfig
 
 
 def test_settings_survive_the_way_through_a_dictionary() -> None:
-    config = get("seed-attempt-2")
+    config = get_preset("seed-attempt-2")
     assert override(TrainConfig(), to_dict(config), "x") == config
     flat = flatten(to_dict(config))
     assert flat["model.unfreeze_depth"] == 3 and flat["optim.lr_head"] == 0.1
@@ -20,7 +20,7 @@ def test_settings_survive_the_way_through_a_dictionary() -> None:
         ({"epoch": 3}, "my.yaml: there is no setting 'epoch'. Did you mean 'epochs'"),
         ({"model": {"dropuot": 0.1}}, "my.yaml: model: there is no setting 'dropuot'"),
         ({"model": 3}, "model is a group of settings"),
-        ({"epochs": "many"}, "epochs is 'many'; a value of type int"),
+        ({"epochs": "many"}, "epochs is 'many'; it must be of type int"),
         ({"epochs": True}, "epochs is True"),
         ({"precision": "fp8"}, "precision is 'fp8'; allowed are auto, fp32, bf16"),
         ({"epochs": -1}, "my.yaml: epochs is -1"),

@@ -14,7 +14,7 @@ from drone.data.dataset import Dataset
 from drone.errors import ConfigError, RunError
 from drone.evaluation.limits import Limits
 from drone.model import weights
-from drone.presets import get
+from drone.presets import get_preset
 from drone.search import space as search_space
 from drone.search.grammar import Changes
 from drone.search.study import STUDY_FILE, Study, StudySpec
@@ -130,7 +130,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     Raises:
         ConfigError: a setting, a change or the name is wrong.
     """
-    base = override(get(request.preset), request.settings, request.settings_source)
+    base = override(get_preset(request.preset), request.settings, request.settings_source)
     # What the command line overrules must leave no trace on the space.
     changes = {
         name: change for name, change in request.space_changes.items() if name not in request.varied

@@ -3,13 +3,13 @@
 from typing import Any
 
 from drone.config import override
-from drone.presets import get
+from drone.presets import get_preset
 from drone.search.domain import Space
 from drone.search.study import State, StudySpec, TrialRecord
 from drone.training.config import TrainConfig
 
 EPOCHS = 8
-BASE: TrainConfig = override(get("finetune"), {"epochs": EPOCHS}, "test")
+BASE: TrainConfig = override(get_preset("finetune"), {"epochs": EPOCHS}, "test")
 
 
 def trial_record(

@@ -9,7 +9,7 @@ import pytest
 
 from drone.config import flatten, to_dict
 from drone.errors import ConfigError
-from drone.presets import get
+from drone.presets import get_preset
 from drone.search import space
 from drone.search.domain import Choice, Range
 from drone.search.grammar import flatten_changes, parse_changes
@@ -17,7 +17,7 @@ from drone.search.space import DEFAULT, has_effect, resolve_space, suggest_param
 from drone.training.config import TrainConfig
 from ray_jobs.cli import read_yaml
 
-BASE = get("finetune")
+BASE = get_preset("finetune")
 
 
 @dataclass
@@ -180,10 +180,10 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("model.head_width", [[0], [1]], "model.head_width is [0]; a value of type int"),
-        ("optim.lr_head", ["a", 1e-3], "optim.lr_head is 'a'; a value of type float"),
-        ("optim.head_only_epochs", [1, float("inf")], "is inf; a finite number"),
-        ("optim.head_only_epochs", "nan", "is nan; a finite number"),
+        ("model.head_width", [[0], [1]], "model.head_width is [0]; it must be of type int"),
+        ("optim.lr_head", ["a", 1e-3], "optim.lr_head is 'a'; it must be of type float"),
+        ("optim.head_only_epochs", [1, float("inf")], "is inf; it must be a finite number"),
+        ("optim.head_only_epochs", "nan", "is nan; it must be a finite number"),
         ("optim.head_only_epochs", {"low": 1, "high": "inf"}, "a range needs finite numbers"),
     ],
 )

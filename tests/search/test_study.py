@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from drone.errors import RunError
-from drone.presets import get
+from drone.presets import get_preset
 from drone.search import report, summary
 from drone.search.space import DEFAULT
 from drone.search.study import Study, StudySpec, TrialRecord
@@ -62,7 +62,7 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
     study = Study(tmp_path / "s")
     spec = StudySpec(
         name="s",
-        base=get("finetune"),
+        base=get_preset("finetune"),
         space=DEFAULT,
         data="/data",
         fingerprint="f" * 64,

@@ -6,7 +6,7 @@ import torch
 from drone.errors import ConfigError
 from drone.model import mobilenet
 from drone.model.config import ModelConfig
-from drone.presets import PRESETS, get
+from drone.presets import PRESETS, get_preset
 from drone.training.config import OptimConfig, TrainConfig
 from drone.training.epoch_metrics import EpochMetrics
 from drone.training.optim import MovingAverage, build_optimizer
@@ -29,7 +29,7 @@ def test_a_short_run_trains_the_backbone_too() -> None:
 
 
 def test_the_originals_cyclic_schedule() -> None:
-    config = get("seed-attempt-1")
+    config = get_preset("seed-attempt-1")
     by_epoch = [learning_rates(config, epoch * 7, steps_per_epoch=7)["head"] for epoch in range(30)]
     assert by_epoch[0] == pytest.approx(1e-3)
     assert by_epoch[8] == pytest.approx(0.1)
@@ -84,7 +84,7 @@ def test_the_presets() -> None:
     assert set(PRESETS) == ours | {f"seed-attempt-{number}" for number in (1, 2, 3)}
     assert all(preset.config.preset == name for name, preset in PRESETS.items())
     with pytest.raises(ConfigError, match="no preset 'finetun'. Did you mean 'finetune'"):
-        get("finetun")
+        get_preset("finetun")
 
 
 @pytest.mark.parametrize(
