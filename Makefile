@@ -86,7 +86,7 @@ lambda: setup
 
 cluster-local: setup
 	@test -n "$(HEAD)" || { echo "error: name the machines: make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'"; exit 2; }
-	$(BIN)/python deploy/local_twin.py --head $(HEAD) $(if $(WORKERS),--workers $(WORKERS)) --user $(SSH_USER) --key $(SSH_KEY) \
+	$(BIN)/python deploy/local_cluster.py --head $(HEAD) $(if $(WORKERS),--workers $(WORKERS)) --user $(SSH_USER) --key $(SSH_KEY) \
 		$(if $(ENVIRONMENT),--environment $(ENVIRONMENT)) $(if $(STORAGE),--storage $(STORAGE))
 	$(RAY_LOCAL) up -y cluster-local.yaml
 

@@ -50,7 +50,7 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
         source: Where the values come from, for error messages: a file's path, for example.
 
     Raises:
-        ConfigError: A name is unknown, or a value has the wrong type or is rejected by the dataclass.
+        ConfigError: A name is unknown, or a value is of the wrong type or out of range.
     """
     hints = typing.get_type_hints(type(config))
     names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]

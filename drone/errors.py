@@ -6,7 +6,7 @@ without a traceback and exit with `exit_code`.
 
 
 class DroneError(Exception):
-    """Base of all errors that a user can fix; any other exception is a bug and shows a traceback."""
+    """Base of all errors that a user can fix; any other exception is a bug, with a traceback."""
 
     exit_code = 1
 

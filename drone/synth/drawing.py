@@ -1,4 +1,4 @@
-"""Drawn images of the four classes: silhouettes over skies and clutter."""
+"""Draws images of the four classes: silhouettes over skies, clouds and skylines."""
 
 import itertools
 import math
@@ -15,8 +15,8 @@ Colour = tuple[int, int, int]
 Pen = ImageDraw.ImageDraw
 Shape = Callable[[Pen, float, Rng], None]
 
-_LARGEST_DRAWN_PX = 900
-"""Larger images are drawn at this side and enlarged, which costs less."""
+_MAX_DRAWN_PX = 900
+"""Maximum longer side that is drawn; larger images are enlarged from it, which costs less."""
 
 _MIN_CONTRAST = 60
 """Minimum mean difference between a shape and what it covers, on the scale 0 to 255: without it one
@@ -30,11 +30,15 @@ _MAX_ATTEMPTS = 8
 
 
 def draw(class_name: str, width: int, height: int, rng: Rng) -> Image.Image:
-    """An image of one of the four classes, RGB, width x height.
+    """Draws an image of a class, RGB.
 
-    The same generator state gives the same image.
+    Args:
+        class_name: One of the four classes.
+        width: Width in pixels.
+        height: Height in pixels.
+        rng: Decides everything else: the same state gives the same image.
     """
-    shrink = min(1.0, _LARGEST_DRAWN_PX / max(width, height))
+    shrink = min(1.0, _MAX_DRAWN_PX / max(width, height))
     size = (max(8, round(width * shrink)), max(8, round(height * shrink)))
     image = _scene(size, rng)
     _add_shape(image, _SHAPES[class_name], rng)
@@ -43,7 +47,7 @@ def draw(class_name: str, width: int, height: int, rng: Rng) -> Image.Image:
 
 
 def _scene(size: tuple[int, int], rng: Rng) -> Image.Image:
-    """A sky with clouds and, most times, something on the ground."""
+    """Returns a sky with clouds and, in three of four images, a skyline."""
     width, height = size
     # Clear, overcast or evening: red, green and blue overhead and how they change downwards.
     tint = np.array([(-60, -15, 40), (0, 3, 8), (25, -10, -25)])[rng.integers(0, 3)]
@@ -61,7 +65,7 @@ def _scene(size: tuple[int, int], rng: Rng) -> Image.Image:
 
 
 def _noise(size: tuple[int, int], cells: int, rng: Rng) -> NDArray[np.float32]:
-    """Smooth noise, 0 to 1, of two octaves."""
+    """Returns smooth noise of two octaves, (height, width), 0 to 1."""
     total = np.zeros((size[1], size[0]), np.float32)
     for octave, weight in ((cells, 0.7), (cells * 3, 0.3)):
         coarse = Image.fromarray(rng.random((octave, octave), dtype=np.float32))
@@ -70,7 +74,7 @@ def _noise(size: tuple[int, int], cells: int, rng: Rng) -> NDArray[np.float32]:
 
 
 def _ground(image: Image.Image, rng: Rng) -> None:
-    """A skyline: hills, trees, houses or wires."""
+    """Draws a skyline: hills, houses or wires."""
     pen = ImageDraw.Draw(image)
     width, height = image.size
     horizon = height * rng.uniform(0.6, 0.97)
@@ -127,6 +131,7 @@ def _contrast(background: Image.Image, layer: Image.Image) -> float:
 
 
 def _grain(image: Image.Image, rng: Rng) -> Image.Image:
+    """Returns the image with the noise of a sensor."""
     pixels = np.asarray(image).astype(np.int16)
     grain = rng.normal(0, rng.uniform(1, 7), (*pixels.shape[:2], 1))
     return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
@@ -142,10 +147,10 @@ def _ellipse(pen: Pen, x: float, y: float, rx: float, ry: float, fill: object) -
 
 
 def _quadcopter(pen: Pen, side: float, rng: Rng, *, large: bool) -> None:
-    """Rotors on arms about a body, seen from an angle.
+    """Draws rotors on arms around a body, seen from an angle.
 
-    Large ones have six or eight thin long arms, legs and a camera; small ones four thick short
-    arms, a round body and, most times, rings about the rotors.
+    Large ones have four, six or eight thin long arms, legs and a camera; small ones are coloured,
+    with four thick short arms, a large body and usually rings around the rotors.
     """
     grey = int(rng.choice([25, 50, 200, 235])) if large else None
     colour: Colour = (grey, grey, grey) if grey is not None else _colour(rng, 20, 255)
@@ -174,7 +179,7 @@ def _quadcopter(pen: Pen, side: float, rng: Rng, *, large: bool) -> None:
 
 
 def _legs(pen: Pen, side: float, colour: Colour, width: int) -> None:
-    """Two skids and a camera between them."""
+    """Draws two skids and a camera between them."""
     middle = side / 2
     for direction in (-1, 1):
         foot = (middle + direction * side * 0.14, middle + side * 0.22)
@@ -193,7 +198,7 @@ def _small_quadcopter(pen: Pen, side: float, rng: Rng) -> None:
 
 
 def _winged_drone(pen: Pen, side: float, rng: Rng) -> None:
-    """A slender body with long straight wings, a tail and a propeller behind."""
+    """Draws a slender body with long straight wings, a tail and a propeller behind."""
     shade = int(rng.integers(70, 240))
     colour: Colour = (shade, shade, min(255, shade + 8))
     middle, span = side / 2, side * rng.uniform(0.40, 0.48)
@@ -217,7 +222,7 @@ def _winged_drone(pen: Pen, side: float, rng: Rng) -> None:
 
 
 def _bird(pen: Pen, side: float, rng: Rng) -> None:
-    """Bent tapering wings on a drop-shaped body; one bird or a few."""
+    """Draws bent tapering wings on a drop-shaped body; one bird or two."""
     tone = int(rng.choice([15, 40, 90, 225]))
     warm = int(rng.integers(0, 30))
     colour: Colour = (tone, max(0, tone - warm // 2), max(0, tone - warm))

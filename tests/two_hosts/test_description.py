@@ -138,7 +138,7 @@ def twin(tmp_path: Path) -> dict:
     words = ["--head", "10.0.0.1", "--workers", "10.0.0.2", "--user", "me"]
     words += ["--key", str(tmp_path / "key"), "--out", str(tmp_path / "local.yaml")]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "deploy" / "local_twin.py"), *words],
+        [sys.executable, str(ROOT / "deploy" / "local_cluster.py"), *words],
         env={**os.environ, "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -165,7 +165,7 @@ def test_the_twin_has_all_that_is_the_same_anywhere(twin: dict, described: dict)
 def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
     words = ["--head", "10.0.0.1", "--key", str(tmp_path / "none"), "--out", str(tmp_path / "x")]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "deploy" / "local_twin.py"), *words],
+        [sys.executable, str(ROOT / "deploy" / "local_cluster.py"), *words],
         capture_output=True,
         text=True,
         check=False,

@@ -84,7 +84,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Itera
         cluster = Cluster(made["head"], made["worker"], made["client"])
         shutil.copytree(dataset.folder, cluster.head.home / "drones")
         cluster.client.run(
-            f"python {ROOT}/deploy/local_twin.py --head {cluster.head.address} --workers "
+            f"python {ROOT}/deploy/local_cluster.py --head {cluster.head.address} --workers "
             f"{cluster.worker.address} --user root --environment {sys.prefix} "
             f"--out ~/cluster-local.yaml"
         )
