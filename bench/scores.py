@@ -5,7 +5,7 @@
 
 Seed s stands for a split and a training of its own (`prepare.py --split.seed s`,
 `train.py --seed s`). What was measured lies in scores.csv of the folder --work: stopped and typed
-again, it goes on where it was. At the end the table as Markdown: mean and standard deviation over
+again, it resumes. At the end the table as Markdown: mean and standard deviation over
 the seeds, and what images of other origins bring.
 """
 
@@ -102,8 +102,8 @@ def main(bench: Bench) -> None:
             scores = pd.DataFrame([*scores.to_dict("records"), row])
             scores.to_csv(file, index=False)
             sys.stderr.write(f"{row}\n")
-    wanted = scores["preset"].isin(bench.presets) & scores["seed"].isin(bench.seeds)
-    sys.stdout.write(f"{table(scores[wanted])}\n")
+    chosen = scores["preset"].isin(bench.presets) & scores["seed"].isin(bench.seeds)
+    sys.stdout.write(f"{table(scores[chosen])}\n")
 
 
 if __name__ == "__main__":

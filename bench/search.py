@@ -189,13 +189,13 @@ def theirs(job: Bench, folder: Path) -> list[dict[str, float]]:
             accuracy = trial.last_result["accuracy"]
             done.append({"seconds": time.time() - began, "accuracy": accuracy})
 
-    wanted = [
+    trials = [
         {"job": job, "params": params, "folder": str(folder)}
         for params in configurations()[: job.trials]
     ]
     tune.Tuner(
         tune.with_resources(lambda config: tutorial_trial(config["trial"]), {"CPU": 1}),
-        param_space={"trial": tune.grid_search(wanted)},
+        param_space={"trial": tune.grid_search(trials)},
         run_config=tune.RunConfig(
             verbose=0, callbacks=[Clock()], storage_path=str(folder / "tune")
         ),

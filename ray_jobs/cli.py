@@ -82,17 +82,17 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def default_weights() -> str:
-    """The starting weights, unless a job is told otherwise."""
+    """Default of --weights."""
     return os.environ.get("DRONE_WEIGHTS", "imagenet")
 
 
 def default_storage() -> str:
-    """Where checkpoints go, unless a job is told otherwise."""
+    """Default of --storage."""
     return os.environ.get("DRONE_STORAGE") or "runs"
 
 
 def default_activation_cache() -> Path:
-    """Where a machine caches activations of frozen blocks, unless a job is told otherwise."""
+    """Default of --activation-cache."""
     folder = os.environ.get("DRONE_ACTIVATION_CACHE")
     return Path(folder) if folder else Path.home() / ".cache" / "drone" / "activations"
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import track as rich_track
 from rich.table import Table
 
-from drone.training.selection import BestEpochBy, History, best_epoch
+from drone.training.best_epoch import BestEpochBy, History, best_epoch
 
 if TYPE_CHECKING:  # They import torch, which --help must not wait for.
     from drone.search.study import TrialRecord

@@ -43,7 +43,8 @@ class Train:
     """Number of processes that share each batch (default: one per GPU, else one)."""
 
     min_workers: int | None = None
-    """Minimum number of workers to continue with while machines are missing (default: all)."""
+    """Minimum number of workers to continue with while machines are missing (default:
+    --num-workers)."""
 
     gpus_per_worker: float | None = None
     """GPUs per worker (default: one, if there are any)."""

@@ -1,4 +1,4 @@
-"""Schedulers: which trials are pruned early."""
+"""Schedulers: early pruning of trials, by successive halving or median stopping."""
 
 import math
 from typing import Any, TypeAlias

@@ -36,7 +36,7 @@ class TrialSource(Protocol):
         """
 
 
-class GivenTrials:
+class FixedTrials:
     """Trials that are known beforehand, in their order."""
 
     def __init__(self, records: list[TrialRecord]) -> None:
@@ -65,7 +65,7 @@ class SampledTrials:
             sampler: that has seen the records.
             spec: of the study.
             records: all trials so far.
-            scheduler: a new one; it is told of the trials so far.
+            scheduler: a new one; it replays the epochs of the trials so far.
             recorder: records a trial that ends here without running again.
         """
         self._sampler, self._spec = sampler, spec

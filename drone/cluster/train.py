@@ -19,8 +19,8 @@ from drone.model.weights import Weights
 from drone.storage.filesystem import for_ray
 from drone.training import memory
 from drone.training.activation_cache.policy import CacheDecision
+from drone.training.best_epoch import History
 from drone.training.context import Progress
-from drone.training.selection import History
 
 _POLL_S = 0.5
 _RESIZE_INTERVAL_S = 10.0

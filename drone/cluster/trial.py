@@ -26,12 +26,12 @@ from drone.search.study import State
 from drone.storage import checkpoints, dataset_cache
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload, plan_caching
 from drone.training.activation_cache.store import CacheSpec
+from drone.training.best_epoch import History, objective
 from drone.training.config import TrainConfig
 from drone.training.context import Context, Progress, Stop
 from drone.training.data import TrainingData
+from drone.training.early_stopping import reason_to_stop
 from drone.training.loop import fit
-from drone.training.selection import History, objective
-from drone.training.watchdog import reason_to_stop
 
 UPDATE = "update"
 """Key of what a trial reports beside epoch and objective, as JSON."""

@@ -22,10 +22,10 @@ from drone.model import mobilenet
 from drone.model.weights import Weights
 from drone.storage import checkpoints, dataset_cache
 from drone.training.activation_cache.policy import plan_caching
+from drone.training.best_epoch import History
 from drone.training.context import Context, Progress, Stop
 from drone.training.data import TrainingData
 from drone.training.loop import fit
-from drone.training.selection import History
 
 _PROGRESS_INTERVAL_S = 0.5
 

@@ -100,7 +100,7 @@ class Scores:
     """One row per class with the columns precision, recall, f1 and support."""
 
     confusion_KK: NDArray[np.int64]
-    """Number of images by true class (row) and predicted class (column)."""
+    """Confusion matrix: number of images by true class (row) and predicted class (column)."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns all metrics as JSON values, as metrics.json has them."""

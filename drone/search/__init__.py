@@ -1,7 +1,7 @@
 """Hyper-parameter search: what is searched, how trials are sampled, and what a study found.
 
 Space, Choice, Range     which settings vary, and over which values
-Study, StudySpec         a study's folder, and what it was asked to do
+Study, StudySpec         a study's folder, and the spec that it was started with
 TrialRecord              a trial with its epochs
 Sampler                  suggests the next trial (Optuna; the only module that imports it)
 """

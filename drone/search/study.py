@@ -1,4 +1,4 @@
-"""A study on disk: what it was asked to do, and every trial with its epochs.
+"""A study on disk: its spec, and every trial with its epochs.
 
     study.json          the spec; written once
     trials/0007.json    a trial, rewritten after each of its epochs
@@ -17,8 +17,8 @@ from typing import Any, Literal
 from drone.config import override, to_dict
 from drone.errors import ConfigError, RunError
 from drone.search.domain import Choice, Domain, Range
+from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
-from drone.training.selection import History
 
 SCHEMA = 2
 STUDY_FILE = "study.json"
@@ -70,7 +70,7 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
-    """What a study was asked to do; with another spec it would be another study."""
+    """Everything that decides a study; with another spec it would be another study."""
 
     name: str
     base: TrainConfig
@@ -105,7 +105,7 @@ class Study:
         return (self.folder / STUDY_FILE).exists()
 
     def read_spec(self) -> StudySpec:
-        """What the study was asked to do.
+        """Reads the spec that the study was started with.
 
         Raises:
             RunError: the folder holds no study, or one that cannot be read.
@@ -136,7 +136,7 @@ class Study:
             ) from error
 
     def write_spec(self, spec: StudySpec) -> None:
-        """Writes what the study is asked to do."""
+        """Writes the spec of a new study."""
         content = {**vars(spec), "schema": SCHEMA, "base": to_dict(spec.base)}
         content["space"] = {name: asdict(domain) for name, domain in spec.space.items()}
         _write_json(self.folder / STUDY_FILE, content)

@@ -50,7 +50,7 @@ class HttpSettings:
     """Requests processed at the same time."""
 
     max_queued: int = 32
-    """Requests that may wait; a further one is answered 503."""
+    """Queue limit: requests that may wait; a further one is answered 503."""
 
     body_timeout_s: float = 30.0
     """Seconds within which a request body must arrive; a slower one is answered 408."""

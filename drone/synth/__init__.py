@@ -1,4 +1,4 @@
-"""Synthetic raw images: drawings of the four classes, with known defects among the files.
+"""Synthetic data: drawings of the four classes, with known defects among the files.
 
 drawing: `draw` draws an image of a class.
 raw_folder: `write_raw_folder` writes a raw folder and returns its `GroundTruth`.

@@ -30,7 +30,7 @@ from mlflow.tracking import MlflowClient
 from drone.data.dataset import Dataset
 from drone.errors import RunError, TrackingError
 from drone.tracking.failures import FAILURES, first_line
-from drone.training.selection import History
+from drone.training.best_epoch import History
 
 Run: TypeAlias = entities.Run
 """A run as MLflow returns it: `info` and `data`."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from drone.errors import RunError
-from drone.training.selection import History
+from drone.training.best_epoch import History
 
 SCHEMA = 2
 """Raised whenever an older program could misread the folder."""

@@ -7,7 +7,7 @@ from drone.data.augmentation import AugmentConfig
 from drone.data.bins import PIXEL_BUDGET
 from drone.errors import ConfigError
 from drone.model.config import ModelConfig
-from drone.training.selection import BestEpochBy
+from drone.training.best_epoch import BestEpochBy
 
 
 @dataclass(frozen=True, kw_only=True)

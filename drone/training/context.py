@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
+from drone.training.best_epoch import History
 from drone.training.checkpoint import latest
-from drone.training.selection import History
 
 
 class Stop(IntEnum):

@@ -23,18 +23,18 @@ from drone.model.inference import probabilities_at_cut
 from drone.model.mobilenet import Classifier
 from drone.training import checkpoint
 from drone.training.activation_cache.store import CacheSpec
+from drone.training.best_epoch import History, epoch_rank
 from drone.training.checkpoint import Identity, Position
 from drone.training.config import TrainConfig
 from drone.training.context import Context, Progress, Stop
 from drone.training.control import Agreement, Control
 from drone.training.data import Inputs, TrainingData
 from drone.training.device import autocast, set_tf32
+from drone.training.early_stopping import EarlyStopping
 from drone.training.epoch_metrics import EpochMetrics
 from drone.training.learner import Learner
 from drone.training.memory import keep_freed_memory
 from drone.training.schedule import learning_rates
-from drone.training.selection import History, epoch_rank
-from drone.training.watchdog import Watchdog
 
 
 class Preempted(Exception):
@@ -97,7 +97,7 @@ class _Run:
         self._resume()
         self.learner.distribute(context.world_size)
         self.control = Control(config.checkpoint_interval_s, context)
-        self.watchdog = Watchdog(config, len(data.classes))
+        self.early_stopping = EarlyStopping(config, len(data.classes))
 
     def train(self) -> History:
         for epoch in range(self.position.epoch, self.config.epochs):
@@ -191,7 +191,7 @@ class _Run:
         due = self.context.checkpoint_each_epoch or agreement.checkpoint or agreement.stops
         self._report(save=due)
         if epoch + 1 < self.config.epochs:  # After the last epoch there is nothing left to stop.
-            self.watchdog.check(self.position.history)
+            self.early_stopping.check(self.position.history)
             _raise_stop(agreement.stop)
 
     def _epoch_metrics(self, epoch: int) -> dict[str, float]:

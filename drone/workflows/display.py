@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # They import torch and pandas, which a server of an exported model must not.
     from drone.search.study import TrialRecord
+    from drone.training.best_epoch import BestEpochBy, History
     from drone.training.context import Progress
-    from drone.training.selection import BestEpochBy, History
 
 
 class TrainingProgress(Protocol):

@@ -1,4 +1,4 @@
-"""What the user asks a workflow to do; the jobs' command lines are made from these.
+"""Requests of the workflows; the jobs' command lines are made from these.
 
 Nothing heavy is imported here, so that --help and wrong usage answer at once.
 """
@@ -126,8 +126,8 @@ class EvaluateRequest:
     their near duplicates, are left out."""
 
     against: str | None = None
-    """Run of a model of one image size (such as of preset finetune) to compare a model of mixed
-    resolutions with, image by image; besides its own images squashed to 224 px."""
+    """Run of a model for 224 px (such as preset finetune) to compare a multi-resolution model with,
+    image by image."""
 
     out: Path = Path("reports")
     """Folder for the report."""

@@ -35,7 +35,7 @@ from drone.workflows.training import Resources, RunSpec
 
 @dataclass(frozen=True, kw_only=True)
 class NewStudy:
-    """What the user asks a new study to do."""
+    """Request for a new study."""
 
     data: str
     studies: Path

@@ -46,7 +46,7 @@ class StudyResult:
 
 
 def log_spec(run: TrackedRun, spec: StudySpec, dataset: Dataset) -> None:
-    """Logs what a new study is asked to do."""
+    """Logs the spec of a new study."""
     base = flatten(to_dict(spec.base))
     run.log_params({f"base.{name}": value for name, value in base.items()})
     run.log_params({f"space.{name}": str(domain) for name, domain in spec.space.items()})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from drone.cluster import connection
 from drone.cluster.schedulers import Scheduler, make_scheduler
-from drone.cluster.searcher import GivenTrials, SampledTrials, StudySearcher, TrialSource
+from drone.cluster.searcher import FixedTrials, SampledTrials, StudySearcher, TrialSource
 from drone.cluster.trial import TrialSpec, checkpoint_location
 from drone.cluster.tune import TrialSlots, choose_slots, run_trials
 from drone.config import flatten, to_dict
@@ -123,7 +123,7 @@ class StudyRunner:
         recorder = _Recorder("confirm", self)
         self.progress.start("confirmation run", len(records), records, slots.concurrency)
         # The time budget is that of the search; its winner is confirmed in any case.
-        self._run(recorder, records, GivenTrials(records), scheduler, slots, lambda: True)
+        self._run(recorder, records, FixedTrials(records), scheduler, slots, lambda: True)
         return rank_confirmed(trials, runs)
 
     def _confirmation_runs(

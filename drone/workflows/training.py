@@ -21,9 +21,9 @@ from drone.tracking import runs
 from drone.tracking.runs import TrackedRun
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
+from drone.training.best_epoch import History
 from drone.training.checkpoint import STATE_FILE, Position, read_position
 from drone.training.config import TrainConfig
-from drone.training.selection import History
 from drone.workflows import cluster_check, model_logging
 from drone.workflows.display import SILENT, Display, TrainingProgress
 
@@ -108,7 +108,7 @@ class TrainResult:
 
 def train(
     spec: RunSpec,
-    resources: Resources,
+    resources: Resources = Resources(),
     *,
     name: str | None = None,
     experiment: str = runs.DEFAULT_EXPERIMENT,
@@ -139,7 +139,7 @@ def train(
 
 def resume(
     id_or_name: str,
-    resources: Resources,
+    resources: Resources = Resources(),
     *,
     experiment: str = runs.DEFAULT_EXPERIMENT,
     display: Display = SILENT,

@@ -9,7 +9,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from drone.cluster.schedulers import _grace_epochs, make_scheduler
-from drone.cluster.searcher import GivenTrials, SampledTrials, StudySearcher
+from drone.cluster.searcher import FixedTrials, SampledTrials, StudySearcher
 from drone.cluster.trial import UPDATE
 from drone.search.sampler import Sampler
 from drone.search.space import DEFAULT
@@ -116,7 +116,7 @@ def test_an_unfinished_trial_resumes_before_new_ones_start(tmp_path: Path) -> No
 
 def test_each_epoch_is_recorded_once(tmp_path: Path) -> None:
     record, recorder = trial_record(0, [0.5]), RecordingRecorder()
-    searcher = StudySearcher(GivenTrials([record]), recorder, concurrency=1, epochs=3)
+    searcher = StudySearcher(FixedTrials([record]), recorder, concurrency=1, epochs=3)
     searcher.suggest("a")
     for epoch, score in ((1, 0.5), (2, 0.6), (2, 0.6), (3, 0.7)):
         searcher.on_trial_result("a", report(epoch, score))
@@ -140,7 +140,7 @@ def test_how_a_trial_ended_is_recorded(
     last: dict[str, Any] | None, error: bool, state: State, reason: str
 ) -> None:
     record, recorder = trial_record(0, []), RecordingRecorder()
-    searcher = StudySearcher(GivenTrials([record]), recorder, concurrency=1, epochs=3)
+    searcher = StudySearcher(FixedTrials([record]), recorder, concurrency=1, epochs=3)
     searcher.suggest("a")
     searcher.on_trial_complete("a", last, error)
     assert (record.state, record.reason) == (state, reason)
@@ -150,6 +150,6 @@ def test_how_a_trial_ended_is_recorded(
 def test_given_trials_run_in_their_order_unless_they_have_ended() -> None:
     records = [trial_record(5, []), trial_record(3, [0.1], "failed"), trial_record(4, [0.2])]
     recorder = RecordingRecorder()
-    searcher = StudySearcher(GivenTrials(records), recorder, concurrency=4, epochs=3)
+    searcher = StudySearcher(FixedTrials(records), recorder, concurrency=4, epochs=3)
     assert [searcher.suggest(name)["number"] for name in "ab"] == [5, 4]
     assert searcher.suggest("c") == Searcher.FINISHED

@@ -13,8 +13,8 @@ from drone.presets import get_preset
 from drone.search import report, summary
 from drone.search.space import DEFAULT
 from drone.search.study import Study, StudySpec, TrialRecord
-from drone.training.selection import objective
-from drone.training.watchdog import reason_to_stop
+from drone.training.best_epoch import objective
+from drone.training.early_stopping import reason_to_stop
 
 RECALLS = ("FB", "LQC", "SQC", "WD")
 

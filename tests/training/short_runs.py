@@ -10,11 +10,11 @@ import torch.multiprocessing as multiprocessing
 from drone.config import override
 from drone.data.dataset import Dataset, open_dataset
 from drone.model import mobilenet
+from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
 from drone.training.context import LocalContext, Progress, Stop
 from drone.training.data import TrainingData
 from drone.training.loop import fit
-from drone.training.selection import History
 
 _SHORT = {
     "epochs": 2,

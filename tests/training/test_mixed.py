@@ -11,13 +11,13 @@ from drone.errors import ConfigError, Interrupted, TrainingError
 from drone.model import mobilenet
 from drone.model.resizer import STACKS
 from drone.training import checkpoint
+from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
 from drone.training.context import LocalContext, Stop
 from drone.training.data import TrainingData
+from drone.training.early_stopping import EarlyStopping, worse_than_start
 from drone.training.loop import fit
 from drone.training.schedule import learning_rates
-from drone.training.selection import History
-from drone.training.watchdog import Watchdog, worse_than_start
 from tests.training.short_runs import (
     StoppingContext,
     assert_same_metrics,
@@ -171,17 +171,17 @@ def test_early_stopping_names_its_reason_and_can_be_disabled() -> None:
     with pytest.raises(
         TrainingError, match=r"after epoch 4: worse than at its start.*--early-stopping-patience 0"
     ):
-        Watchdog(config, 3).check(history(0.7, 0.8, 0.6, 0.6))
+        EarlyStopping(config, 3).check(history(0.7, 0.8, 0.6, 0.6))
     collapsed = history(0.7, 0.8, 0.9, 0.9)
     for entry in collapsed[2:]:
         entry["metrics"] |= {f"validation/recall_{name}": float(name == "b") for name in "abc"}
     with pytest.raises(TrainingError, match="collapsed: a single class"):
-        Watchdog(config, 3).check(collapsed)
+        EarlyStopping(config, 3).check(collapsed)
     diverged = history(0.7, 0.8)
     diverged[1]["metrics"]["validation/loss"] = 9.0
     with pytest.raises(TrainingError, match=r"diverged: the validation loss is 9\.00"):
-        Watchdog(config, 3).check(diverged)
-    Watchdog(short_config(early_stopping_patience=0), 3).check(diverged)
+        EarlyStopping(config, 3).check(diverged)
+    EarlyStopping(short_config(early_stopping_patience=0), 3).check(diverged)
 
 
 def test_early_stopping_ends_the_original_recipe_and_leaves_a_checkpoint(

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from drone.errors import TrainingError
+from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
-from drone.training.selection import History
 
 _DIVERGED_RATIO = 3.0
 """A validation loss this many times that of guessing does not recover."""
@@ -65,7 +65,7 @@ def worse_than_start(history: History, head_only_epochs: float, patience: int) -
     )
 
 
-class Watchdog:
+class EarlyStopping:
     """Stops a run early, as TrainConfig.early_stopping_patience says."""
 
     def __init__(self, config: TrainConfig, num_classes: int) -> None:
