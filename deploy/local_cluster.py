@@ -91,7 +91,8 @@ def main(options: Options) -> None:
         sys.exit("error: --head and --workers name a machine twice.")
     aws = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
     content = yaml.safe_dump(local_config(options, aws), sort_keys=False)
-    options.out.write_text(
+    header = "# Written by deploy/local_cluster.py from cluster.yaml.\n"
+    options.out.write_text(header + content, "utf-8")
         f"# Made by deploy/local_cluster.py from cluster.yaml.\n{content}", "utf-8"
     )
     ray = Path(sys.executable).with_name("ray")

@@ -39,9 +39,9 @@ def start(
     """Parses the command line, runs the job and exits.
 
     Args:
-        job: the dataclass of arguments, or a function that parses them.
-        main: runs the job and returns what --json prints.
-        description: the text of --help; the dataclass's docstring if None.
+        job: The dataclass of arguments, or a function that parses them.
+        main: Runs the job and returns what --json prints.
+        description: The text of --help; the dataclass's docstring if None.
 
     Exits with 0 done, 1 failed, 2 wrong usage or 130 interrupted.
     """
@@ -101,7 +101,7 @@ def read_yaml(file: Path, kind: type = dict) -> Any:
     """Reads settings by name from a file, or a list of them if `kind` is list.
 
     Raises:
-        ConfigError: the file cannot be read or holds something else.
+        ConfigError: The file cannot be read or holds something else.
     """
     try:
         content = yaml.safe_load(file.read_text("utf-8"))

@@ -140,7 +140,7 @@ def install(folder: Path, job: Package) -> None:
     """Installs the packages into the folder.
 
     Raises:
-        DroneError: pip cannot download them.
+        DroneError: Pip cannot download them.
     """
     machine = "aarch64" if job.architecture == "arm64" else "x86_64"
     platforms = [f"--platform={name}_{machine}" for name in _PLATFORMS]

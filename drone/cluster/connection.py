@@ -52,8 +52,8 @@ def connected(
     Joins the cluster that RAY_ADDRESS names, or the job's own; otherwise starts a local Ray.
 
     Args:
-        num_cpus: of a local Ray; None uses all of the machine's.
-        environment: variables of every worker process.
+        num_cpus: CPUs of a local Ray; None uses all of this machine's.
+        environment: Environment variables of every worker process.
     """
     address = os.environ.get("RAY_ADDRESS")
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -189,10 +189,10 @@ def run_on_nodes(
     """Runs a function on each of these machines.
 
     Args:
-        function: of a module that the machines have, or that can be pickled.
-        nodes: their ids.
-        arguments: of the function, the same on all.
-        timeout_s: for all together.
+        function: Function of a module that the machines have, or one that can be pickled.
+        nodes: Ids of the machines.
+        arguments: Arguments of the function, the same on every machine.
+        timeout_s: Seconds that all machines together may take.
 
     Returns:
         What the function returned, or the exception that it raised, by node id; a machine that

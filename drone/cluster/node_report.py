@@ -79,9 +79,9 @@ def inspect_node(request: CheckRequest, marker: str, run_id: str | None) -> Node
     """Runs every check on this machine.
 
     Args:
-        request: what the job is about to use.
-        marker: name of a file to write to the storage.
-        run_id: run to log an artifact to, or None.
+        request: What the job is about to use.
+        marker: Name of a file to write to the storage.
+        run_id: Run to log an artifact to, or None.
     """
     import torch
 

@@ -32,7 +32,7 @@ class TrialSource(Protocol):
         """The next trial to run, or None if there are no more.
 
         Args:
-            trial_id: under which Ray Tune will run it.
+            trial_id: Id under which Ray Tune will run the trial.
         """
 
 
@@ -62,11 +62,11 @@ class SampledTrials:
         """Continues where the records stand.
 
         Args:
-            sampler: that has seen the records.
-            spec: of the study.
-            records: all trials so far.
-            scheduler: a new one; it replays the epochs of the trials so far.
-            recorder: records a trial that ends here without running again.
+            sampler: Sampler that has seen the records.
+            spec: Spec of the study.
+            records: All trials so far.
+            scheduler: A new one; it replays the epochs of the trials so far.
+            recorder: Records a trial that ends here without running again.
         """
         self._sampler, self._spec = sampler, spec
         self._scheduler, self._recorder = scheduler, recorder
@@ -107,11 +107,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Starts with the first trial of the source.
 
         Args:
-            source: of the trials.
-            recorder: of what they report.
-            concurrency: maximum number of trials at the same time.
-            epochs: of a whole trial.
-            may_start: whether another trial may start (the time budget is not used up).
+            source: Where the trials come from.
+            recorder: Records what the trials report.
+            concurrency: Maximum number of trials at the same time.
+            epochs: Epochs of a complete trial.
+            may_start: Whether another trial may start (the time budget is not used up).
         """
         super().__init__(metric=METRIC, mode="max")
         self._source, self._recorder = source, recorder

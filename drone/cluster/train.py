@@ -57,9 +57,9 @@ def choose_workers(
     """Allocates workers: by default one per GPU, or one that uses all CPUs.
 
     Args:
-        num_workers: as the user set it.
+        num_workers: Number that the user set; None for the default.
         gpus_per_worker: None uses one GPU each, if there are any.
-        min_workers: that will do while there is no room for more; None needs all.
+        min_workers: Minimum to start with while there is no room for more; None needs all.
 
     Raises:
         ConfigError: Ray has fewer CPUs or GPUs, and will not get them.
@@ -116,8 +116,8 @@ def train(job: TrainJob, weights: Weights, listener: Listener) -> None:
     """Trains to the last epoch; blocks, and reacts to Ctrl-C.
 
     Raises:
-        Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
-        TrainingError: training cannot continue.
+        Interrupted: Stopped by Ctrl-C or SIGTERM, after a checkpoint.
+        TrainingError: Training cannot continue.
     """
     channel = WorkerChannel()
     outcome: dict[str, Any] = {}

@@ -74,7 +74,7 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
     Args:
         trial: "number", "part", "params", "seed" and "resplit" of its record, and "reported": the
             number of epochs that earlier attempts have reported.
-        spec: what trials have in common.
+        spec: What trials have in common.
     """
     location = checkpoint_location(spec.storage, trial["part"], trial["number"])
     reporter = _Reporter(spec.base, trial["reported"])

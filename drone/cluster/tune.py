@@ -46,13 +46,13 @@ def choose_slots(
     from those that have ended.
 
     Args:
-        concurrency: as the user set it, or None.
-        workers_per_trial: processes that share each batch of a trial.
+        concurrency: Number that the user set; None for the default.
+        workers_per_trial: Processes that share each batch of a trial.
         gpus_per_worker: None uses one GPU each, if there are enough.
-        num_trials: of the study.
+        num_trials: Number of trials of the study.
 
     Raises:
-        ConfigError: not even one fits, or not as many as the user set.
+        ConfigError: Not even one trial fits, or not as many as the user set.
     """
     totals, cpus_by_node = connection.available_resources()
     cpus, gpus = int(totals.get("CPU", 0)), float(totals.get("GPU", 0))
@@ -96,14 +96,14 @@ def run_trials(
     """Runs all trials of a searcher; blocks.
 
     Args:
-        searcher: supplies the trials and records their results.
-        scheduler: prunes some of them.
-        spec: what they have in common.
-        slots: what they compute on.
-        attempt: name of this attempt, different from earlier ones'.
+        searcher: Supplies the trials and records their results.
+        scheduler: Prunes some of the trials.
+        spec: What the trials have in common.
+        slots: What the trials compute on.
+        attempt: Name of this attempt, different from earlier ones'.
 
     Raises:
-        Interrupted: by Ctrl-C or SIGTERM.
+        Interrupted: Stopped by Ctrl-C or SIGTERM.
     """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     workers = slots.workers

@@ -21,12 +21,12 @@ def parse_changes(arguments: Sequence[str], defaults: Space) -> Changes:
     """Parses NAME=VALUE, NAME=A,B,C and NAME=LOW..HIGH.
 
     Args:
-        arguments: of --vary.
-        defaults: a range is logarithmic where the default domain of its setting is; without one,
-            where it spans a factor of 10 or more.
+        arguments: Arguments of --vary.
+        defaults: Default domains. A range is logarithmic where the default domain of its setting
+            is; without one, where it spans a factor of 10 or more.
 
     Raises:
-        ConfigError: an argument of another form.
+        ConfigError: An argument has another form.
     """
     changes: Changes = {}
     for argument in arguments:

@@ -27,8 +27,8 @@ def learning_curves(records: Sequence[TrialRecord], best: int) -> Figure:
     """Validation macro F1 by epoch, a line per trial; a cross where a trial ended early.
 
     Args:
-        records: of the study.
-        best: number of the trial that is highlighted.
+        records: Trials of the study.
+        best: Number of the trial that is highlighted.
     """
     figure = Figure(figsize=(9, 4.2))
     axes = figure.add_subplot()

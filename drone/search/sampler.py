@@ -95,12 +95,12 @@ class Sampler:
         """Opens the sampler where the records stand.
 
         Args:
-            folder: of the study; the database is written there for Optuna's own tools.
-            name: of the study.
-            base: settings of all trials; its seed is the sampler's.
-            space: what is searched.
-            first_trials: parameters of the trials before the sampler's own.
-            records: all trials so far.
+            folder: Folder of the study; the database is written there for Optuna's own tools.
+            name: Name of the study.
+            base: Settings of all trials; its seed is the sampler's.
+            space: Domains of the searched settings.
+            first_trials: Parameters of the trials before the sampler's own.
+            records: All trials so far.
         """
         self._base, self._space = base, space
         self._running: dict[int, Trial] = {}

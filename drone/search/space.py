@@ -128,7 +128,7 @@ def apply_params(base: TrainConfig, params: Mapping[str, Any], source: str) -> T
     """A configuration with some settings changed, given by dotted name.
 
     Raises:
-        ConfigError: it starts with `source`.
+        ConfigError: A setting is wrong; the message starts with `source`.
     """
     nested: dict[str, Any] = {}
     for name, value in params.items():
@@ -153,7 +153,7 @@ def check_params(params: Mapping[str, Any], space: Space, source: str) -> dict[s
         The settings, each in its type.
 
     Raises:
-        ConfigError: a setting that is not searched, or a value outside of its domain.
+        ConfigError: A setting is not searched, or a value is outside of its domain.
     """
     checked: dict[str, Any] = {}
     for name, value in params.items():
@@ -173,16 +173,16 @@ def resolve_space(
     """Applies the user's changes to a space.
 
     Args:
-        base: settings of all trials.
-        changes: see `drone.search.grammar`. Names that are not in the space join it.
-        source: where the changes come from, for error messages.
-        start: space to change.
+        base: Settings of all trials.
+        changes: See `drone.search.grammar`. Names that are not in the space join it.
+        source: Where the changes come from, for error messages.
+        start: Space to change.
 
     Returns:
         The base with the fixed settings, and the space.
 
     Raises:
-        ConfigError: an unknown name, an invalid value, or a setting that no trial would use.
+        ConfigError: A name is unknown, a value is invalid, or no trial would use a setting.
     """
     space = dict(start)
     names = flatten(to_dict(base))

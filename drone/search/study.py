@@ -108,7 +108,7 @@ class Study:
         """Reads the spec that the study was started with.
 
         Raises:
-            RunError: the folder holds no study, or one that cannot be read.
+            RunError: The folder holds no study, or one that cannot be read.
         """
         file = self.folder / STUDY_FILE
         try:
@@ -149,7 +149,7 @@ class Study:
         """All trials of a part, by number.
 
         Raises:
-            RunError: a file cannot be read.
+            RunError: A file cannot be read.
         """
         return [_read_record(file) for file in sorted((self.folder / part).glob("[0-9]*.json"))]
 

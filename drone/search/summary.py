@@ -75,8 +75,8 @@ def rank_confirmed(
     configuration that lacks a run comes after all that are complete.
 
     Args:
-        trials: that were confirmed.
-        runs: confirmation runs by the trial's number; at each position all trials have the same
+        trials: Trials that were confirmed.
+        runs: Confirmation runs by the trial's number; at each position all trials have the same
             images and seed.
     """
     scores = {
@@ -156,9 +156,9 @@ def sentences(
     Trials that were pruned or stopped count with the score that they had.
 
     Args:
-        records: of the study.
-        space: that was searched.
-        importances: shares of 1 by setting; may be empty.
+        records: Trials of the study.
+        space: Space that was searched.
+        importances: Shares of 1 by setting; may be empty.
     """
     scored = [record for record in records if record.has_score]
     names = sorted(space, key=lambda name: -importances.get(name, 0.0))

@@ -71,7 +71,7 @@ def fetch(location: str, target: Path) -> Path:
         The target.
 
     Raises:
-        RunError: the checkpoint is gone or damaged.
+        RunError: The checkpoint is gone or damaged.
     """
     try:
         copy_here(location, target)
@@ -86,9 +86,9 @@ def save(folder: Path, location: str, name: str) -> None:
     """Copies a checkpoint folder to storage, then applies retention: older ones there are deleted.
 
     Args:
-        folder: local checkpoint.
-        location: folder or URI that holds the checkpoints of one run.
-        name: of the new checkpoint; names sort by age.
+        folder: Local checkpoint.
+        location: Folder or URI that holds the checkpoints of one run.
+        name: Name of the new checkpoint; names sort by age.
     """
     filesystem, path = open_filesystem(location)
     target = f"{path}/{name}"
@@ -116,12 +116,12 @@ def wait_for_space(location: str, checkpoint: Path, notify: Callable[[str], None
     """Returns when a checkpoint can be written; retries while the storage fails.
 
     Args:
-        location: folder or URI.
-        checkpoint: local folder that is about to be copied there.
-        notify: called with a message when the storage fails, and when it is back.
+        location: Folder or URI to write to.
+        checkpoint: Local folder that is about to be copied there.
+        notify: Called with a message when the storage fails, and when it is back.
 
     Raises:
-        RunError: the storage fails for longer than `MAX_OUTAGE_S`.
+        RunError: The storage fails for longer than `MAX_OUTAGE_S`.
     """
     size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
     # Object storage does not run full, and its uploads cost.

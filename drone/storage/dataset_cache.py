@@ -16,7 +16,8 @@ def cache_folder(name: str = "datasets") -> Path:
     """This machine's cache folder; DRONE_CACHE sets another location.
 
     Args:
-        name: of the subfolder: "datasets" holds copies by fingerprint, "scans" holds scan results.
+        name: Name of the subfolder: "datasets" holds copies by fingerprint, "scans" holds scan
+            results.
     """
     root = os.environ.get("DRONE_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "drone") / name
@@ -32,13 +33,13 @@ def open_at(
     """Opens the data set at a location; a remote one is copied to this machine first.
 
     Args:
-        location: folder, s3://..., or head:///... for a folder of the job's machine.
-        fingerprint: that it must have; None accepts any.
-        notify: called with a message before a copy, which may take a while.
-        at_bins: reads the images at the sides of their bins.
+        location: Folder, s3://..., or head:///... for a folder of the job's machine.
+        fingerprint: Fingerprint that the data set must have; None accepts any.
+        notify: Called with a message before a copy, which may take a while.
+        at_bins: Whether the images are read at the sides of their bins.
 
     Raises:
-        DataError: there is none, it is damaged, has another fingerprint, or no bins.
+        DataError: There is no data set, it is damaged, has another fingerprint, or has no bins.
     """
     dataset = _open(location, fingerprint, notify, at_bins)
     return dataset.at_bins(location) if at_bins else dataset

@@ -36,7 +36,7 @@ def resolve_writable(location: str) -> str:
     """An absolute path or a URI that can be written.
 
     Raises:
-        ConfigError: no file system for such a URI, or it cannot be written.
+        ConfigError: There is no file system for such a URI, or the location cannot be written.
     """
     location = absolute(location)
     try:
@@ -52,7 +52,7 @@ def probe(location: str, num_bytes: int) -> None:
     """Writes and deletes a file of a size.
 
     Raises:
-        OSError: the location cannot be written, or has no space left.
+        OSError: The location cannot be written, or has no space left.
     """
     filesystem, path = open_filesystem(location)
     file = f"{path}/.probe-{uuid.uuid4().hex}"
@@ -77,7 +77,7 @@ def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     """The file system of a location, and the path within it.
 
     Raises:
-        ConfigError: no file system for such a URI.
+        ConfigError: There is no file system for such a URI.
     """
     if location.startswith(_HEAD):
         return fs.PyFileSystem(fs.FSSpecHandler(HeadFileSystem())), location.removeprefix(_HEAD)
@@ -92,7 +92,7 @@ def copy_here(location: str, target: Path) -> None:
     """Copies a folder into a local one, which is created.
 
     Raises:
-        OSError: it cannot be read or written.
+        OSError: The folder cannot be read, or the local one cannot be written.
     """
     filesystem, path = open_filesystem(location)
     target.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def read_text(location: str) -> str:
     """Reads a small text file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: The file cannot be read.
     """
     filesystem, path = open_filesystem(location)
     with filesystem.open_input_stream(path) as stream:
@@ -119,7 +119,7 @@ def write_text(location: str, text: str) -> None:
     """Writes a small text file; its folder is created.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The file cannot be written.
     """
     filesystem, path = open_filesystem(location)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)

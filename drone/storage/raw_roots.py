@@ -14,7 +14,7 @@ def open_root(name: str) -> roots.Root:
     """A folder, a zip archive, or a URI such as s3://bucket/raw; a `roots.Opener`.
 
     Raises:
-        DataError: there is none, or it cannot be reached.
+        DataError: There is no such folder or archive, or it cannot be reached.
     """
     if "://" not in name:
         return roots.open_root(name)

@@ -27,9 +27,9 @@ def log_model(onnx_file: Path, classes: Sequence[str], metadata: Mapping[str, st
     """Logs an exported model to the active run.
 
     Args:
-        onnx_file: the exported model.
-        classes: names in the order of their indices.
-        metadata: of the model, shown in the registry.
+        onnx_file: The exported model.
+        classes: Names in the order of their indices.
+        metadata: Metadata of the model, shown in the registry.
 
     Returns:
         Its URI.
@@ -82,11 +82,11 @@ def resolve_model(uri: str | None, run: str | None) -> ModelRef:
     """The model that a URI or a run names.
 
     Args:
-        uri: such as models:/drone-classifier@champion or models:/drone-classifier/3.
-        run: id or name, used if there is no URI.
+        uri: URI such as models:/drone-classifier@champion or models:/drone-classifier/3.
+        run: Id or name of a run, used if there is no URI.
 
     Raises:
-        RunError: there is none.
+        RunError: There is no such model or run.
     """
     if uri is not None:
         return _registered(uri)
@@ -117,7 +117,7 @@ def logged_model(run_id: str) -> str:
     """The URI of the model that a run logged last.
 
     Raises:
-        RunError: the run logged none.
+        RunError: The run logged no model.
     """
     run = find_run(run_id)
     outputs = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
@@ -136,7 +136,7 @@ def fetch_onnx(run_id: str, target: Path) -> Path:
         The ONNX file.
 
     Raises:
-        RunError: the run logged none.
+        RunError: The run logged no model.
     """
     uri = logged_model(run_id)
     try:

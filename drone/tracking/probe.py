@@ -11,7 +11,7 @@ def start_run(uri: str | None) -> str | None:
     """Creates the run; None where the store is only used from this machine.
 
     Raises:
-        one of FAILURES: the server does not answer.
+        One of FAILURES: The server does not answer.
     """
     if uri is None or not uri.startswith(("http://", "https://")):
         return None

@@ -33,7 +33,7 @@ def version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
     """The version of a registered model that has an alias; None if no version has it.
 
     Raises:
-        TrackingError: the registry does not answer.
+        TrackingError: The registry does not answer.
     """
     try:
         entry = MlflowClient().get_model_version_by_alias(name, alias)
@@ -64,15 +64,15 @@ def register(name: str, run_id: str, tags: Mapping[str, str]) -> str:
     """Registers a run's model, once.
 
     Args:
-        name: of the registered model, which is created if missing.
-        run_id: run whose model is registered.
-        tags: of the version.
+        name: Name of the registered model, which is created if missing.
+        run_id: Run whose model is registered.
+        tags: Tags of the new version.
 
     Returns:
         The version.
 
     Raises:
-        RunError: the run has no model.
+        RunError: The run has no model.
     """
     existing = version_of_run(name, run_id)
     if existing is not None:
@@ -101,7 +101,7 @@ def rollback(name: str) -> tuple[RegisteredVersion, RegisteredVersion]:
         The new champion and the one that it replaces.
 
     Raises:
-        RunError: there is nothing to go back to.
+        RunError: There is no champion, or no previous one to go back to.
     """
     champion, previous = version_by_alias(name, CHAMPION), version_by_alias(name, PREVIOUS)
     if champion is None or previous is None:
@@ -122,11 +122,11 @@ def record_gate_decision(
     """Attaches a gate decision to the version (tags, description) and its run (artifacts).
 
     Args:
-        name: of the registered model.
-        version: that was judged.
-        run_id: of the version.
+        name: Name of the registered model.
+        version: Version that was judged.
+        run_id: Run that the version comes from.
         document: "passed", and "rules" with "name", "passed" and "figures" each.
-        markdown: the same for the description.
+        markdown: The decision as text, for the description.
     """
     client = MlflowClient()
     gate = "passed" if document["passed"] else "failed"
@@ -150,7 +150,7 @@ def read_gate_decision(name: str, version: str) -> dict[str, Any]:
     """The gate decision on a version.
 
     Raises:
-        RunError: there is no such version, or the gate was never applied to it.
+        RunError: There is no such version, or the gate was never applied to it.
     """
     client = MlflowClient()
     try:

@@ -57,7 +57,7 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
         The store's URI.
 
     Raises:
-        TrackingError: it does not answer or cannot be used.
+        TrackingError: The store does not answer or cannot be used.
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -183,7 +183,8 @@ class TrackedRun:
         """Logs what is still missing, retrying the store for a while.
 
         Raises:
-            TrackingError: it did not come back; says what is missing and how to log it later.
+            TrackingError: The store did not come back; the message says what is missing and how to
+                log it later.
         """
         give_up_at = time.monotonic() + timeout_s
         while True:
@@ -213,13 +214,13 @@ def start_run(
     It ends FINISHED, KILLED after an interruption, or FAILED after any other error.
 
     Args:
-        name: of a new run.
-        warn: called with a message when the store does not answer.
-        resume_run_id: id of the run to resume.
-        tags: of a new run.
+        name: Name of a new run.
+        warn: Called with a message when the store does not answer.
+        resume_run_id: Id of the run to resume.
+        tags: Tags of a new run.
 
     Raises:
-        RunError: the store has no run of that id, or not in the chosen experiment.
+        RunError: The store has no run of that id, or not in the chosen experiment.
     """
     try:
         run = mlflow.start_run(
@@ -272,7 +273,7 @@ def find_run(id_or_name: str) -> Run:
     """The run with an id, or the newest one with a name.
 
     Raises:
-        RunError: there is none.
+        RunError: There is no such run.
     """
     client = MlflowClient()
     try:
@@ -305,7 +306,7 @@ def download(run_id: str, artifact: str, target: Path) -> Path:
     """Downloads a file or folder of a run's artifacts.
 
     Raises:
-        RunError: the run has none of that name.
+        RunError: The run has no artifact of that name.
     """
     try:
         return Path(
@@ -321,7 +322,7 @@ def read_json(run_id: str, artifact: str) -> dict[str, Any]:
     """Reads a JSON artifact of a run.
 
     Raises:
-        RunError: the run has none of that name.
+        RunError: The run has no artifact of that name.
     """
     with tempfile.TemporaryDirectory() as temporary:
         text = download(run_id, artifact, Path(temporary)).read_text("utf-8")
@@ -333,7 +334,7 @@ def images_of(run_id: str) -> pd.DataFrame:
     """The images that a run's data set kept: md5, phash, class_name, split, group and path.
 
     Raises:
-        RunError: the run has no list of them.
+        RunError: The run has no list of its images.
     """
     with tempfile.TemporaryDirectory() as temporary:
         return pd.read_parquet(download(run_id, _IMAGES_FILE, Path(temporary)))
@@ -343,7 +344,7 @@ def training_md5(run_id: str) -> "pd.Series[str]":
     """The md5 of each image that a run was trained on or selected by (training and validation).
 
     Raises:
-        RunError: the run has no list of its images.
+        RunError: The run has no list of its images.
     """
     images = images_of(run_id)
     return images.loc[images["split"] != "test", "md5"]

@@ -54,7 +54,7 @@ def serve(settings: ServerSettings, notify: Callable[[str], None]) -> None:
     A server process that dies is restarted.
 
     Raises:
-        ConfigError: the backup location cannot be used, or the port is taken.
+        ConfigError: The backup location cannot be used, or the port is taken.
         TrackingError: MLflow does not start.
     """
     settings.folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ class _ServerProcess:
         """Starts it and returns when it answers.
 
         Raises:
-            TrackingError: it ended, or did not answer in time.
+            TrackingError: The process ended, or did not answer in time.
         """
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         environment.pop("MLFLOW_TRACKING_URI", None)

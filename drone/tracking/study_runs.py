@@ -27,8 +27,8 @@ class TrialRuns:
         """Finds the runs that an earlier attempt created.
 
         Args:
-            parent_run_id: the study's run.
-            warn: called with a message when the store does not answer.
+            parent_run_id: The study's run.
+            warn: Called with a message when the store does not answer.
         """
         self._client, self._parent, self._warn = MlflowClient(), parent_run_id, warn
         self._experiment = self._client.get_run(parent_run_id).info.experiment_id
@@ -135,11 +135,11 @@ class TrialRuns:
         """Logs what is missing, retrying the store for a while.
 
         Args:
-            start_again: calls `start` for a trial that has no run.
-            timeout_s: how long to retry.
+            start_again: Calls `start` for a trial that has no run.
+            timeout_s: Seconds to retry for.
 
         Raises:
-            TrackingError: the store did not come back.
+            TrackingError: The store did not come back.
         """
         give_up_at = time.monotonic() + timeout_s
         while self._behind:

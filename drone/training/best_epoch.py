@@ -17,8 +17,8 @@ def best_epoch(history: History, by: BestEpochBy) -> dict[str, Any]:
     """The entry of the best epoch, the one whose weights are saved.
 
     Args:
-        history: the epochs so far, at least one.
-        by: the validation metric that selects, as in TrainConfig.
+        history: The epochs so far, at least one.
+        by: The validation metric that selects, as in TrainConfig.
     """
 
     def rank(entry: dict[str, Any]) -> tuple[float, float]:

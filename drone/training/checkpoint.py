@@ -113,7 +113,7 @@ def read_position(folder: Path) -> tuple[Position, Identity]:
     """Reads the small part of a checkpoint.
 
     Raises:
-        RunError: it is damaged or of another schema.
+        RunError: The checkpoint is damaged or of another schema.
     """
     try:
         state = json.loads((folder / STATE_FILE).read_text("utf-8"))
@@ -140,7 +140,7 @@ def load(folder: Path) -> tuple[Position, Identity, Tensors]:
     """Reads a checkpoint; tensors only, nothing in it is executed.
 
     Raises:
-        RunError: it is damaged or of another schema.
+        RunError: The checkpoint is damaged or of another schema.
     """
     position, identity = read_position(folder)
     if not is_whole(folder):

@@ -71,8 +71,8 @@ class LocalContext:
         """Uses a folder; a checkpoint in it is resumed from.
 
         Args:
-            folder: for checkpoints, each in a subfolder.
-            max_checkpoints: checkpoint retention: how many of the newest are kept.
+            folder: Folder for checkpoints, each in a subfolder.
+            max_checkpoints: Number of the newest checkpoints to keep.
         """
         self.rank, self.world_size = 0, 1
         self.device = torch.device("cpu")

@@ -32,8 +32,8 @@ class Control:
         """Starts the checkpoint timer.
 
         Args:
-            checkpoint_interval_s: seconds between checkpoints.
-            context: of this rank.
+            checkpoint_interval_s: Seconds between checkpoints.
+            context: Context of this rank.
         """
         self._context = context
         self._checkpoint_interval_s = checkpoint_interval_s

@@ -39,8 +39,8 @@ class TrainingData:
         """The images of a data set.
 
         Args:
-            dataset: prepared data set.
-            resplit: number of another partition into training and validation; None is the data
+            dataset: Prepared data set.
+            resplit: Number of another partition into training and validation; None is the data
                 set's own.
         """
         if resplit is None:
@@ -70,11 +70,12 @@ class Inputs:
         """Moves the images to the device and sets up the activations.
 
         Args:
-            config: of the run.
-            data: images of the run.
-            model: on the device, with its starting weights; gets batch statistics if it has none.
-            device: that this rank computes on.
-            cache: activation cache; None computes activations in each step.
+            config: Config of the run.
+            data: Images of the run.
+            model: Model on the device, with its starting weights; it gets batch statistics if it
+                has none.
+            device: Device that this rank computes on.
+            cache: Activation cache; None computes activations in each step.
         """
         self.train = DeviceSplit(data.train, device)
         self.validation = DeviceSplit(data.validation, device)

@@ -18,10 +18,10 @@ def reason_to_stop(
     """Why a run should stop although nothing failed; None if it should continue.
 
     Args:
-        history: the epochs so far.
+        history: The epochs so far.
         num_classes: K.
-        grace_epochs: head-only and warm-up epochs, which say little yet.
-        patience: consecutive evaluations in which a single class is predicted for every image.
+        grace_epochs: Head-only and warm-up epochs, which say little yet.
+        patience: Consecutive evaluations in which a single class is predicted for every image.
     """
     if not history:
         return None
@@ -80,7 +80,7 @@ class EarlyStopping:
         """Judges the evaluations so far; on every rank alike.
 
         Raises:
-            TrainingError: the run should stop; the message gives the reason.
+            TrainingError: The run should stop; the message gives the reason.
         """
         patience = self._patience
         if not patience:

@@ -22,9 +22,9 @@ class EpochMetrics:
         """Counts a batch.
 
         Args:
-            loss_sum: sum of the losses of its images.
-            predicted_N: predicted class indices.
-            labels_N: true class indices.
+            loss_sum: Sum of the losses of its images.
+            predicted_N: Predicted class indices.
+            labels_N: True class indices.
         """
         cells_N = labels_N * self.num_classes + predicted_N
         ones_N = torch.ones_like(cells_N, dtype=torch.float64)

@@ -28,12 +28,12 @@ class FiniteCheck:
         """Checks a step before the optimiser takes it.
 
         Args:
-            norm: of the gradient over all parameters.
-            epoch: from 0.
-            batch: of the epoch, from 0.
+            norm: Norm of the gradient over all parameters.
+            epoch: Epoch, counted from 0.
+            batch: Batch of the epoch, counted from 0.
 
         Raises:
-            TrainingError: the norm is not finite.
+            TrainingError: The norm is not finite.
         """
         bad = ~torch.isfinite(norm)
         if not self._lazy:
@@ -53,7 +53,7 @@ class FiniteCheck:
         """Raises if a step was skipped on the device.
 
         Raises:
-            TrainingError: it names the first such step.
+            TrainingError: A step was skipped; the message names the first one.
         """
         if self._lazy and int(self._first_bad[0]) >= 0:
             epoch, batch = self._first_bad.tolist()

@@ -23,10 +23,10 @@ class Learner:
         """Builds the optimiser and the moving average.
 
         Args:
-            config: of the run.
-            model: on the device, with its starting weights and batch statistics.
-            device: that this rank computes on.
-            steps_per_epoch: optimiser steps of an epoch.
+            config: Config of the run.
+            model: Model on the device, with its starting weights and batch statistics.
+            device: Device that this rank computes on.
+            steps_per_epoch: Optimiser steps of an epoch.
         """
         self.model = model
         self._config, self._steps_per_epoch = config, steps_per_epoch
@@ -70,7 +70,7 @@ class Learner:
         """Clips the gradient, checks that it is finite, and updates the weights.
 
         Raises:
-            TrainingError: the gradient is not finite; the weights are unchanged.
+            TrainingError: The gradient is not finite; the weights are unchanged.
         """
         parameters = [value for value in self.model.parameters() if value.grad is not None]
         max_norm = self._config.optim.max_grad_norm or float("inf")

@@ -52,23 +52,23 @@ def fit(
     """Trains a model, or resumes from the context's checkpoint.
 
     Args:
-        config: what to compute.
-        data: training and validation images.
-        model: with its starting weights; the same on every rank.
-        context: rank, device, reports, stops.
-        cache: activation cache for the frozen blocks; None computes them in each step. It changes
+        config: What to compute.
+        data: Training and validation images.
+        model: Model with its starting weights; the same on every rank.
+        context: Rank, device, reports, stops.
+        cache: Activation cache for the frozen blocks; None computes them in each step. It changes
             the speed and no number.
-        commit: git commit of the program, for the checkpoint.
+        commit: Git commit of the program, for the checkpoint.
 
     Returns:
         An entry for each epoch. The checkpoint that was reported last holds the weights of the
         best epoch on validation.
 
     Raises:
-        TrainingError: a loss is not finite (every rank raises it before the optimiser's step), or
+        TrainingError: A loss is not finite (every rank raises it before the optimiser's step), or
             early stopping ended the run, after a checkpoint.
-        Interrupted: the context asked to stop; a checkpoint was written.
-        Preempted: a worker's machine is going away; a checkpoint was written.
+        Interrupted: The context asked to stop; a checkpoint was written.
+        Preempted: A worker's machine is going away; a checkpoint was written.
     """
     keep_freed_memory()
     set_tf32(False)  # fp32 means fp32; bf16 is the setting for speed.

@@ -13,9 +13,9 @@ def learning_rates(config: TrainConfig, step: int, steps_per_epoch: int) -> dict
     """Learning rates by parameter group ("backbone", "head", "resizer").
 
     Args:
-        config: of the run.
-        step: counted from the start of the run.
-        steps_per_epoch: optimiser steps of an epoch.
+        config: Config of the run.
+        step: Optimiser step, counted from the start of the run.
+        steps_per_epoch: Optimiser steps of an epoch.
     """
     optim = config.optim
     peaks = {"backbone": optim.lr_backbone, "head": optim.lr_head}

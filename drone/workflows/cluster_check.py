@@ -60,15 +60,15 @@ def before_job(
 
     Args:
         store: URI of the tracking store.
-        storage: folder or URI for checkpoints.
-        data: where the data set is.
-        dataset: the same, opened here.
-        starting: weights that are sent to every machine.
-        activation_cache: folder on every machine.
-        display: shows what is not well.
+        storage: Folder or URI for checkpoints.
+        data: Location of the data set.
+        dataset: The same data set, opened here.
+        starting: Weights that are sent to every machine.
+        activation_cache: Folder on every machine.
+        display: Shows what is wrong.
 
     Raises:
-        RunError: a check fails.
+        RunError: A check fails.
     """
     if not connection.on_cluster():
         return

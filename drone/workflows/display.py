@@ -28,9 +28,9 @@ class SearchProgress(Protocol):
 
         Args:
             title: "trial" or "confirmation run".
-            total: number of trials.
-            records: of earlier attempts.
-            concurrency: maximum number of trials at the same time.
+            total: Number of trials.
+            records: Trials of earlier attempts.
+            concurrency: Maximum number of trials at the same time.
         """
 
     def trial(self, record: "TrialRecord", name: str) -> None:
@@ -55,9 +55,9 @@ class Display(Protocol):
         """Shows a run.
 
         Args:
-            epochs: of the whole run.
-            history: of earlier attempts.
-            best_epoch_by: the metric that selects the best epoch.
+            epochs: Epochs of the whole run.
+            history: Epochs of earlier attempts.
+            best_epoch_by: The metric that selects the best epoch.
         """
 
     def search(self) -> AbstractContextManager[SearchProgress]:

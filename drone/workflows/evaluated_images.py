@@ -66,16 +66,16 @@ def predict_test_split(
     """Predicts the test split of a data set.
 
     Args:
-        run: of the model.
-        predictor: the model.
-        data: data set; None takes the one that the run was trained on.
-        track: shows the progress.
-        baseline: a model of one image size to compare a model of mixed resolutions with.
+        run: Run of the model.
+        predictor: The model.
+        data: Data set; None takes the one that the run was trained on.
+        track: Shows the progress.
+        baseline: A model of one image size to compare a model of mixed resolutions with.
 
     Raises:
-        RunError: the data set was prepared in another way than the model needs, or one of the
+        RunError: The data set was prepared in another way than the model needs, or one of the
             models was trained or selected on its test images.
-        ConfigError: the model is of one image size and there is a baseline.
+        ConfigError: The model is of one image size and there is a baseline.
     """
     _check_baseline(predictor, baseline)
     location = data or read_spec(run.info.run_id).data
@@ -124,15 +124,15 @@ def predict_folder(
     """Predicts the images of a folder of class folders that the model has not been trained on.
 
     Args:
-        run: of the model.
-        predictor: the model.
-        folder: with one subfolder per class.
-        track: shows the progress.
-        baseline: a model of one image size to compare a model of mixed resolutions with.
+        run: Run of the model.
+        predictor: The model.
+        folder: Folder with one subfolder per class.
+        track: Shows the progress.
+        baseline: A model of one image size to compare a model of mixed resolutions with.
 
     Raises:
-        ConfigError: the model is of one image size and there is a baseline.
-        DataError: the folder holds no image that is new to the model.
+        ConfigError: The model is of one image size and there is a baseline.
+        DataError: The folder holds no image that is new to the model.
     """
     _check_baseline(predictor, baseline)
     run_ids = [run.info.run_id, *([baseline.run_id] if baseline else [])]

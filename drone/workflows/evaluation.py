@@ -50,8 +50,8 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
     """Evaluates a model, writes the report, and logs both to its run.
 
     Raises:
-        RunError: there is no such model, or it was trained on the images.
-        DroneError: anything else that the user can fix.
+        RunError: There is no such model, or it was trained on the images.
+        DroneError: Anything else that the user can fix.
     """
     runs.connect(request.experiment)
     run = _find(request.run, request.model)
@@ -122,8 +122,8 @@ def test_split_name(fingerprint: str, own: bool) -> str:
     """The name under which an evaluation on a test split is logged.
 
     Args:
-        fingerprint: of the data set.
-        own: whether the run was trained on that data set.
+        fingerprint: Fingerprint of the data set.
+        own: Whether the run was trained on that data set.
     """
     return "test" if own else f"test-{fingerprint[:8]}"
 

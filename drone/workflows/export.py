@@ -79,9 +79,9 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
     """Writes model.onnx, model.json and export.json, and model.int8.onnx if it is worth it.
 
     Raises:
-        RunError: the exported model's predictions differ from the trained one's, or it cannot be
+        RunError: The exported model's predictions differ from the trained one's, or it cannot be
             checked since the run's checkpoint is gone.
-        DroneError: anything else that the user can fix.
+        DroneError: Anything else that the user can fix.
     """
     runs.connect(request.experiment)
     model = resolve_model(request.model, request.run)

@@ -22,16 +22,16 @@ def export_and_log(
     """Exports the best weights of a checkpoint and logs the model to the active run.
 
     Args:
-        folder: of the checkpoint.
-        config: of the run.
-        dataset: that it was trained on.
-        metadata: of the model, besides classes, preprocessing and fingerprint.
+        folder: Folder of the checkpoint.
+        config: Config of the run.
+        dataset: Data set that the run was trained on.
+        metadata: Metadata of the model, besides classes, preprocessing and fingerprint.
 
     Returns:
         The model's URI.
 
     Raises:
-        RunError: the exported model's predictions differ from the trained one's.
+        RunError: The exported model's predictions differ from the trained one's.
     """
     model = load_best_model(folder, config, len(dataset.classes))
     metadata = {

@@ -78,15 +78,15 @@ def promote(
     """Applies the gate to a run, registers it, and makes it champion if it passes.
 
     Args:
-        id_or_name: of the run.
-        name: of the registered model.
-        limits: of the gate.
-        dry_run: decides, and changes nothing.
-        experiment: in MLflow.
-        display: shows each rule of the gate.
+        id_or_name: Id or name of the run.
+        name: Name of the registered model.
+        limits: Limits of the gate.
+        dry_run: Whether to decide only, and change nothing.
+        experiment: Experiment in MLflow.
+        display: Shows each rule of the gate.
 
     Raises:
-        RunError: the run or the champion has not been evaluated, or one of them was trained on the
+        RunError: The run or the champion has not been evaluated, or one of them was trained on the
             test images.
     """
     runs.connect(experiment)
@@ -142,7 +142,7 @@ def explain(
     """The gate's decision on a version, shown rule by rule.
 
     Raises:
-        RunError: there is no such version, or the gate was never applied to it.
+        RunError: There is no such version, or the gate was never applied to it.
     """
     runs.connect(experiment)
     document = registry.read_gate_decision(name, version)
@@ -156,15 +156,15 @@ def rollback(
     """Makes the previous champion the champion again.
 
     Args:
-        name: of the registered model.
-        dry_run: changes nothing.
-        experiment: in MLflow.
+        name: Name of the registered model.
+        dry_run: Whether to change nothing.
+        experiment: Experiment in MLflow.
 
     Returns:
         The version that is, or in a dry run would be, champion, and the version that it replaces.
 
     Raises:
-        RunError: there is no previous champion.
+        RunError: There is no previous champion.
     """
     runs.connect(experiment)
     if dry_run:
@@ -177,10 +177,10 @@ def _contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender
     """A run's model with its results on the test split of a data set.
 
     Args:
-        run_id: of the run.
-        fingerprint: of the data set.
-        own: whether the run was trained on that data set.
-        name: for the user.
+        run_id: Id of the run.
+        fingerprint: Fingerprint of the data set.
+        own: Whether the run was trained on that data set.
+        name: Name to show to the user.
 
     Returns:
         None if the model was not evaluated there.

@@ -128,7 +128,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     """The spec of a new study; nothing is written yet.
 
     Raises:
-        ConfigError: a setting, a change or the name is wrong.
+        ConfigError: A setting, a change or the name is wrong.
     """
     base = override(get_preset(request.preset), request.settings, request.settings_source)
     # What the command line overrules must leave no trace on the space.
@@ -175,7 +175,7 @@ def reopen_study(
     """A study of an earlier attempt, perhaps with more trials.
 
     Raises:
-        RunError: there is none of that name.
+        RunError: There is no study of that name.
     """
     folder = Path(name_or_folder)
     study = Study((folder if (folder / STUDY_FILE).exists() else studies / folder).resolve())
@@ -202,17 +202,17 @@ def run_study(
     """Runs what is left of a study.
 
     Args:
-        study: from `create` or `reopen`.
-        spec: of the study.
-        resources: what the trials may use.
-        after: what happens after the trials.
-        experiment: in MLflow.
-        check_cluster: whether every machine of a cluster is checked first.
-        display: shows the trials.
+        study: Study from `create_study` or `reopen_study`.
+        spec: Spec of the study.
+        resources: What the trials may use.
+        after: What happens after the trials.
+        experiment: Experiment in MLflow.
+        check_cluster: Whether every machine of a cluster is checked first.
+        display: Shows the trials.
 
     Raises:
-        Interrupted: by Ctrl-C or SIGTERM; the study can be resumed.
-        DroneError: anything else that the user can fix.
+        Interrupted: Stopped by Ctrl-C or SIGTERM; the study can be resumed.
+        DroneError: Anything else that the user can fix.
     """
     dataset = _open_dataset(spec, display)
     store = runs.connect(experiment)

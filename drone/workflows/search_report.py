@@ -60,7 +60,7 @@ def conclude(
     """Selects the winner, writes best.yaml and the report, and logs both to the study's run.
 
     Raises:
-        TrainingError: no trial completed an epoch.
+        TrainingError: No trial completed an epoch.
     """
     study, records = runner.study, runner.study.records("trials")
     names = {record.number: runner.name_of(record) for record in records}

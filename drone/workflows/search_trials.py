@@ -56,12 +56,12 @@ class StudyRunner:
         """Opens the study where its files stand.
 
         Args:
-            study: with its spec on disk.
-            run: the parent run.
-            dataset: of the study.
-            weights: that the trials start from.
-            resources: what the trials may use.
-            progress: shows the trials.
+            study: Study with its spec on disk.
+            run: The parent run.
+            dataset: Data set of the study.
+            weights: Weights that the trials start from.
+            resources: What the trials may use.
+            progress: Shows the trials.
         """
         self.study, self.spec = study, study.read_spec()
         self.dataset, self.weights, self.resources = dataset, weights, resources
@@ -84,8 +84,8 @@ class StudyRunner:
             All trials of the study.
 
         Raises:
-            TrainingError: every trial failed.
-            Interrupted: by Ctrl-C or SIGTERM.
+            TrainingError: Every trial failed.
+            Interrupted: Stopped by Ctrl-C or SIGTERM.
         """
         spec, records = self.spec, self.study.records("trials")
         slots = self._slots(spec.num_trials)
@@ -105,8 +105,8 @@ class StudyRunner:
         """Trains the best configurations again, with other seeds and other validation images.
 
         Args:
-            num_configs: how many configurations, besides the first trial's.
-            num_seeds: how often each.
+            num_configs: How many configurations, besides the first trial's.
+            num_seeds: How often each of them is trained.
 
         Returns:
             The configurations, best first.

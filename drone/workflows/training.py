@@ -78,7 +78,7 @@ def read_spec(run_id: str) -> RunSpec:
     """The spec that a run was started with.
 
     Raises:
-        RunError: it stopped before it had one.
+        RunError: The run stopped before it had a spec.
     """
     try:
         content = runs.read_json(run_id, _SPEC_FILE)
@@ -117,14 +117,14 @@ def train(
     """Trains a new run.
 
     Args:
-        spec: what it computes; its storage gets a folder per run.
-        resources: what it may use.
-        name: of the run; by default preset and seed.
-        experiment: in MLflow.
-        display: shows the run.
+        spec: What the run computes; its storage gets a folder per run.
+        resources: What the run may use.
+        name: Name of the run; by default preset and seed.
+        experiment: Experiment in MLflow.
+        display: Shows the run.
 
     Raises:
-        DroneError: anything that the user can fix.
+        DroneError: Anything that the user can fix.
     """
     store = runs.connect(experiment)
     spec = replace(spec, storage=resolve_writable(spec.storage))
@@ -147,8 +147,8 @@ def resume(
     """Resumes a run that was stopped, with its own settings, data set and weights.
 
     Raises:
-        RunError: there is no such run, or it is finished.
-        DroneError: anything else that the user can fix.
+        RunError: There is no such run, or it is finished.
+        DroneError: Anything else that the user can fix.
     """
     store = runs.connect(experiment)
     info = runs.find_run(id_or_name).info

@@ -57,10 +57,10 @@ def common_facts(
     """What decides all views of a run alike.
 
     Args:
-        config: of the run.
-        model: with its starting weights.
-        fingerprint: of the data set.
-        device: that computes the activations.
+        config: Config of the run.
+        model: Model with its starting weights.
+        fingerprint: Fingerprint of the data set.
+        device: Device that computes the activations.
     """
     return {
         "weights": _digest(model.features),
@@ -75,9 +75,9 @@ def training_view_facts(common: Facts, config: TrainConfig, number: int) -> Fact
     """What decides an augmented view of the training images.
 
     Args:
-        common: see `common_facts`.
-        config: of the run.
-        number: of the view.
+        common: See `common_facts`.
+        config: Config of the run.
+        number: Number of the view.
     """
     facts = {**common, "split": "train"}
     if config.augment.strength == 0:  # Every view is the image itself.

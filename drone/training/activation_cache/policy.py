@@ -115,13 +115,13 @@ def plan_caching(
     """Whether a run should read cached activations on this machine.
 
     Args:
-        config: of the run.
-        model: with its starting weights.
-        splits: training and validation.
-        fingerprint: of the data set.
-        device: that the run computes on.
-        cache: where activations are cached.
-        workload: what is known of other runs; sizes and cuts are filled in here.
+        config: Config of the run.
+        model: Model with its starting weights.
+        splits: Training and validation split.
+        fingerprint: Fingerprint of the data set.
+        device: Device that the run computes on.
+        cache: Where activations are cached.
+        workload: What is known of other runs; sizes and cuts are filled in here.
     """
     workload = replace(
         workload,
@@ -160,12 +160,12 @@ def search_workload(
     """The workload of a search.
 
     Args:
-        num_train: training images.
-        num_validation: validation images.
-        side_px: of the images.
-        disk_gb: maximum size of the cache, in 10^9 bytes.
-        num_trials: that share a seed; 1 if every trial has its own.
-        strengths: augmentation strengths that trials choose from; None if they come from a range,
+        num_train: Number of training images.
+        num_validation: Number of validation images.
+        side_px: Side of the images in pixels.
+        disk_gb: Maximum size of the cache, in 10^9 bytes.
+        num_trials: Number of trials that share a seed; 1 if every trial has its own.
+        strengths: Augmentation strengths that trials choose from; None if they come from a range,
             since no two trials need have the same then.
     """
     augmented = max(1, sum(strength > 0 for strength in strengths)) if strengths else 1
@@ -185,9 +185,9 @@ def cuts_to_cache(
     """The cuts of a search that are worth caching and fit on the disk together, deepest first.
 
     Args:
-        depths: unfreeze depths that trials choose from; empty if they come from a range.
-        config: base configuration of the trials.
-        workload: of the search.
+        depths: Unfreeze depths that trials choose from; empty if they come from a range.
+        config: Base configuration of the trials.
+        workload: Workload of the search.
     """
     cuts: tuple[int, ...] = ()
     for depth in sorted({depth for depth in depths if depth < NUM_BLOCKS}):

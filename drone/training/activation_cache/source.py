@@ -51,8 +51,8 @@ class ActivationSource(Protocol):
         """Activations of these images, then of their mirrored images if the model uses both.
 
         Args:
-            model: that is evaluated; its frozen blocks are those of the one in training.
-            positions_B: of images in the split.
+            model: Model that is evaluated; its frozen blocks are those of the one in training.
+            positions_B: Positions of images in the split.
         """
 
 
@@ -139,10 +139,10 @@ class CachedActivations:
         """Opens the store.
 
         Args:
-            model: with its starting weights: trainable blocks have not been trained yet.
-            images: that activations are computed from.
-            fingerprint: of the data set.
-            cache: where activations are stored, and at which cuts.
+            model: Model with its starting weights: trainable blocks have not been trained yet.
+            images: Images that activations are computed from.
+            fingerprint: Fingerprint of the data set.
+            cache: Where activations are stored, and at which cuts.
         """
         config = images.config
         self._images, self._cut = images, config.model.cut

@@ -67,10 +67,10 @@ class ActivationStore:
         """A part as memory-mapped tensor, (N, *row), or None if it is missing or damaged.
 
         Args:
-            view: of the images.
-            cut: at which the activations are wanted.
-            part: its number.
-            row: shape of an image's activation as it is stored, (H, W, C) or (C,), then 2 or 4
+            view: View of the images.
+            cut: Cut at which the activations are taken.
+            part: Number of the part.
+            row: Shape of an image's activation as it is stored, (H, W, C) or (C,), then 2 or 4
                 for the bytes of a value.
         """
         file = self._file(view, cut, part)
@@ -116,9 +116,9 @@ class ActivationStore:
         """The exclusive right to compute a part, while the block runs; yields whether it was got.
 
         Args:
-            view: of the images.
-            part: its number.
-            wait: waits for the process that has it; otherwise yields False at once.
+            view: View of the images.
+            part: Number of the part.
+            wait: Whether to wait for the process that has it; otherwise yields False at once.
         """
         folder = self.folder / view.name
         try:
