@@ -93,8 +93,6 @@ def main(options: Options) -> None:
     content = yaml.safe_dump(local_config(options, aws), sort_keys=False)
     header = "# Written by deploy/local_cluster.py from cluster.yaml.\n"
     options.out.write_text(header + content, "utf-8")
-        f"# Made by deploy/local_cluster.py from cluster.yaml.\n{content}", "utf-8"
-    )
     ray = Path(sys.executable).with_name("ray")
     command = [str(ray), "get-auth-token", "--generate"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -132,13 +132,13 @@ def test_the_stack_is_sound_and_no_machine_may_do_everything() -> None:
 
 
 @pytest.fixture
-def twin(tmp_path: Path) -> dict:
-    """The description for two machines of one's own."""
+def local(tmp_path: Path) -> dict:
+    """The description for two your own machines."""
     (tmp_path / "key").touch()
-    words = ["--head", "10.0.0.1", "--workers", "10.0.0.2", "--user", "me"]
-    words += ["--key", str(tmp_path / "key"), "--out", str(tmp_path / "local.yaml")]
+    args = ["--head", "10.0.0.1", "--workers", "10.0.0.2", "--user", "me"]
+    args += ["--key", str(tmp_path / "key"), "--out", str(tmp_path / "local.yaml")]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "deploy" / "local_cluster.py"), *words],
+        [sys.executable, str(ROOT / "deploy" / "local_cluster.py"), *args],
         env={**os.environ, "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -149,23 +149,23 @@ def twin(tmp_path: Path) -> dict:
     return yaml.safe_load((tmp_path / "local.yaml").read_text())
 
 
-def test_the_twin_has_all_that_is_the_same_anywhere(twin: dict, described: dict) -> None:
+def test_the_local_cluster_shares_the_settings_of_aws(local: dict, described: dict) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(copy.deepcopy(twin)))
+    validate_config(prepare_config(copy.deepcopy(local)))
     for name in ("setup_commands", "worker_start_ray_commands", "rsync_exclude", "rsync_filter"):
-        assert twin[name] == described[name]
-    assert twin["head_start_ray_commands"] == [
+        assert local[name] == described[name]
+    assert local["head_start_ray_commands"] == [
         f"{command} 10.0.0.1" for command in described["head_start_ray_commands"]
     ]
-    assert set(twin["file_mounts"]) == set(described["file_mounts"])
-    assert twin["provider"]["worker_ips"] == ["10.0.0.2"]
+    assert set(local["file_mounts"]) == set(described["file_mounts"])
+    assert local["provider"]["worker_ips"] == ["10.0.0.2"]
 
 
-def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
-    words = ["--head", "10.0.0.1", "--key", str(tmp_path / "none"), "--out", str(tmp_path / "x")]
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    args = ["--head", "10.0.0.1", "--key", str(tmp_path / "none"), "--out", str(tmp_path / "x")]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "deploy" / "local_cluster.py"), *words],
+        [sys.executable, str(ROOT / "deploy" / "local_cluster.py"), *args],
         capture_output=True,
         text=True,
         check=False,
