@@ -26,11 +26,14 @@ _MAX_LOSSES = 2
 def download_all(
     image_urls: Sequence[ImageUrl], settings: FetchSettings
 ) -> Iterator[tuple[ImageUrl, Outcome]]:
-    """A `drone.collect.raw_folder.Downloader` on every machine of Ray.
+    """Downloads on every machine of Ray, as a `drone.collect.raw_folder.Downloader`.
 
-    One worker asks a host for one file after the other. Redirects lead to hosts of other workers,
-    so the rate is kept by one actor that all ask. A url whose workers die becomes a failure.
+    Each host has one worker, which downloads its files one after the other. Redirects lead to the
+    hosts of other workers, so a single actor limits the rate for all of them. A url whose workers
+    die becomes a failure.
     """
+    # Restarts are unlimited: a new limiter has forgotten its waits, which at worst costs a host
+    # one burst of requests.
     limiter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RateLimiter).remote(
         settings.requests_per_s
     )
@@ -52,8 +55,11 @@ def download_all(
             raise  # A defect of ours, which another worker would have as well.
         except RayError as error:
             del running[ready]
+            # Every result had arrived; only the end of its stream was lost.
             if not queue:
                 continue
+            # Results arrive in the order of the queue, so its first url is the one the worker died
+            # over.
             losses[queue[0]] = losses.get(queue[0], 0) + 1
             if losses[queue[0]] >= _MAX_LOSSES:
                 yield queue.popleft(), Outcome(reason="worker-lost", detail=type(error).__name__)
@@ -63,6 +69,7 @@ def download_all(
 
 
 def _start(queue: Sequence[ImageUrl], settings: FetchSettings, limiter: Any) -> Any:
+    # No retries by Ray: it would download the whole queue again, what has arrived included.
     task = ray.remote(num_cpus=_CPUS_PER_HOST, max_retries=0, num_returns="streaming")(_download)
     task = task.options(scheduling_strategy="SPREAD", _generator_backpressure_num_objects=_AHEAD)
     return task.remote([image_url.url for image_url in queue], settings, limiter)
@@ -73,7 +80,7 @@ def _download(urls: Sequence[str], settings: FetchSettings, limiter: Any) -> Ite
 
 
 class _SharedLimiter:
-    """The actor's limiter, as a worker asks it."""
+    """A worker's access to the limiter in the actor."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor

@@ -98,7 +98,7 @@ def on_cluster() -> bool:
 
 
 def writable_uri(location: str) -> str:
-    """A folder or URI as every machine of the cluster can write to it.
+    """Returns the URI under which every machine of the cluster can write to a location.
 
     A local folder that the other machines do not share becomes a `head://` URI.
     """
@@ -108,7 +108,7 @@ def writable_uri(location: str) -> str:
 
 
 def readable_uri(location: str) -> str:
-    """A folder or URI as every machine can read it; machines that have a copy read that."""
+    """Returns the URI under which every machine can read a location, or its own copy of it."""
     return location if not on_cluster() or "://" in location else _serve_folder(location)
 
 
@@ -120,7 +120,7 @@ def _serve_folder(folder: str) -> str:
 
 
 def _is_shared(folder: Path) -> bool:
-    """Whether the other machines that are there now see what this one writes to a folder."""
+    """Whether the other machines of the moment see what this one writes to a folder."""
     others = [node for node in other_nodes() if node["Resources"].get("CPU")]
     if not others:
         return False  # Some may join later.
@@ -139,7 +139,7 @@ def _exists(file: str) -> bool:
 
 
 def available_resources() -> tuple[dict[str, float], list[float]]:
-    """Resources that work may use: the totals of the cluster, and the CPUs of each machine.
+    """Returns the resources of the cluster in total, and the CPUs of each machine.
 
     Machines that an autoscaling cluster may still add are counted too.
     """
@@ -159,7 +159,7 @@ BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
 
 
 def _autoscaling_headroom(num_present: int) -> list[dict[str, float]]:
-    """Resources of each machine that the cluster may still add, by its own description."""
+    """Returns the resources of each machine that the cluster may still add, by its config."""
     try:
         config = yaml.safe_load(BOOTSTRAP_CONFIG.expanduser().read_text("utf-8"))
         node_types = config["available_node_types"]
@@ -176,7 +176,7 @@ def _autoscaling_headroom(num_present: int) -> list[dict[str, float]]:
 
 
 def other_nodes() -> list[dict[str, Any]]:
-    """Ray's description of each living machine but this one."""
+    """Returns Ray's description of each other machine that is alive."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
@@ -201,6 +201,7 @@ def run_on_nodes(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # No CPUs: it must also run on a machine whose CPUs are all taken, or that offers none.
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     futures = {
         node: task.options(
@@ -214,5 +215,6 @@ def run_on_nodes(
         try:
             results[node] = ray.get(future, timeout=0)
         except Exception as error:
+            # Returned, not raised: one broken machine must not hide the answers of the others.
             results[node] = error
     return results

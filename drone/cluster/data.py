@@ -26,7 +26,7 @@ progress bar must move."""
 
 
 def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:
-    """A `drone.data.prepare.plan.Mapper`: applies the function to the rows, on every CPU of Ray.
+    """Applies a function to rows on every CPU of Ray, as a `drone.data.prepare.plan.Mapper`.
 
     Shows a progress bar. The results are in the order of the rows. What the user can fix (a
     DroneError, a full disk) is raised here as it was raised there.
@@ -38,6 +38,7 @@ def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) ->
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = int(ray.cluster_resources().get("CPU", 1))
     size = max(1, min(_MAX_CHUNK, len(rows) // (16 * cpus)))
+    # Pickled: Ray Data would make Arrow columns of the keys and infer their types.
     chunks = [
         {"start": start, "rows": pickle.dumps(rows[start : start + size])}
         for start in range(0, len(rows), size)
@@ -49,6 +50,7 @@ def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) ->
         try:
             results = [function(row) for row in pickle.loads(chunk["rows"])]
         except (DroneError, OSError) as error:
+            # As a value: what a task raises arrives wrapped, and with a traceback in the log.
             results = error
         return {"start": chunk["start"], "rows": pickle.dumps(results)}
 

@@ -17,6 +17,7 @@ from drone.cluster.node_report import CheckRequest, NodeReport, describe_error, 
 from drone.storage.filesystem import delete_file, read_text
 from drone.tracking import probe
 
+# Ray's object store is in /dev/shm; if that is too small, Ray uses the disk, which is slower.
 MIN_SHM_GB, MIN_DISK_GB, MAX_CLOCK_OFFSET_S = 1.0, 5.0, 2.0
 _TIMEOUT_S = 120.0
 _CLOCK_TIMEOUT_S = 20.0
@@ -56,6 +57,7 @@ def examine(request: CheckRequest, notify: Callable[[str], None] = lambda _: Non
     nodes = [node for node in ray.nodes() if node["Alive"]]
     notify(f"Checking {len(nodes)} machine{'s' if len(nodes) != 1 else ''} ...")
     marker = f".doctor-{uuid.uuid4().hex}"
+    # A server that is away fails one check on every machine; the other checks are still made.
     run_id, tracking_error = None, ""
     try:
         run_id = probe.start_run(request.tracking)
@@ -63,6 +65,7 @@ def examine(request: CheckRequest, notify: Callable[[str], None] = lambda _: Non
         tracking_error = describe_error(error)
     try:
         ids = [node["NodeID"] for node in nodes]
+        # From the object store: the request holds the weights, which are sent once to each machine.
         results = connection.run_on_nodes(
             inspect_node, ids, ray.put(request), marker, run_id, timeout_s=_TIMEOUT_S
         )
@@ -70,10 +73,12 @@ def examine(request: CheckRequest, notify: Callable[[str], None] = lambda _: Non
         for report in reports:
             if tracking_error:
                 report.errors["tracking"] = tracking_error
+            # Now, not within the checks: a worker is running there, so no start delays its reply.
             report.clock_offset_s = _clock_offset_s(report.node)
             _check_marker(request.storage, marker, report)
             _check_artifact(request.tracking, run_id, report)
     finally:
+        # Otherwise it would be listed among the user's runs.
         probe.delete_run(request.tracking, run_id)
     return judge(reports, request)
 
@@ -92,7 +97,7 @@ def _report_of(node: dict[str, object], result: object) -> NodeReport:
 
 
 def _check_marker(storage: str, marker: str, report: NodeReport) -> None:
-    """What a machine wrote must be visible here: private storage gives no error there."""
+    """Checks that what a machine wrote is visible here: private storage raises no error there."""
     if "storage" in report.errors or "machine" in report.errors:
         return
     try:
@@ -110,10 +115,11 @@ def _check_artifact(uri: str | None, run_id: str | None, report: NodeReport) -> 
 
 
 def _clock_offset_s(node: str) -> float:
-    """How far the machine's clock is ahead, to within half the time of the request."""
+    """Returns how far a machine's clock is ahead, accurate to half the time of the request."""
     before = time.time()
     reply = connection.run_on_nodes(_now, [node], timeout_s=_CLOCK_TIMEOUT_S)[node]
     after = time.time()
+    # Without a reply its clock is unknown, not wrong; whether it answers is a check of its own.
     return float(reply) - (before + after) / 2 if isinstance(reply, float) else 0.0
 
 
@@ -135,7 +141,8 @@ class _Findings:
     def add_same(
         self, check: str, hosts_by_value: dict[str, list[str]], fix: str, minor: Verdict
     ) -> None:
-        """All machines should have the same value; those in the minority are named."""
+        """Adds findings for a value that all machines should share; the minority is named."""
+        # The majority is right: one stale machine among ten is named, not the other nine.
         majority = max(hosts_by_value, key=lambda value: len(hosts_by_value[value]))
         for value, hosts in hosts_by_value.items():
             if value == majority:
@@ -144,7 +151,7 @@ class _Findings:
                 self.add(check, minor, hosts, f"{value}, where others have {majority}", fix)
 
     def add_errors(self, check: str, reports: Sequence[NodeReport], success: str) -> None:
-        """The errors of a check machine by machine, and the machines without one."""
+        """Adds a finding for each error of a check, and one for the machines without an error."""
         for report in reports:
             if check in report.errors:
                 self.add(check, "failure", [report.host], report.errors[check], check)
@@ -154,11 +161,12 @@ class _Findings:
 
 
 def judge(reports: Sequence[NodeReport], request: CheckRequest) -> list[Finding]:
-    """What is fine and what is not, with the way out."""
+    """Judges the reports: a finding per check and outcome, with a fix for each problem."""
     findings = _Findings()
     for report in reports:
         if "machine" in report.errors:
             findings.add("answers", "failure", [report.host], report.errors["machine"], "answers")
+    # A machine that did not answer has no versions or errors to compare.
     reports = [report for report in reports if "machine" not in report.errors]
     if not reports:
         return findings.all
@@ -176,6 +184,7 @@ def _judge_software(findings: _Findings, reports: Sequence[NodeReport]) -> None:
         findings.add_same(name, _hosts_by(reports, _version_of(name)), "versions", "failure")
     findings.add_errors("torchvision", reports, "fits torch")
     findings.add_same("code", _hosts_by(reports, lambda r: r.code[:12]), "code", "failure")
+    # A warning: mixed CPUs can train, but the result then depends on which of them a run gets.
     precisions = _hosts_by(reports, lambda report: report.precision)
     findings.add_same("precision", precisions, "precision", "warning")
 
@@ -212,6 +221,7 @@ def _judge_access(
 
 
 def _judge_gpus(findings: _Findings, report: NodeReport) -> None:
+    # Ray counts GPUs without torch: a driver that this torch cannot use shows only here.
     if report.ray_gpus and len(report.gpus) < report.ray_gpus:
         message = f"Ray counts {report.ray_gpus:g} GPUs, torch sees {len(report.gpus)}"
         findings.add("GPUs", "failure", [report.host], message, "gpu")

@@ -90,6 +90,7 @@ def inspect_node(request: CheckRequest, marker: str, run_id: str | None) -> Node
     node = ray.get_runtime_context().get_node_id()
     report = NodeReport(host=socket.gethostname())
     report.versions = {"Python": platform.python_version(), **_package_versions()}
+    # Of the files, not the commit: a copy may be incomplete, stale or edited.
     report.code = _code_digest()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report.precision = str(activation_dtype("auto", device)).removeprefix("torch.")
@@ -99,6 +100,7 @@ def inspect_node(request: CheckRequest, marker: str, run_id: str | None) -> Node
     report.disk_gb = _free_disk_gb(Path(request.activation_cache or Path.home()))
     checks: dict[str, Callable[[], None]] = {
         "torchvision": _check_torchvision,
+        # Only written here: that the job's machine can read it shows that the storage is shared.
         "storage": lambda: write_text(f"{request.storage}/{marker}-{node}", marker),
     }
     if run_id is not None:
@@ -111,12 +113,14 @@ def inspect_node(request: CheckRequest, marker: str, run_id: str | None) -> Node
         try:
             check()
         except Exception as error:
+            # Whatever breaks is a finding about this machine; the other checks are still made.
             report.errors[name] = describe_error(error)
     return report
 
 
 def describe_error(error: BaseException) -> str:
-    """The last line of an error, or of what caused it on another machine."""
+    """Returns the last line of an error, or of its cause on another machine."""
+    # Ray wraps what a task raised; the traceback is of no use to the user.
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines()
     kind = "" if isinstance(cause, DroneError) else f"{type(cause).__name__}: "
@@ -142,6 +146,7 @@ def _code_digest() -> str:
 
 
 def _free_disk_gb(folder: Path) -> float:
+    # The cache folder is only created by the first run; its file system is what counts.
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free / 1e9
@@ -161,5 +166,6 @@ def _check_data(location: str, fingerprint: str | None) -> None:
     from drone.storage import dataset_cache
 
     dataset = dataset_cache.open_at(location, fingerprint)
+    # Opening a data set reads only its manifest; the packed pixels may be missing.
     for name in ("train", "validation"):
         dataset.split(name).gather(np.zeros(1, dtype=np.int64))

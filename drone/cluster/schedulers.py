@@ -19,12 +19,13 @@ of strong augmentation, which learns later."""
 
 
 def make_scheduler(name: str, base: TrainConfig, space: Space) -> Scheduler:
-    """A scheduler by name: "asha" (successive halving), "median" or "none".
+    """Returns a scheduler by name: "asha" (successive halving), "median" or "none".
 
     No trial is pruned before the head-only epochs and the warm-up are over and one more epoch has
     shown their effect.
     """
     grace_epochs = _grace_epochs(base, space)
+    # A grace period of the whole run leaves nothing to prune.
     if name == "none" or grace_epochs >= base.epochs:
         return schedulers.FIFOScheduler()
     if name == "median":
@@ -33,6 +34,7 @@ def make_scheduler(name: str, base: TrainConfig, space: Space) -> Scheduler:
             metric=METRIC,
             mode="max",
             grace_period=grace_epochs,
+            # The median of fewer trials says little.
             min_samples_required=4,
         )
     return schedulers.AsyncHyperBandScheduler(
@@ -46,7 +48,7 @@ def make_scheduler(name: str, base: TrainConfig, space: Space) -> Scheduler:
 
 
 def _grace_epochs(base: TrainConfig, space: Space) -> int:
-    """Epochs that no trial is denied."""
+    """Returns the number of epochs before which no trial is pruned."""
     optim = base.optim
     phases = {
         "optim.head_only_epochs": optim.head_only_epochs,
@@ -54,12 +56,13 @@ def _grace_epochs(base: TrainConfig, space: Space) -> int:
     }
     for name in phases:
         if name in space:
+            # The longest that any trial may get: a scheduler has one grace period for all.
             phases[name] = max(space[name].extremes())
     return math.ceil(sum(phases.values())) + 1
 
 
 class _PastTrial:
-    """As much of a Ray Tune trial as a scheduler reads."""
+    """The part of a Ray Tune trial that schedulers read."""
 
     status = "RUNNING"
 
@@ -68,18 +71,19 @@ class _PastTrial:
 
 
 class _NoController:
-    """As much of Ray Tune's controller as a scheduler reads: no trial is waiting."""
+    """The part of Ray Tune's controller that schedulers read; no trial is waiting."""
 
     def get_live_trials(self) -> list[Any]:
         return []
 
 
 def replay(scheduler: Scheduler, trial_id: str, record: TrialRecord) -> bool:
-    """Tells a new scheduler of a trial's epochs in an earlier attempt.
+    """Replays a trial's epochs of an earlier attempt to a new scheduler.
 
     Returns:
-        Whether it would end the trial after the last of them.
+        Whether the scheduler stops the trial after the last of these epochs.
     """
+    # Ray Tune cannot save a scheduler's rungs, so each epoch is replayed to a new one.
     trial, controller = _PastTrial(trial_id), _NoController()
     scheduler.on_trial_add(controller, trial)
     for entry in record.history:

@@ -19,17 +19,17 @@ class Recorder(Protocol):
     part: Part
 
     def trial_started(self, record: TrialRecord) -> None:
-        """A trial starts, or is resumed."""
+        """Records that a trial starts, or is resumed."""
 
     def trial_updated(self, record: TrialRecord) -> None:
-        """A trial has a new epoch, or has ended."""
+        """Records that a trial has a new epoch, or has ended."""
 
 
 class TrialSource(Protocol):
     """Where the trials come from."""
 
     def next_record(self, trial_id: str) -> TrialRecord | None:
-        """The next trial to run, or None if there are no more.
+        """Returns the next trial to run, or None if there are no more.
 
         Args:
             trial_id: Id under which Ray Tune will run the trial.
@@ -37,10 +37,10 @@ class TrialSource(Protocol):
 
 
 class FixedTrials:
-    """Trials that are known beforehand, in their order."""
+    """A fixed list of trials, run in order."""
 
     def __init__(self, records: list[TrialRecord]) -> None:
-        """Takes those that have not ended."""
+        """Keeps the trials that have not ended."""
         self._waiting = [record for record in records if not record.has_ended]
 
     def next_record(self, trial_id: str) -> TrialRecord | None:
@@ -73,6 +73,8 @@ class SampledTrials:
         self._waiting = [record for record in records if not record.has_ended]
         for record in records:
             if record.has_ended:
+                # Otherwise the first new trials would be compared with nothing, and never be
+                # pruned.
                 replay(scheduler, f"earlier-{record.number}", record)
 
     def next_record(self, trial_id: str) -> TrialRecord | None:
@@ -125,7 +127,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return not self._running and (self._exhausted or not self._may_start())
 
     def suggest(self, trial_id: str) -> Any:
-        """The settings of the next trial; None while no other may run beside those that do."""
+        """Returns the settings of the next trial, or None while the maximum number is running."""
+        # None makes Ray Tune ask again later; FINISHED would end the search.
         if len(self._running) >= self._concurrency:
             return None
         if not self._may_start():
@@ -161,6 +164,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if error:
             record.state = "failed"
             record.reason = "its process was lost several times (out of memory?)"
+        # A pruned trial sends no final report: the scheduler stops it inside the previous one.
         elif record.state == "running":
             record.state = "finished" if len(record.history) >= self._epochs else "pruned"
         self._recorder.trial_updated(record)
@@ -182,6 +186,7 @@ def _update(record: TrialRecord, result: Mapping[str, Any]) -> None:
         return
     update = json.loads(result[UPDATE])
     entry = update["entry"]
+    # Ray Tune repeats the last report at the end, and a restarted trial may repeat an epoch.
     if entry and entry["epoch"] == len(record.history) + 1:
         record.history.append(entry)
         record.objective = float(result[METRIC])

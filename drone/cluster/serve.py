@@ -21,6 +21,7 @@ from drone.errors import ConfigError, ImageError
 from drone.serving.http import HttpSettings, overloaded
 from drone.serving.predictor import Prediction, Predictor
 
+# Ray Serve's default of 10 s would notice a burst later than `upscale_delay_s` asks for.
 _METRICS_INTERVAL_S = "2"
 _LOOK_BACK_S = 15.0
 """Window over which ongoing requests are averaged: one burst is no reason to add replicas."""
@@ -123,6 +124,7 @@ class ReplicatedPredictor(Predictor):
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import BackPressureError
 
+        # A prediction has no side effects, so sending it twice does no harm.
         for attempt in range(_MAX_ATTEMPTS):
             result: Prediction | ImageError
             try:
@@ -160,6 +162,7 @@ def replicated(
     Raises:
         ConfigError: The cluster has no room for `min_replicas`.
     """
+    # Before `serve` is imported, which reads it once.
     os.environ.setdefault(
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", _METRICS_INTERVAL_S
     )
@@ -210,6 +213,7 @@ def _autoscaling_config(settings: ReplicaSettings) -> dict[str, Any]:
 def _check_capacity(settings: ReplicaSettings, cpus: float, notify: Callable[[str], None]) -> None:
     """Rejects replicas that would wait for CPUs for ever; warns if not all of them fit."""
     _, node_cpus = connection.available_resources()
+    # The small term is for rounding: 0.3 / 0.1 is below 3.
     fitting = sum(int(count / cpus + 1e-6) for count in node_cpus)
     if fitting < settings.min_replicas:
         raise ConfigError(
@@ -229,6 +233,7 @@ def _shut_down(name: str) -> None:
     from ray import serve
 
     serve.delete(name)
+    # Other jobs may serve from the same Ray Serve.
     if connection.on_cluster() and not serve.status().applications:
         serve.shutdown()
 

@@ -86,6 +86,7 @@ def choose_workers(
             f"{min_workers} workers with --gpus-per-worker {gpus_per_worker:g} need "
             f"{min_workers * gpus_per_worker:g} GPUs, but Ray has {gpus:g}."
         )
+    # Rounded up: the CPUs must suffice on the machine that gets the most workers.
     workers_per_node = -(-num_workers // len(cpus_by_node))
     return Workers(
         num_workers=num_workers,
@@ -96,7 +97,7 @@ def choose_workers(
 
 
 def waiting_message(workers: Workers) -> str | None:
-    """What the user should know if the cluster must grow before the workers fit, or None."""
+    """Returns a message if the cluster must grow before the workers fit, otherwise None."""
     present = ray.cluster_resources()
     needed = {
         "CPU": workers.min_workers * workers.cpus_per_worker,
@@ -124,6 +125,7 @@ def train(job: TrainJob, weights: Weights, listener: Listener) -> None:
     ended = threading.Event()
     trainer = _trainer(job, weights, channel)
     arguments = (trainer, outcome, ended)
+    # A daemon, so that a second Ctrl-C need not wait for Ray.
     threading.Thread(target=_fit, args=arguments, daemon=True).start()
     try:
         _listen(ended, channel, listener)
@@ -175,6 +177,7 @@ def _trainer(job: TrainJob, weights: Weights, channel: WorkerChannel) -> TorchTr
             storage_filesystem=storage_filesystem,
             failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_MAX_CHECKPOINTS),
+            # Before the workers start: set later, they would not reach the thread that trains.
             worker_runtime_env={"env_vars": memory.ENVIRONMENT},
         ),
     )
@@ -201,6 +204,7 @@ def _listen(ended: threading.Event, channel: WorkerChannel, listener: Listener) 
 def _raise_failure(outcome: dict[str, Any], storage: str) -> None:
     if "error" in outcome:
         error = outcome["error"]
+        # What the user can fix lies below Ray's own exceptions.
         for failure in getattr(error, "worker_failures", {}).values():
             cause = getattr(failure, "cause", failure)
             if isinstance(cause, DroneError):

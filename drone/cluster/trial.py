@@ -63,7 +63,7 @@ class TrialSpec:
 
 
 class _Stopped(Exception):
-    """The trial stopped for a reason of its own."""
+    """The trial has stopped itself, such as after diverging."""
 
 
 def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
@@ -93,6 +93,7 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
     except TrainingError as error:
         reporter.end("stopped", str(error))
     except Exception as error:
+        # Reported: Ray Tune would retry what is raised, and it would fail again.
         kind = "" if isinstance(error, DroneError) else f"{type(error).__name__}: "
         reporter.end("failed", f"{kind}{error}".strip()[:500])
     if not reporter.has_reported:
@@ -101,13 +102,14 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
 
 
 def checkpoint_location(storage: str, part: str, number: int) -> str:
-    """Folder or URI of a trial's checkpoints."""
+    """Returns the folder or URI of a trial's checkpoints."""
     return f"{storage}/{part}-{number:04d}"
 
 
+# Two: in a search over model.resizer some trials read bins and others do not.
 @functools.lru_cache(maxsize=2)
 def _open_dataset(location: str, fingerprint: str, at_bins: bool) -> Dataset:
-    """Opened once in each process, which runs many trials."""
+    """Opens the data set once in each process, which runs many trials."""
     return dataset_cache.open_at(location, fingerprint, at_bins=at_bins)
 
 
@@ -132,6 +134,7 @@ class _Reporter:
         self._history = history
         optim = self.config.optim
         grace_epochs = optim.head_only_epochs + optim.warmup_epochs
+        # Several at once if the trial was killed between a checkpoint and its report.
         for count in range(self._num_reported + 1, len(history) + 1):
             so_far = history[:count]
             score = objective(so_far, self.config.best_epoch_by)
@@ -163,6 +166,7 @@ class _Reporter:
         tune.report({"epoch": epoch, "objective": score, UPDATE: json.dumps(update)})
 
     def _usage(self) -> dict[str, float]:
+        # The peak of the process: where it is reused, an earlier trial may have reached it.
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "resource/wall_s": time.monotonic() - self._start,
@@ -175,6 +179,7 @@ def _train_in_process(
 ) -> None:
     """Runs the loop in this process: Ray Train would take longer to start than a trial trains."""
     torch.set_num_threads(spec.workers.cpus_per_worker)
+    # Ray shows this process only the GPUs of its trial, so the first is the right one.
     device = torch.device("cuda" if spec.workers.gpus_per_worker else "cpu")
     model = mobilenet.build(config.model, len(data.classes), config.seed, spec.weights.state())
     splits = data.train, data.validation
@@ -195,6 +200,7 @@ class _TrialContext(Context):
         self, reporter: _Reporter, location: str, device: torch.device, scratch: Path
     ) -> None:
         self.rank, self.world_size, self.device = 0, 1, device
+        # Epochs take seconds, writing a checkpoint may too: the interval decides.
         self.checkpoint_each_epoch = False
         self._reporter, self._location, self._scratch = reporter, location, scratch
 
@@ -211,12 +217,12 @@ class _TrialContext(Context):
         """Does nothing: a trial's epochs are short."""
 
     def resume_from(self) -> Path | None:
-        """The newest checkpoint of this trial."""
+        """Returns the newest checkpoint of this trial, fetched."""
         stored = checkpoints.newest(self._location)
         return checkpoints.fetch(stored.location, self._scratch / "resumed") if stored else None
 
     def stop(self) -> Stop:
-        """Never: Ray Tune ends a trial when it reports."""
+        """Returns Stop.NO always: Ray Tune stops a trial when it reports."""
         return Stop.NO
 
 
@@ -231,6 +237,7 @@ def _train_on_workers(
         fingerprint=spec.fingerprint,
         workers=spec.workers,
         storage=location,
+        # A new name: under that of a finished attempt Ray Train would train nothing.
         attempt=f"attempt_{int(time.time() * 1000)}",
         resume_from=stored.location if stored else None,
         max_failures=2,

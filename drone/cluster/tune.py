@@ -121,7 +121,10 @@ def run_trials(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
+            # No limit: the searcher says when there are no more trials.
             num_samples=-1,
+            # A pruned trial leaves Ray Train running in a thread, which only the end of its process
+            # stops.
             reuse_actors=in_process,
             trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
         ),
@@ -139,5 +142,6 @@ def run_trials(
         tuner.fit()
     except KeyboardInterrupt as error:
         raise Interrupted(interrupted) from error
+    # On Ctrl-C Ray Tune stops its trials and returns as if it had finished.
     if not searcher.is_complete:
         raise Interrupted(interrupted)

@@ -47,6 +47,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, str]:
     channel: WorkerChannel = loop_config["channel"]
     weights: Weights = ray.get(loop_config["weights"])
     config, workers = job.config, job.workers
+    # torch would take all cores of the machine, its neighbours' included.
     torch.set_num_threads(workers.cpus_per_worker)
     dataset = dataset_cache.open_at(job.data, job.fingerprint, at_bins=config.model.mixed)
     data = TrainingData.of(dataset, job.resplit)
@@ -63,6 +64,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, str]:
             job.workload,
         )
         if context.rank == 0:
+            # All ranks decide alike; one of them says so.
             channel.publish(decision)
             if workers.min_workers < workers.num_workers:
                 channel.publish(f"{context.world_size} of {workers.num_workers} workers train.")
@@ -99,6 +101,7 @@ class _RayContext(Context):
             checkpoints.wait_for_space(self._job.storage, checkpoint, self._channel.publish)
         stored = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
         metrics = history[-1]["metrics"] if history else {}
+        # On every rank: Ray waits for all of them before it stores a checkpoint.
         ray.train.report(metrics, checkpoint=stored)
         if self.rank == 0 and history:
             self._channel.publish(history)
@@ -111,7 +114,7 @@ class _RayContext(Context):
             self._channel.publish_latest(progress)
 
     def resume_from(self) -> Path | None:
-        """Ray's newest checkpoint of this attempt, else that of an earlier one."""
+        """Returns Ray's newest checkpoint of this attempt, else that of an earlier one."""
         latest = ray.train.get_checkpoint()
         if latest is not None:
             return Path(latest.to_directory(str(self._scratch / "resumed")))
@@ -120,17 +123,19 @@ class _RayContext(Context):
         return None
 
     def stop(self) -> Stop:
-        """Whether the driver has asked to stop, or this machine is going away."""
+        """Returns whether the driver has asked to stop, or this machine is going away."""
         if _terminated.is_set():
             return Stop.PREEMPTED
+        # One rank is enough: the loop makes all agree after the step.
         if self.rank == 0 and not self._stop_requested:
             self._stop_requested = self._poll_driver()
         return Stop.INTERRUPTED if self._stop_requested else Stop.NO
 
     def _poll_driver(self) -> bool:
-        """Looks at the reply to the last request, if it has come, without waiting."""
+        """Returns the driver's reply if it has arrived, without waiting for it."""
         if self._stop_reply is None:
             self._stop_reply = self._channel.stop_requested()
+        # Waiting would add a round trip to the driver to each step.
         ready, _ = ray.wait([self._stop_reply], timeout=0)
         if not ready:
             return False
@@ -147,6 +152,7 @@ def _install_sigterm_handler() -> None:
 
     def handle(*_: object) -> None:
         if _terminated.is_set():
+            # Without clean-up, which could hang; after a second signal nobody waits.
             os._exit(1)
         _terminated.set()
 
@@ -165,6 +171,8 @@ class StoppableTorchConfig(TorchConfig):  # type: ignore[misc]
         class Stoppable(base):  # type: ignore[misc]
             def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
                 super().on_training_start(worker_group, backend_config)
+                # Replaces Ray's own handler, which ends the worker at once and without a
+                # checkpoint.
                 worker_group.execute(_install_sigterm_handler)
 
         return Stoppable

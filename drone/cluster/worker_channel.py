@@ -24,6 +24,7 @@ class WorkerChannel:
 
     def publish(self, message: object) -> None:
         """Sends a message; returns when it is stored."""
+        # Waits: a worker that is lost right afterwards must not take an epoch with it.
         ray.get(self._actor.publish.remote(pickle.dumps(message), replaceable=False))
 
     def publish_latest(self, message: object) -> None:
@@ -31,7 +32,7 @@ class WorkerChannel:
         self._actor.publish.remote(pickle.dumps(message), replaceable=True)
 
     def drain(self) -> list[Any]:
-        """All messages since the last call, in order."""
+        """Returns all messages since the last call, in order."""
         return [pickle.loads(message) for message in ray.get(self._actor.drain.remote())]
 
     def request_stop(self) -> None:
@@ -39,7 +40,7 @@ class WorkerChannel:
         ray.get(self._actor.request_stop.remote())
 
     def stop_requested(self) -> ray.ObjectRef:
-        """Whether the driver has asked the workers to stop, as a reference to wait for."""
+        """Returns a reference to whether the driver has asked the workers to stop."""
         return self._actor.stop_requested.remote()
 
 
@@ -52,6 +53,7 @@ class _ChannelActor:
         self._stop = False
 
     def publish(self, message: bytes, replaceable: bool) -> None:
+        # Otherwise progress would pile up while the driver waits for the tracking server.
         if replaceable and self._messages and self._last_is_replaceable:
             self._messages.pop()
         self._last_is_replaceable = replaceable

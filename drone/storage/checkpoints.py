@@ -31,7 +31,7 @@ class StoredCheckpoint:
 
 
 def newest(location: str) -> StoredCheckpoint | None:
-    """The checkpoint below a folder that got furthest, over all attempts; None without one."""
+    """Returns the most advanced checkpoint below a folder, over all attempts; None without one."""
     checkpoints = sorted(_checkpoints(location), key=lambda stored: (stored.epoch, stored.batch))
     return checkpoints[-1] if checkpoints else None
 

@@ -13,7 +13,7 @@ from drone.storage.filesystem import copy_here, local_path, read_text
 
 
 def cache_folder(name: str = "datasets") -> Path:
-    """This machine's cache folder; DRONE_CACHE sets another location.
+    """Returns this machine's cache folder; DRONE_CACHE sets another location.
 
     Args:
         name: Name of the subfolder: "datasets" holds copies by fingerprint, "scans" holds scan

@@ -13,27 +13,27 @@ _HEAD = f"{SCHEME}://"
 
 
 def absolute(location: str) -> str:
-    """A path from the root, which means the same in every process; a URI is returned as it is."""
+    """Returns an absolute path, which is valid in every process; a URI is returned unchanged."""
     return location if "://" in location else str(Path(location).expanduser().resolve())
 
 
 def head_uri(folder: str) -> str:
-    """The URI under which other machines of a cluster reach a folder of the job's machine."""
+    """Returns the URI under which other machines reach a folder of the job's machine."""
     return f"{_HEAD}{folder}"
 
 
 def local_path(location: str) -> Path:
-    """The path of a local folder or of a `head://` URI on the job's machine."""
+    """Returns the path of a local folder, or of a `head://` URI on the job's machine."""
     return Path(location.removeprefix(_HEAD))
 
 
 def is_object_storage(location: str) -> bool:
-    """Whether the location is a URI of another system than the machines' own disks."""
+    """Whether the location is a URI of object storage, and on no machine's own disk."""
     return "://" in location and not location.startswith(_HEAD)
 
 
 def resolve_writable(location: str) -> str:
-    """An absolute path or a URI that can be written.
+    """Returns an absolute path or a URI, after checking that it can be written.
 
     Raises:
         ConfigError: There is no file system for such a URI, or the location cannot be written.
@@ -66,7 +66,7 @@ def probe(location: str, num_bytes: int) -> None:
 
 
 def for_ray(location: str) -> tuple[str, fs.FileSystem | None]:
-    """A location as Ray's run configurations take it: path or URI, and a file system if needed."""
+    """Returns a location as Ray's run configurations take it: path or URI, file system if needed."""
     if location.startswith(_HEAD):
         filesystem, path = open_filesystem(location)
         return path, filesystem
@@ -74,7 +74,7 @@ def for_ray(location: str) -> tuple[str, fs.FileSystem | None]:
 
 
 def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a location, and the path within it.
+    """Returns the file system of a location, and the path within it.
 
     Raises:
         ConfigError: There is no file system for such a URI.

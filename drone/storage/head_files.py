@@ -44,10 +44,10 @@ def _call(method: str, *arguments: Any) -> Any:
 
 
 class HeadFiles:
-    """What the job's machine does on its own files for other machines."""
+    """File operations that the job's machine performs for other machines."""
 
     def info(self, path: str) -> dict[str, Any]:
-        """Name, size in bytes, type and modification time of a file or folder."""
+        """Returns name, size in bytes, type and modification time of a file or folder."""
         status = Path(path).stat()
         is_folder = Path(path).is_dir()
         return {
@@ -58,7 +58,7 @@ class HeadFiles:
         }
 
     def ls(self, path: str) -> list[dict[str, Any]]:
-        """`info` of each entry of a folder, or of the file itself."""
+        """Returns `info` of each entry of a folder, or of the file itself."""
         if not Path(path).is_dir():
             return [self.info(path)]
         return [self.info(entry.path) for entry in os.scandir(path)]
@@ -85,7 +85,7 @@ class HeadFiles:
         shutil.copyfile(source, target)
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Bytes `start` to `end` of a file."""
+        """Returns bytes `start` to `end` of a file."""
         with Path(path).open("rb") as file:
             file.seek(start)
             return file.read(end - start)
@@ -103,12 +103,12 @@ class HeadFileSystem(AbstractFileSystem):  # type: ignore[misc]
     cachable = False
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Name, size, type and modification time."""
+        """Returns name, size, type and modification time."""
         info: dict[str, Any] = _call("info", self._strip_protocol(path))
         return info
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """Entries of a folder."""
+        """Returns the entries of a folder."""
         entries = _call("ls", self._strip_protocol(path))
         return entries if detail else [entry["name"] for entry in entries]
 
@@ -137,7 +137,7 @@ class HeadFileSystem(AbstractFileSystem):  # type: ignore[misc]
         _call("copy", path1, path2)
 
     def modified(self, path: str) -> float:
-        """Modification time in seconds since 1970."""
+        """Returns the modification time in seconds since 1970."""
         return float(self.info(path)["mtime"])
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> "_HeadFile":

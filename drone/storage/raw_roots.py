@@ -11,7 +11,7 @@ from drone.errors import DataError
 
 @functools.lru_cache(maxsize=16)
 def open_root(name: str) -> roots.Root:
-    """A folder, a zip archive, or a URI such as s3://bucket/raw; a `roots.Opener`.
+    """Opens a folder, a zip archive, or a URI such as s3://bucket/raw; a `roots.Opener`.
 
     Raises:
         DataError: There is no such folder or archive, or it cannot be reached.
@@ -36,19 +36,19 @@ class ObjectStore:
         self._path = path.rstrip("/")
 
     def folders(self) -> list[str]:
-        """Names of the folders directly below it, sorted."""
+        """Returns the names of the folders directly below it, sorted."""
         found = self._list(self._path, recursive=False)
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
     def entries(self, folder: str) -> Iterator[roots.Entry]:
-        """Every file below one of them, at any depth."""
+        """Yields every file below one of the folders, at any depth."""
         for info in self._list(f"{self._path}/{folder}", recursive=True):
             if info.type == fs.FileType.File:
                 path = info.path.removeprefix(f"{self._path}/")
                 yield roots.Entry(path, info.size, str(info.mtime_ns or ""))
 
     def read(self, path: str, max_bytes: int) -> bytes:
-        """The content of a file, or its first `max_bytes` + 1 bytes if it is longer."""
+        """Returns the content of a file, or its first `max_bytes` + 1 bytes if it is longer."""
         with self._filesystem.open_input_stream(f"{self._path}/{path}") as stream:
             return bytes(stream.read(max_bytes + 1))
 

@@ -7,6 +7,6 @@ FAILURES = (MlflowException, requests.RequestException, OSError)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a store's error message."""
+    """Returns the first line of a store's error message."""
     lines = str(error).strip().splitlines()
     return lines[0].removesuffix(".")[:300] if lines else type(error).__name__

@@ -59,7 +59,7 @@ def log_model_metrics(metrics: Mapping[str, float]) -> None:
 
 
 def _example_image() -> str:
-    """A small image as base64."""
+    """Returns a small image as base64."""
     buffer = io.BytesIO()
     ramp = np.linspace(90, 220, 32, dtype=np.uint8)[:, None, None]
     Image.fromarray(np.broadcast_to(ramp, (32, 32, 3)).copy()).save(buffer, "PNG")
@@ -79,7 +79,7 @@ class ModelRef:
 
 
 def resolve_model(uri: str | None, run: str | None) -> ModelRef:
-    """The model that a URI or a run names.
+    """Returns the model that a URI or a run names.
 
     Args:
         uri: URI such as models:/drone-classifier@champion or models:/drone-classifier/3.
@@ -114,7 +114,7 @@ def _registered(uri: str) -> ModelRef:
 
 
 def logged_model(run_id: str) -> str:
-    """The URI of the model that a run logged last.
+    """Returns the URI of the model that a run logged last.
 
     Raises:
         RunError: The run logged no model.

@@ -28,7 +28,7 @@ class ServedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """A row per image."""
+        """Returns a row per image."""
         return pd.DataFrame([self._predict(value) for value in model_input["image"]])
 
     def _predict(self, value: str | bytes) -> dict[str, Any]:

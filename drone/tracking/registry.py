@@ -30,7 +30,7 @@ class RegisteredVersion:
 
 
 def version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
-    """The version of a registered model that has an alias; None if no version has it.
+    """Returns the version of a registered model that has an alias; None if no version has it.
 
     Raises:
         TrackingError: The registry does not answer.
@@ -47,7 +47,7 @@ def version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
 
 
 def version_of_run(name: str, run_id: str) -> str | None:
-    """The version that a run's model is registered as, if it is."""
+    """Returns the version that a run's model is registered as, or None."""
     entries = MlflowClient().search_model_versions(_name_filter(name))
     versions = [int(entry.version) for entry in entries if entry.run_id == run_id]
     return str(max(versions)) if versions else None
@@ -147,7 +147,7 @@ def _decision_artifact(name: str, version: str) -> str:
 
 
 def read_gate_decision(name: str, version: str) -> dict[str, Any]:
-    """The gate decision on a version.
+    """Returns the gate decision on a version.
 
     Raises:
         RunError: There is no such version, or the gate was never applied to it.

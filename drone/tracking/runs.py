@@ -265,12 +265,12 @@ def reopen_run(run_id: str) -> Iterator[TrackedRun]:
 
 
 def logged_epochs(run_id: str) -> set[int]:
-    """Epochs whose metrics are in the store."""
+    """Returns the epochs whose metrics are in the store."""
     return {metric.step for metric in MlflowClient().get_metric_history(run_id, "train/loss")}
 
 
 def find_run(id_or_name: str) -> Run:
-    """The run with an id, or the newest one with a name.
+    """Returns the run with an id, or the newest one with a name.
 
     Raises:
         RunError: There is no such run.
@@ -292,7 +292,7 @@ def find_run(id_or_name: str) -> Run:
 
 
 def find_by_name(name: str) -> Run | None:
-    """The newest run with a name, or None."""
+    """Returns the newest run with a name, or None."""
     client = MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     escaped = name.replace("'", "''")
@@ -331,7 +331,7 @@ def read_json(run_id: str, artifact: str) -> dict[str, Any]:
 
 
 def images_of(run_id: str) -> pd.DataFrame:
-    """The images that a run's data set kept: md5, phash, class_name, split, group and path.
+    """Returns the images of a run's data set: md5, phash, class_name, split, group and path.
 
     Raises:
         RunError: The run has no list of its images.
@@ -341,7 +341,7 @@ def images_of(run_id: str) -> pd.DataFrame:
 
 
 def training_md5(run_id: str) -> "pd.Series[str]":
-    """The md5 of each image that a run was trained on or selected by (training and validation).
+    """Returns the md5 of each image that a run was trained or selected on: all but test.
 
     Raises:
         RunError: The run has no list of its images.
@@ -351,7 +351,7 @@ def training_md5(run_id: str) -> "pd.Series[str]":
 
 
 def metric_history(run_id: str) -> pd.DataFrame:
-    """A run's metrics, a row per epoch and a column per metric; empty if there are none."""
+    """Returns a run's metrics, a row per epoch and a column per metric; empty if there are none."""
     client = MlflowClient()
     names = [
         name

@@ -26,7 +26,7 @@ _START_TIMEOUT_S, _POLL_S, _CLOSED_S = 120.0, 1.0, 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """How the server runs."""
+    """Where the server listens, and where it keeps its store."""
 
     host: str
     port: int
@@ -157,7 +157,7 @@ class _ServerProcess:
         raise TrackingError(f"MLflow's server did not answer within {_START_TIMEOUT_S:.0f} s.")
 
     def exit_code(self) -> int | None:
-        """How it ended; None while it runs."""
+        """Returns the exit code, or None while the process runs."""
         return self._process.poll() if self._process else None
 
     def stop(self) -> None:
@@ -186,7 +186,7 @@ class _Backup:
         self._copied_state: tuple[float, ...] = ()
 
     def restore(self) -> bool:
-        """Copies the backup here; whether there is one."""
+        """Copies the backup here; returns whether there is one."""
         source = f"{self._path}/{STORE_FILE}"
         if self._filesystem.get_file_info(source).type != fs.FileType.File:
             return False
@@ -216,7 +216,7 @@ class _Backup:
         self._copied_state = state
 
     def _state(self) -> tuple[float, ...]:
-        """Modification times that change whenever the store does."""
+        """Returns modification times that change whenever the store does."""
         times = []
         for file in (self._store, self._store.with_name(f"{STORE_FILE}-wal")):
             with contextlib.suppress(FileNotFoundError):
