@@ -53,6 +53,8 @@ def local_config(options: Options, aws: dict[str, Any]) -> dict[str, Any]:
     """Returns the cluster configuration for your own machines, derived from the one for AWS."""
     setup = [f"{command}{_argument(options.environment)}" for command in aws["setup_commands"]]
     cpus = "" if options.head_cpus is None else f" {options.head_cpus}"
+    # The address is passed on, as head.sh would take the machine's first one, perhaps of another
+    # network.
     head = [f"{command} {options.head}{cpus}" for command in aws["head_start_ray_commands"]]
     # Relative paths in the configuration are taken from the folder in which `ray up` runs.
     mounts = {
@@ -65,6 +67,7 @@ def local_config(options: Options, aws: dict[str, Any]) -> dict[str, Any]:
             "type": "local",
             "head_ip": options.head,
             "worker_ips": list(options.workers),
+            # Not for Ray: head.sh reads it from the copy that `ray up` leaves on the head.
             "storage": options.storage,
         },
         "auth": {"ssh_user": options.user, "ssh_private_key": str(options.key)},
@@ -93,6 +96,7 @@ def main(options: Options) -> None:
     content = yaml.safe_dump(local_config(options, aws), sort_keys=False)
     header = "# Written by deploy/local_cluster.py from cluster.yaml.\n"
     options.out.write_text(header + content, "utf-8")
+    # cluster.yaml mounts the token on every machine; with RAY_AUTH_MODE=token Ray requires it.
     ray = Path(sys.executable).with_name("ray")
     command = [str(ray), "get-auth-token", "--generate"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""What all jobs share on the command line: parsing, exit codes, `--json`, defaults."""
+"""The command line that all jobs share: parsing, exit codes, `--json`, defaults."""
 
 import errno
 import json
@@ -51,13 +51,16 @@ def start(
             arguments = tyro.cli(job, args=sys.argv[1:], description=description)
         else:
             arguments = job(sys.argv[1:])
+        # Messages then go to standard error, so that the output is JSON alone.
         console.stderr = arguments.json
+        # A job that is stopped from outside ends as after Ctrl-C, with its checkpoint.
         signal.signal(signal.SIGTERM, _interrupt)
         result = main(arguments)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except DroneError as error:
         _fail(str(error), error.exit_code)
+    # Whoever read the output has gone, as in `| head`: no reason for a traceback.
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
@@ -82,17 +85,17 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def default_weights() -> str:
-    """Default of --weights."""
+    """Returns the default of --weights."""
     return os.environ.get("DRONE_WEIGHTS", "imagenet")
 
 
 def default_storage() -> str:
-    """Default of --storage."""
+    """Returns the default of --storage."""
     return os.environ.get("DRONE_STORAGE") or "runs"
 
 
 def default_activation_cache() -> Path:
-    """Default of --activation-cache."""
+    """Returns the default of --activation-cache."""
     folder = os.environ.get("DRONE_ACTIVATION_CACHE")
     return Path(folder) if folder else Path.home() / ".cache" / "drone" / "activations"
 

@@ -32,6 +32,7 @@ class Collect(CollectRequest):
     json: bool = False
     """Print the result as one JSON object, last."""
 
+    # Without names, the flags of both groups have no prefix: --requests-per-s.
     searches: Annotated[SearchSettings, tyro.conf.arg(name="")] = field(
         default_factory=SearchSettings
     )
@@ -42,6 +43,7 @@ class Collect(CollectRequest):
 
 def main(job: Collect) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import collection
 
     settings = collection.CollectSettings(search=job.searches, fetch=job.fetching)

@@ -55,6 +55,7 @@ def show_results(counts: Mapping[str, "ClassCounts"], out: Path) -> None:
     console.table("Results by class", ["", *columns, "total"], rows)
     details = out / "provenance.jsonl"
     if not any(class_counts.kept for class_counts in counts.values()):
+        # Only after the table, which has the number of URLs for each reason.
         raise DataError(
             f"No URL gave an image. {details} has the reason for each; --retry-failed tries them "
             f"again."

@@ -1,4 +1,4 @@
-"""How the jobs show what happens: messages, tables and progress on the terminal."""
+"""Messages, tables and progress of the jobs on the terminal."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # They import torch, which --help must not wait for.
     from drone.training.context import Progress as StepProgress
 
 console = Console()
-"""Where a job speaks to the user; with --json that is standard error."""
+"""Console for messages to the user; with --json it writes to standard error."""
 
 
 def show(message: str) -> None:
@@ -72,7 +72,7 @@ class ConsoleDisplay:
 
 
 def _bar() -> Progress:
-    """A bar that is shown while work lasts and removed after it; nothing without a terminal."""
+    """Returns a bar that disappears when the work is done; invisible without a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -99,9 +99,10 @@ class TrainingDisplay:
         self._task = bar.add_task("starting", total=None, note="")
 
     def step(self, progress: "StepProgress") -> None:
-        """Moves the bar."""
+        """Advances the bar."""
         steps_left = progress.steps - progress.step
         steps_left += (progress.epochs - progress.epoch) * progress.steps
+        # The first report of an attempt may have no speed yet.
         seconds = steps_left * progress.batch_size / max(progress.images_per_s, 1e-9)
         self._bar.update(
             self._task,
@@ -113,6 +114,7 @@ class TrainingDisplay:
 
     def epochs(self, history: History) -> None:
         """Prints the epochs that are new."""
+        # The history has the epochs of earlier attempts too, which were printed then.
         for number in range(self._num_shown, len(history)):
             entry, metrics = history[number], history[number]["metrics"]
             best = best_epoch(history[: number + 1], self._best_epoch_by)
@@ -143,19 +145,21 @@ class SearchDisplay:
         self._start_s, self._num_earlier = time.monotonic(), 0
 
     def start(self, title: str, total: int, records: "list[TrialRecord]", concurrency: int) -> None:
-        """A part of the study starts."""
+        """Prints that a part of the study starts."""
         self._title, self._total = title, total
         self._records = {record.number: record for record in records if record.has_ended}
         self._ended = set(self._records)
+        # The time left is estimated from this attempt alone, so earlier trials are not counted.
         self._start_s, self._num_earlier = time.monotonic(), len(self._ended)
         earlier = f", {len(self._ended)} done before" if self._ended else ""
         show(f"{total} {title}s, {concurrency} at a time{earlier}")
         self._update()
 
     def trial(self, record: "TrialRecord", name: str) -> None:
-        """A trial has started, has a new epoch or has ended."""
+        """Updates the bar for a trial, and prints a line if it has ended."""
         self._records[record.number] = record
         if record.cache_reason and record.cache_reason not in self._cache_reasons:
+            # Once for each reason: most trials have the same.
             self._cache_reasons.add(record.cache_reason)
             show(f"  a trial like {name} {record.cache_reason}")
         if record.has_ended and record.number not in self._ended:
@@ -182,6 +186,7 @@ class SearchDisplay:
         num_done = len(self._ended) - self._num_earlier
         if not num_done:
             return "?"
+        # By the clock, not by the trials' own times: they run concurrently.
         per_trial_s = (time.monotonic() - self._start_s) / num_done
         return _duration(per_trial_s * (self._total - len(self._ended)))
 

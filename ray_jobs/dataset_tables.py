@@ -1,4 +1,4 @@
-"""Prints what the jobs that make and check data sets have found."""
+"""Prints the tables of the jobs that prepare and review data sets."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ _MAX_LINES = 20
 
 
 def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
-    """Prints what the scan has found, and what becomes of the files."""
+    """Prints the results of the scan, and what happens to the files."""
     plan = preparation.plan
     for folder in plan.unknown_folders:
         console.warn(f"{folder} matches no class and is left out.")
@@ -56,5 +56,5 @@ def show_comparison(comparison: "Comparison", first: str, second: str) -> None:
 
 
 def rows_of(table: "pd.DataFrame") -> list[list[object]]:
-    """A table's rows, each with its label first."""
+    """Returns a table's rows, each with its label first."""
     return [[name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]

@@ -45,6 +45,7 @@ class Doctor:
 
 def main(job: Doctor) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import cluster_check
 
     request = cluster_check.ClusterCheck(
@@ -57,6 +58,7 @@ def main(job: Doctor) -> cli.Result:
     results.show_findings(findings)
     num_failed = sum(finding.verdict == "failure" for finding in findings)
     if num_failed:
+        # For the exit code: scripts must not continue on a cluster that fails.
         raise RunError(f"{num_failed} of {len(findings)} checks fail; see the table for the fixes.")
     num_warnings = sum(finding.verdict == "warning" for finding in findings)
     machines = {name for finding in findings for name in finding.machines}

@@ -31,6 +31,7 @@ class Evaluate(EvaluateRequest):
 
 def main(job: Evaluate) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import evaluation
 
     result = evaluation.evaluate(job, console.ConsoleDisplay())

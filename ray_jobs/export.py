@@ -31,6 +31,7 @@ class Export(ExportRequest):
 
 def main(job: Export) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import export
 
     result = export.export_model(job, console.ConsoleDisplay())

@@ -35,6 +35,7 @@ class Prepare(PrepareRequest):
     json: bool = False
     """Print the result as one JSON object, last."""
 
+    # Without a name, the flags of the settings have no prefix: --policy.
     settings: Annotated[PrepareSettings, tyro.conf.arg(name="")] = field(
         default_factory=PrepareSettings
     )
@@ -42,6 +43,7 @@ class Prepare(PrepareRequest):
 
 def main(job: Prepare) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import preparation
 
     if job.diff is not None:

@@ -58,6 +58,7 @@ class Promote:
 
 def main(job: Promote) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import promotion
 
     display = console.ConsoleDisplay()
@@ -80,6 +81,7 @@ def main(job: Promote) -> cli.Result:
         display=display,
     )
     if result.version is not None and not result.promoted:
+        # An error, so that a script does not go on to export the old champion.
         raise RunError(result.message)
     console.show(result.message)
     return {**result.as_dict(), "dry_run": job.dry_run}

@@ -35,6 +35,7 @@ def show_evaluation(result: "EvaluationResult") -> None:
         columns = ["side_px", "images", "accuracy", "ms", "accuracy_1", "ms_1"]
         by_size = evaluated.by_size[columns].astype({"ms": int, "ms_1": int})
         names = ["side", "images", "accuracy", "ms", "squashed", "ms"]
+        # As objects: one array of numbers would print counts as 12.0000.
         console.table("By size", names, by_size.astype(object).to_numpy().tolist())
     for comparison in evaluated.comparisons:
         console.show(comparison.sentence)
@@ -42,7 +43,7 @@ def show_evaluation(result: "EvaluationResult") -> None:
 
 
 def show_findings(findings: "list[Finding]") -> None:
-    """Prints a row per finding of the doctor, and the way out of each problem."""
+    """Prints a row per finding of the doctor, then the fix for each problem."""
     rows = [
         (finding.check, _MARKS[finding.verdict], _machines(finding.machines), finding.message)
         for finding in findings

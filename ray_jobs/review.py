@@ -36,6 +36,7 @@ class Review(ReviewRequest):
 
 def main(job: Review) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import review
 
     result = review.write_review_page(job, console.ConsoleDisplay())

@@ -36,6 +36,7 @@ class Serve(ServeRequest):
     json: bool = False
     """Print where it listened as one JSON object, last."""
 
+    # Without names, the flags of these groups have no prefix: --max-bytes.
     api: Annotated[ApiSettings, tyro.conf.arg(name="")] = field(default_factory=ApiSettings)
     http: Annotated[HttpSettings, tyro.conf.arg(name="")] = field(default_factory=HttpSettings)
     ray: Annotated[ReplicaSettings, tyro.conf.arg(name="")] = field(default_factory=ReplicaSettings)
@@ -43,6 +44,7 @@ class Serve(ServeRequest):
 
 def main(job: Serve) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import serving
 
     settings = serving.ServerSettings(api=job.api, http=job.http, replicas=job.ray)

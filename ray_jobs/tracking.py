@@ -56,6 +56,7 @@ class Tracking:
 
 def main(job: Tracking) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.tracking import server
 
     settings = server.ServerSettings(

@@ -84,6 +84,7 @@ class Train:
 
 def parse(arguments: Sequence[str]) -> Train:
     """Parses the command line: a preset, then flags."""
+    # By hand: in tyro an argument cannot choose the defaults of the others.
     preset, flags = None, arguments
     if arguments and not arguments[0].startswith("-"):
         preset, flags = arguments[0], arguments[1:]
@@ -92,9 +93,11 @@ def parse(arguments: Sequence[str]) -> Train:
     if preset is None and not resumes and not helps:
         raise ConfigError(f"Name a preset first: {', '.join(PRESETS)}. See --help.")
     settings = get_preset(preset or "finetune")
+    # Read before the flags, whose defaults it sets: a flag must win over the file.
     file = _value_of("--config", flags)
     if file is not None:
         settings = override(settings, cli.read_yaml(Path(file)), file)
+    # A resumed run has a data set of its own, so that --data is not required then.
     default = Train(data="" if resumes else tyro.MISSING, train=settings)
     return tyro.cli(Train, args=flags, default=default, description=_help())
 
@@ -115,6 +118,7 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 def main(job: Train) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.training.activation_cache.store import CacheSpec
     from drone.workflows import training
 

@@ -148,6 +148,7 @@ class Tune:
         if not str(self.resume).strip():
             raise ConfigError("--resume is empty; set it to the name or folder of a study.")
         for argument in fields(self):
+            # A flag that repeats its default cannot be told from one that was not given.
             factory = argument.default_factory
             default = argument.default if factory is MISSING else factory()
             if argument.name in _FIXED_BY_STUDY and getattr(self, argument.name) != default:
@@ -159,6 +160,7 @@ class Tune:
 
 def main(job: Tune) -> cli.Result:
     """Runs the job."""
+    # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.training.activation_cache.store import CacheSpec
     from drone.workflows import search
     from drone.workflows.search_trials import SearchResources
@@ -198,6 +200,7 @@ def _new_study(job: Tune) -> "NewStudy":
 
     settings = cli.read_yaml(job.config) if job.config else {}
     flags = {"epochs": job.epochs, "views": job.views, "seed": job.seed}
+    # The flags come last, as they win over the file.
     settings |= {name: value for name, value in flags.items() if value is not None}
     return search.NewStudy(
         data=str(job.data),

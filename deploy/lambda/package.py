@@ -129,6 +129,7 @@ def main(job: Package) -> cli.Result:
     else:
         compile_code(folder, python)
     runs_here = python is not None and host_architecture() == job.architecture
+    # Wheels of another architecture or version cannot be imported on this machine.
     if runs_here:
         try_import(folder, str(python))
     check(folder)
@@ -275,7 +276,9 @@ def try_import(folder: Path, python: str) -> None:
     Raises:
         DroneError: The import fails.
     """
+    # -S hides this machine's packages, which could stand in for one that was pruned.
     command = [python, "-S", "-B", "-c", f"import {_HANDLER_MODULE}"]
+    # Few variables: PYTHONPATH or DRONE_MODEL would let it import or load something else.
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False

@@ -5,6 +5,7 @@ set -euo pipefail
 app="$(cd "$(dirname "$0")/../.." && pwd)"
 address="${1:-$(hostname -I | cut -d' ' -f1)}"
 . "$app/deploy/node/env.sh"
+# From an earlier start: the commands below must act on this machine, not on that cluster.
 unset RAY_ADDRESS
 
 setting() {  # of the provider, from the cluster's own description
@@ -18,6 +19,7 @@ mkdir -p "$HOME/.drone"
 {
     echo "export RAY_ADDRESS=$address:6379"
     echo "export MLFLOW_TRACKING_URI=http://$address:5000"
+    # Without it gloo takes 127.0.0.1 where host names do not resolve.
     if [ -n "$interface" ]; then echo "export GLOO_SOCKET_IFNAME=$interface"; fi
     if [ -n "$storage" ]; then echo "export DRONE_STORAGE=$storage"; fi
     if [ -n "$region" ]; then echo "export AWS_DEFAULT_REGION=$region"; fi
@@ -38,6 +40,7 @@ if [ -f "$HOME/.drone/tracking.pid" ]; then
         for _ in $(seq 50); do kill -0 "$pid" 2> /dev/null || break; sleep 0.2; done
     fi
 fi
+# In a session of its own, as it must outlive the SSH connection of `ray up`.
 setsid nohup python "$app/ray_jobs/tracking.py" --host "$address" --folder "$HOME/.drone/mlflow" \
     ${storage:+--backup "$storage/mlflow"} --until-closed "$address:6379" \
     > "$HOME/.drone/tracking.log" 2>&1 < /dev/null &

@@ -3,6 +3,7 @@
 set -euo pipefail
 app="$(cd "$(dirname "$0")/../.." && pwd)"
 . "$app/deploy/node/env.sh"
+# From an earlier start: the commands below must act on this machine, not on that cluster.
 unset RAY_ADDRESS
 
 interface="$(ip -o route get "$RAY_HEAD_IP" | sed -n 's/.* dev \([^ ]*\).*/\1/p')"
@@ -11,6 +12,7 @@ mkdir -p "$HOME/.drone"
 {
     echo "export RAY_ADDRESS=$RAY_HEAD_IP:6379"
     echo "export MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:5000"
+    # Without it gloo takes 127.0.0.1 where host names do not resolve.
     if [ -n "$interface" ]; then echo "export GLOO_SOCKET_IFNAME=$interface"; fi
 } > "$HOME/.drone/node.env"
 . "$HOME/.drone/node.env"

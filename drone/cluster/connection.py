@@ -38,7 +38,7 @@ _NOT_UPLOADED = [
     "/mlartifacts",
     "/mlflow.db*",
 ]
-"""What no worker needs of the checkout; the slash keeps drone/data."""
+"""Parts of the checkout that no worker needs; the leading slash spares drone/data."""
 
 _connection = {"cluster": False}
 

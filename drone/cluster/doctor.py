@@ -1,7 +1,7 @@
 """Checks every machine of a cluster before a job relies on it: a report per machine, then findings.
 
-The checks that run on each machine are in `drone.cluster.node_report`; this module collects the
-reports, checks from here what a machine cannot know of itself, and judges.
+The checks that run on each machine are in `drone.cluster.node_report`. This module collects the
+reports, adds what only the job's machine can check, and judges them.
 """
 
 import time
@@ -73,7 +73,7 @@ def examine(request: CheckRequest, notify: Callable[[str], None] = lambda _: Non
         for report in reports:
             if tracking_error:
                 report.errors["tracking"] = tracking_error
-            # Now, not within the checks: a worker is running there, so no start delays its reply.
+            # After the checks: a worker is running there by now, so no start-up delays the reply.
             report.clock_offset_s = _clock_offset_s(report.node)
             _check_marker(request.storage, marker, report)
             _check_artifact(request.tracking, run_id, report)
@@ -119,7 +119,7 @@ def _clock_offset_s(node: str) -> float:
     before = time.time()
     reply = connection.run_on_nodes(_now, [node], timeout_s=_CLOCK_TIMEOUT_S)[node]
     after = time.time()
-    # Without a reply its clock is unknown, not wrong; whether it answers is a check of its own.
+    # Without a reply the clock is unknown, not wrong; a machine that is silent fails elsewhere.
     return float(reply) - (before + after) / 2 if isinstance(reply, float) else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What one machine of a cluster reports of itself to the doctor."""
+"""The doctor's checks on one machine, and the report of them."""
 
 import hashlib
 import platform
@@ -23,7 +23,7 @@ _PACKAGES = ("ray", "torch", "torchvision", "numpy", "pillow", "mlflow")
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRequest:
-    """What the job is about to use, besides the machines themselves."""
+    """What the job will use, besides the machines themselves."""
 
     storage: str
     """Folder or URI for checkpoints, as every machine reaches it."""
@@ -32,7 +32,7 @@ class CheckRequest:
     """Data set, as every machine reaches it."""
 
     fingerprint: str | None = None
-    """Of the data set."""
+    """Fingerprint of the data set."""
 
     weights: Weights | None = None
     tracking: str | None = None
@@ -44,7 +44,7 @@ class CheckRequest:
 
 @dataclass
 class NodeReport:
-    """What one machine reports of itself."""
+    """The report of one machine."""
 
     host: str
     node: str = ""
@@ -52,7 +52,7 @@ class NodeReport:
 
     versions: dict[str, str] = field(default_factory=dict)
     code: str = ""
-    """SHA-256 of the project's modules as they are imported there."""
+    """SHA-256 of the project's modules as imported there."""
 
     gpus: tuple[str, ...] = ()
     """Names of the GPUs that torch sees."""
@@ -63,10 +63,10 @@ class NodeReport:
     shm_gb: float = 0.0
     disk_gb: float = 0.0
     clock_offset_s: float = 0.0
-    """How far its clock is ahead of the job's machine."""
+    """Seconds by which its clock is ahead of the job's machine."""
 
     precision: str = ""
-    """What "auto" precision means there."""
+    """Data type that "auto" precision selects there."""
 
     weights: str = ""
     """SHA-256 of the weights as they arrived."""

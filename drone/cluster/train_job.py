@@ -9,15 +9,17 @@ from drone.training.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """What a run computes on."""
+    """Workers of a run, and their resources."""
 
     num_workers: int
+    """Number of processes that share each batch."""
+
     min_workers: int
-    """Training does not start or continue with fewer."""
+    """Minimum with which training starts or continues."""
 
     cpus_per_worker: int
     gpus_per_worker: float
-    """0 trains on the CPU."""
+    """GPUs per worker; 0 trains on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +31,20 @@ class TrainJob:
     """Folder or URI of the data set; every machine must reach it."""
 
     fingerprint: str
-    """Of the data set, the same on every machine."""
+    """Fingerprint of the data set, the same on every machine."""
 
     workers: Workers
     storage: str
     """Folder or URI of the run's checkpoints; every machine must reach it."""
 
     attempt: str
-    """Name of this attempt, different from earlier ones'."""
+    """Name of this attempt, different from those of earlier attempts."""
 
     resume_from: str | None
     """Checkpoint folder of an earlier attempt."""
 
     max_failures: int
-    """How often lost workers are replaced."""
+    """Maximum number of times that lost workers are replaced."""
 
     commit: str
     resplit: int | None = None
@@ -52,4 +54,4 @@ class TrainJob:
     """Activation cache on each machine."""
 
     workload: CacheWorkload
-    """What the cache policy must know of other runs over the same views."""
+    """Other runs over the same views, for the cache policy."""

@@ -34,7 +34,7 @@ from drone.training.early_stopping import reason_to_stop
 from drone.training.loop import fit
 
 UPDATE = "update"
-"""Key of what a trial reports beside epoch and objective, as JSON."""
+"""Key of the JSON text that a trial reports beside its epoch and objective."""
 
 _CHECKPOINT_INTERVAL_S = 20.0
 """A trial that is killed repeats at most these seconds."""
@@ -52,10 +52,10 @@ class TrialSpec:
     weights: Weights
     commit: str
     storage: str
-    """Folder or URI; each trial has a folder below it for its checkpoints."""
+    """Folder or URI of the checkpoints; each trial has a subfolder."""
 
     workers: Workers
-    """Of each trial."""
+    """Workers of each trial."""
 
     cache: CacheSpec
     workload: CacheWorkload
@@ -194,7 +194,7 @@ def _train_in_process(
 
 
 class _TrialContext(Context):
-    """The loop's surroundings in a trial with one worker."""
+    """The training loop's context in a trial with one worker."""
 
     def __init__(
         self, reporter: _Reporter, location: str, device: torch.device, scratch: Path

@@ -25,13 +25,13 @@ _MAX_PROCESS_LOSSES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSlots:
-    """What the trials compute on."""
+    """Resources of the trials."""
 
     concurrency: int
     """Maximum number of trials at the same time."""
 
     workers: Workers
-    """Of each trial."""
+    """Workers of each trial."""
 
 
 def choose_slots(

@@ -1,4 +1,4 @@
-"""What each worker of Ray Train runs: the training loop in Ray's surroundings."""
+"""The worker side of Ray Train: runs the training loop with a context of Ray."""
 
 import os
 import signal
@@ -78,7 +78,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, str]:
 
 
 class _RayContext(Context):
-    """The loop's surroundings in a worker of Ray Train."""
+    """The training loop's context in a worker of Ray Train."""
 
     def __init__(self, job: TrainJob, channel: WorkerChannel, scratch: Path) -> None:
         """Takes rank and device from Ray; `scratch` is an empty local folder."""
@@ -123,7 +123,7 @@ class _RayContext(Context):
         return None
 
     def stop(self) -> Stop:
-        """Returns whether the driver has asked to stop, or this machine is going away."""
+        """Returns whether to stop: the driver has asked to, or this machine is going away."""
         if _terminated.is_set():
             return Stop.PREEMPTED
         # One rank is enough: the loop makes all agree after the step.

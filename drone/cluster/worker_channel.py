@@ -40,7 +40,7 @@ class WorkerChannel:
         ray.get(self._actor.request_stop.remote())
 
     def stop_requested(self) -> ray.ObjectRef:
-        """Returns a reference to whether the driver has asked the workers to stop."""
+        """Returns a future that tells whether the driver has asked the workers to stop."""
         return self._actor.stop_requested.remote()
 
 

@@ -15,7 +15,7 @@ class Choice:
         return ", ".join(map(str, self.values))
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values that must be valid for all of the domain to be."""
+        """Returns the values that must be valid for the whole domain to be valid."""
         return self.values
 
     def contains(self, value: Any) -> bool:
@@ -23,9 +23,10 @@ class Choice:
         return value in self.values
 
     def closest(self, value: Any) -> Any:
-        """The value of the domain nearest to this one."""
+        """Returns the value of the domain nearest to this one."""
         if value in self.values:
             return value
+        # Names have no distance, so any of them will do.
         if not all(isinstance(option, (int, float)) for option in (value, *self.values)):
             return self.values[0]
         return min(self.values, key=lambda option: abs(option - value))
@@ -44,7 +45,7 @@ class Range:
         return f"{self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values that must be valid for all of the domain to be."""
+        """Returns the values that must be valid for the whole domain to be valid."""
         return (self.low, self.high)
 
     def contains(self, value: Any) -> bool:
@@ -52,7 +53,7 @@ class Range:
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
     def closest(self, value: Any) -> Any:
-        """The value of the domain nearest to this one, in its type."""
+        """Returns the value of the domain nearest to this one, in its type."""
         return type(value)(min(max(value, self.low), self.high))
 
 

@@ -49,10 +49,12 @@ def _parse_range(argument: str, text: str, default: object) -> dict[str, Any]:
     if isinstance(low, str) or isinstance(high, str):
         raise ConfigError(f"--vary {argument!r}: a range needs two numbers, as in 1e-4..1e-2.")
     log = default.log if isinstance(default, Range) else low > 0 and high / low >= _MIN_LOG_RATIO
+    # A default that is logarithmic may be changed to start at 0, which has no logarithm.
     return {"low": low, "high": high, "log": log and low > 0}
 
 
 def _parse_value(text: str) -> Any:
+    # int first: 3 as 3.0 would be no value for a whole number.
     for kind in (int, float):
         try:
             return kind(text)
@@ -62,9 +64,10 @@ def _parse_value(text: str) -> Any:
 
 
 def flatten_changes(values: Mapping[str, Any], prefix: str = "") -> Changes:
-    """Changes from a file, whether names are dotted or nested in groups, with dotted names."""
+    """Returns changes from a file by dotted name; the file may also nest them in groups."""
     flat: Changes = {}
     for name, value in values.items():
+        # With low or high it is a range, otherwise a group of settings.
         if isinstance(value, Mapping) and "low" not in value and "high" not in value:
             flat.update(flatten_changes(value, f"{prefix}{name}."))
         else:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from drone.search.sampler import Sampler
 from drone.search.study import TrialRecord
 
+# A job has no display.
 matplotlib.use("Agg")
 
 _COLOURS = {
@@ -24,7 +25,7 @@ _COLOURS = {
 
 
 def learning_curves(records: Sequence[TrialRecord], best: int) -> Figure:
-    """Validation macro F1 by epoch, a line per trial; a cross where a trial ended early.
+    """Plots validation macro F1 by epoch, a line per trial; a cross where a trial ended early.
 
     Args:
         records: Trials of the study.
@@ -36,6 +37,7 @@ def learning_curves(records: Sequence[TrialRecord], best: int) -> Figure:
         if record.history:
             _draw_curve(axes, record, record.number == best)
     for state in ("finished", "pruned", "stopped"):
+        # Empty lines, for the legend.
         axes.plot([], [], color=_COLOURS[state], label=state)
     axes.plot([], [], color="tab:green", lw=2.5, label=f"trial {best}, the best")
     axes.set(xlabel="epoch", ylabel="macro F1 on validation", title="Learning curves")
@@ -62,7 +64,7 @@ def _draw_curve(axes: Any, record: TrialRecord, highlighted: bool) -> None:
 
 
 def draw_optuna_plots(sampler: Sampler, folder: Path) -> list[Path]:
-    """Optuna's plots of a study as PNG files; those that need more trials are left out.
+    """Draws Optuna's plots of a study as PNG files, except those that need more trials.
 
     Returns:
         The files, in the order to show them.
@@ -81,6 +83,7 @@ def draw_optuna_plots(sampler: Sampler, folder: Path) -> list[Path]:
             warnings.simplefilter("ignore")  # The interface is marked experimental.
             try:
                 axes = plot(sampler.study)
+            # What Optuna raises for too few trials, or for equal scores.
             except (RuntimeError, ValueError, ZeroDivisionError):
                 continue
             figure = np.ravel(axes)[0].figure
@@ -88,6 +91,7 @@ def draw_optuna_plots(sampler: Sampler, folder: Path) -> list[Path]:
                 figure.set_size_inches(3.2 * len(np.ravel(axes)), 3.6)
             target = folder / f"{name}.png"
             figure.savefig(target, dpi=110, bbox_inches="tight", facecolor="white")
+            # pyplot keeps figures until they are closed.
             pyplot.close(figure)
         files.append(target)
     return files

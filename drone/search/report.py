@@ -13,7 +13,7 @@ from drone.search.summary import ConfirmedConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StudyReport:
-    """What the report shows."""
+    """Content of the report."""
 
     title: str
     facts: Mapping[str, str]
@@ -30,7 +30,7 @@ class StudyReport:
     """Names of the trials by number."""
 
     sentences: Mapping[str, str]
-    """What the study says of each setting."""
+    """A sentence on the effect of each setting."""
 
     figures: Sequence[Path]
     """PNG files, shown in this order."""
@@ -44,6 +44,7 @@ def write(folder: Path, report: StudyReport) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     report.trials.to_csv(folder / "trials.csv", index=False)
+    # Escaped: names and reasons may hold anything.
     environment = Environment(loader=PackageLoader("drone.search"), autoescape=select_autoescape())
     ranked = report.trials.sort_values("objective", ascending=False)
     html = environment.get_template("study.html").render(

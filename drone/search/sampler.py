@@ -1,4 +1,4 @@
-"""Samples the next trial from those before it, with Optuna's TPE."""
+"""Samples each trial with Optuna's TPE, from the results of earlier ones."""
 
 import hashlib
 import warnings
@@ -29,8 +29,8 @@ _NUM_STARTUP_TRIALS = 10
 class _RepeatableTPE(BaseSampler):
     """A multivariate TPE sampler whose draws depend on the seed, the trial and the trials before.
 
-    Optuna's own sampler draws from one sequence of random numbers, which a study resumed in another
-    process would start anew. Here every trial has a sequence of its own.
+    Optuna's own sampler draws from one sequence of random numbers, which would restart when a study
+    is resumed in another process. Here every trial has its own sequence.
     """
 
     def __init__(self, seed: int) -> None:
@@ -45,15 +45,17 @@ class _RepeatableTPE(BaseSampler):
                 group=True,
                 constant_liar=True,
                 n_startup_trials=_NUM_STARTUP_TRIALS,
+                # numpy takes seeds of 32 bits.
                 seed=int.from_bytes(hashlib.sha256(text).digest()[:4], "big"),
             )
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The settings that are sampled together: those that earlier trials had in common."""
+        """Returns the settings to sample together: those that earlier trials had in common."""
         sampler = self._sampler(trial.number)
         space = sampler.infer_relative_search_space(study, trial)
+        # sample_relative needs this very sampler: it holds the groups of settings just found.
         self._relative = (trial.number, sampler)
         return space
 
@@ -63,7 +65,7 @@ class _RepeatableTPE(BaseSampler):
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        """Values of the settings that are sampled together."""
+        """Returns values of the settings that are sampled together."""
         number, sampler = self._relative
         assert number == trial.number
         return sampler.sample_relative(study, trial, search_space)
@@ -75,7 +77,7 @@ class _RepeatableTPE(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """The value of a setting that was not sampled with the others."""
+        """Returns the value of a setting that was not sampled with the others."""
         sampler = self._sampler(trial.number, param_name)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
@@ -92,7 +94,7 @@ class Sampler:
         first_trials: Sequence[Mapping[str, Any]],
         records: Sequence[TrialRecord],
     ) -> None:
-        """Opens the sampler where the records stand.
+        """Creates the sampler and replays the records to it.
 
         Args:
             folder: Folder of the study; the database is written there for Optuna's own tools.
@@ -133,6 +135,7 @@ class Sampler:
                 self.study.add_trial(self._frozen(record))
                 self.num_started += 1
             else:
+                # Added as running: the sampler avoids configurations that are being tried.
                 self.study.enqueue_trial(dict(record.params))
                 self.suggest()
                 self.tell(record)
@@ -154,7 +157,7 @@ class Sampler:
         )
 
     def suggest(self) -> tuple[int, dict[str, Any]]:
-        """The next trial: its number and parameters; settings without effect are left out."""
+        """Returns number and parameters of the next trial; settings without effect are left out."""
         trial = self.study.ask()
         params = suggest_params(self._space, self._base, trial)
         self._running[trial.number] = trial
@@ -162,10 +165,10 @@ class Sampler:
         return trial.number, params
 
     def tell(self, record: TrialRecord) -> None:
-        """Brings a trial up to date: its epochs and, if it has ended, its outcome.
+        """Reports a trial's new epochs to Optuna and, if it has ended, its outcome.
 
-        A trial that was stopped for a reason of its own counts with its score; one that failed says
-        nothing of its settings. Harmless if repeated.
+        A trial that stopped itself counts with its score; one that failed says nothing about its
+        settings. Calling it again is harmless.
         """
         trial = self._running.get(record.number)
         if trial is None:
@@ -177,11 +180,12 @@ class Sampler:
         if record.has_ended:
             del self._running[record.number]
             state = _state(record)
+            # Optuna takes the score of a pruned trial from its reports, and refuses another.
             scored = state is TrialState.COMPLETE
             self.study.tell(trial, record.objective if scored else None, state)
 
     def importances(self) -> Mapping[str, float]:
-        """How much each setting decides whether a trial is among the good ones, as shares of 1.
+        """Returns how much each setting decides whether a trial is a good one, as shares of 1.
 
         PED-ANOVA (Watanabe et al. 2023), Optuna's default; empty if too few trials ended.
         """
@@ -199,7 +203,7 @@ def _state(record: TrialRecord) -> TrialState:
 
 
 def _scores(record: TrialRecord) -> dict[int, float]:
-    """The trial's score after each of its epochs."""
+    """Returns the trial's score by epoch."""
     return {entry["epoch"]: float(entry["metrics"]["objective"]) for entry in record.history}
 
 

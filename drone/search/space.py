@@ -31,7 +31,7 @@ DEFAULT: Space = {
     "optim.label_smoothing": Range(0.0, 0.2),
     "optim.ema_decay": Choice((0.0, 0.9, 0.97, 0.99)),
 }
-"""What is searched unless the user says otherwise."""
+"""The default search space."""
 
 _NOT_SEARCHABLE = {
     "preset": "it is only a name",
@@ -98,8 +98,9 @@ class Suggester(Protocol):
 
 
 def suggest_params(space: Space, base: TrainConfig, trial: Suggester) -> dict[str, Any]:
-    """The parameters of a trial by dotted name; settings without effect are left out."""
+    """Returns a trial's parameters by dotted name; settings without effect are left out."""
     settings = flatten(to_dict(base))
+    # Settings chosen so far decide which others have an effect, so the order matters.
     params: dict[str, Any] = {}
     for name in _suggestion_order(space):
         if has_effect(name, {**settings, **params}):
@@ -116,7 +117,7 @@ def _suggest_value(trial: Suggester, name: str, domain: Domain, default: Any) ->
 
 
 def _suggestion_order(space: Space) -> list[str]:
-    """Names in the order in which to suggest them: a setting after those that decide its effect."""
+    """Returns the names in order of suggestion: a setting after those that decide its effect."""
     probabilities, names = _PROBABILITY_OF.values(), list(space)
     return sorted(
         space,
@@ -125,7 +126,7 @@ def _suggestion_order(space: Space) -> list[str]:
 
 
 def apply_params(base: TrainConfig, params: Mapping[str, Any], source: str) -> TrainConfig:
-    """A configuration with some settings changed, given by dotted name.
+    """Returns a configuration with some settings replaced, given by dotted name.
 
     Raises:
         ConfigError: A setting is wrong; the message starts with `source`.
@@ -141,8 +142,9 @@ def apply_params(base: TrainConfig, params: Mapping[str, Any], source: str) -> T
 
 
 def base_params(base: TrainConfig, space: Space) -> dict[str, Any]:
-    """The searched settings as the base has them, moved into their domains."""
+    """Returns the base's values of the searched settings, moved into their domains."""
     settings = flatten(to_dict(base))
+    # The user may have narrowed a domain so that it leaves out the value of the preset.
     return {name: domain.closest(settings[name]) for name, domain in space.items()}
 
 
@@ -258,16 +260,17 @@ def _ever_has_effect(name: str, space: Space, base: TrainConfig) -> bool:
 
 
 def _control_combinations(space: Space, base: TrainConfig) -> Iterator[dict[str, Any]]:
-    """The base with every combination of the settings that decide whether others have an effect."""
+    """Yields the base with every combination of the settings that decide others' effects."""
     settings = flatten(to_dict(base))
     controls = [*_CONTROLS, *set(_PROBABILITY_OF.values())]
     searched = [name for name in controls if name in space]
+    # The ends of a range suffice: an effect depends on whether a control is 0, or on its name.
     for values in product(*(space[name].extremes() for name in searched)):
         yield {**settings, **dict(zip(searched, values, strict=True))}
 
 
 def trial_name(config: TrainConfig) -> str:
-    """A short name of a trial, `d5 w512 a0.50 lr1e-3`: depth, width, augmentation, head's rate."""
+    """Returns a short name, `d5 w512 a0.50 lr1e-3`: depth, width, augmentation, head's rate."""
     rate = f"{config.optim.lr_head:.0e}".replace("e-0", "e-")
     return (
         f"d{config.model.unfreeze_depth} w{config.model.head_width} "

@@ -27,13 +27,13 @@ Part = Literal["trials", "confirm"]
 """The search itself, or the confirmation of its best configurations."""
 
 State = Literal["running", "finished", "pruned", "stopped", "failed"]
-"""pruned: ended by the scheduler. stopped: ended for a reason of its own, such as divergence.
-failed: its process broke."""
+"""pruned: ended by the scheduler. stopped: ended itself, such as after diverging. failed: its
+process broke."""
 
 
 @dataclass
 class TrialRecord:
-    """A trial and what it has shown so far."""
+    """A trial with its results so far."""
 
     number: int
     """Counted from 0 within its part of the study."""
@@ -64,7 +64,7 @@ class TrialRecord:
 
     @property
     def has_score(self) -> bool:
-        """Whether its objective says something of its configuration."""
+        """Whether its objective says something about its configuration."""
         return bool(self.history) and self.state != "failed"
 
 
@@ -125,6 +125,7 @@ class Study:
                 )
             content["base"] = override(TrainConfig(), content["base"], str(file))
             content["space"] = {
+                # JSON has no types; only a Choice has values.
                 name: Choice(tuple(domain["values"])) if "values" in domain else Range(**domain)
                 for name, domain in content["space"].items()
             }
@@ -146,11 +147,12 @@ class Study:
         _write_json(self.folder / part / f"{record.number:04d}.json", asdict(record))
 
     def records(self, part: Part) -> list[TrialRecord]:
-        """All trials of a part, by number.
+        """Returns all trials of a part, by number.
 
         Raises:
             RunError: A file cannot be read.
         """
+        # Not the hidden files that a kill while writing may leave.
         return [_read_record(file) for file in sorted((self.folder / part).glob("[0-9]*.json"))]
 
 
@@ -166,6 +168,7 @@ def _read_record(file: Path) -> TrialRecord:
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when complete: a kill must not leave half a file, from which a study cannot resume.
     temporary = file.with_name(f".{file.name}.new")
     temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     temporary.rename(file)

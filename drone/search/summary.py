@@ -1,4 +1,4 @@
-"""What a study says: its best trials, which configuration to trust, and what each setting did."""
+"""Summary of a study: the best trials, the most reliable configuration, the settings' effects."""
 
 import math
 import statistics
@@ -16,11 +16,11 @@ _IDENTITY = ("model.unfreeze_depth", "model.head_width", "augment.strength")
 """Settings that make two configurations different; the others are rates."""
 
 _MIN_TRIALS = 8
-"""Trials below which a study says nothing of a setting."""
+"""Minimum number of trials for a statement about a setting."""
 
 
 def top_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """The trials with the highest scores; those that ran to the last epoch come first."""
+    """Returns the trials with the highest scores, first those that ran to the last epoch."""
     scored = [record for record in records if record.has_score]
     ranked = sorted(
         scored,
@@ -30,7 +30,7 @@ def top_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
 
 
 def select_for_confirmation(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """The best trials that differ in more than rates, then the study's first one.
+    """Returns the best trials that differ in more than rates, then the study's first one.
 
     Trials of the same depth, width and strength are near copies of each other: training them again
     would compare luck with luck, so they are only taken where the space has nothing else. The first
@@ -66,7 +66,7 @@ class ConfirmedConfig:
 def rank_confirmed(
     trials: Sequence[TrialRecord], runs: Mapping[int, Sequence[TrialRecord]]
 ) -> list[ConfirmedConfig]:
-    """The configurations by the lower bound of their mean, best first.
+    """Ranks configurations by the lower bound of their mean score, best first.
 
     The scores of a configuration vary because some runs are easy or hard for all, which is removed
     (blocks: Fisher 1935), and by chance. That variance, known from two or three scores, is averaged
@@ -100,13 +100,14 @@ def rank_confirmed(
 
 
 def _counts(run: TrialRecord) -> bool:
-    """Whether the score of a run says something of its configuration."""
+    """Whether the score of a run says something about its configuration."""
     ended = run.state in ("finished", "stopped")
     return ended and bool(run.history) and math.isfinite(run.objective)
 
 
 def _ease(rows: Sequence[Sequence[float | None]]) -> list[float]:
-    """How far each position lies above the average, if two or more rows are complete."""
+    """Returns each position's mean minus the overall mean, if two or more rows are complete."""
+    # An incomplete row would shift the averages by what the configuration itself is worth.
     complete = [[score for score in row if score is not None] for row in rows if None not in row]
     if len(complete) < 2:
         return []
@@ -126,12 +127,13 @@ def _lower_bound(mean: float, scores: Sequence[float], common_variance: float) -
     count = len(scores)
     if count < 2:
         return mean
+    # Each counts half, so there are twice the degrees of freedom.
     variance = (statistics.variance(scores) + common_variance) / 2
     return mean - float(stats.t.ppf(0.95, 2 * (count - 1))) * math.sqrt(variance / count)
 
 
 def table(records: Sequence[TrialRecord], names: Mapping[int, str]) -> pd.DataFrame:
-    """A row per trial: number, name, state, score, epochs, seconds, settings."""
+    """Returns a row per trial: number, name, state, score, epochs, seconds, settings."""
     rows = [
         {
             "trial": record.number,
@@ -151,7 +153,7 @@ def table(records: Sequence[TrialRecord], names: Mapping[int, str]) -> pd.DataFr
 def sentences(
     records: Sequence[TrialRecord], space: Space, importances: Mapping[str, float]
 ) -> dict[str, str]:
-    """A sentence on each setting, by name, the most important first.
+    """Returns a sentence on each setting, by name, the most important first.
 
     Trials that were pruned or stopped count with the score that they had.
 
@@ -180,6 +182,7 @@ def _sentence(
     if best == worst:
         return f"{prefix}Only {best} was tried often enough to compare."
     error = math.sqrt(sum(_variance(groups[label]) / len(groups[label]) for label in (best, worst)))
+    # Twice the standard error: about 95 %.
     noise = means[best] - means[worst] < 2 * error
     verdict = " The difference is within the noise." if noise else ""
     return (
@@ -189,12 +192,14 @@ def _sentence(
 
 
 def _variance(scores: Sequence[float]) -> float:
+    # A single score has no spread, so no difference to it counts.
     return statistics.variance(scores) if len(scores) > 1 else math.inf
 
 
 def _groups(points: Sequence[tuple[Any, float]], domain: Domain) -> dict[str, list[float]]:
-    """Scores by value, or by third of a range; values tried once are left out."""
+    """Groups scores by value, or by third of a range; values tried once are left out."""
     groups: dict[str, list[float]] = {}
+    # Choices may mix types, which cannot be compared.
     for value, score in sorted(points, key=lambda pair: (str(type(pair[0])), pair[0])):
         groups.setdefault(_label(value, domain), []).append(score)
     repeated = {label: scores for label, scores in groups.items() if len(scores) > 1}
@@ -205,6 +210,7 @@ def _label(value: Any, domain: Domain) -> str:
     if isinstance(domain, Choice):
         return str(value)
     edges = _thirds(domain)
+    # The upper end belongs to the last third.
     third = min(2, sum(value >= edge for edge in edges[1:3]))
     return f"{edges[third]:.2g} to {edges[third + 1]:.2g}"
 

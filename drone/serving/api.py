@@ -194,6 +194,7 @@ class Api:
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff"}
         if media_type:
             headers["Content-Type"] = media_type
+        # On errors too: without these headers a page sees only that the network failed.
         if self.settings.allow_origin:
             headers["Access-Control-Allow-Origin"] = self.settings.allow_origin
             headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, OPTIONS"
@@ -289,6 +290,7 @@ def _from_json(body: bytes) -> bytes:
     # A browser's FileReader gives a data URI, and `base64` on a command line wraps its lines.
     text = image.partition(",")[2] if image.startswith("data:") else image
     try:
+        # Strict: by default Python skips what is not base64, and decodes the rest.
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(400, "bad-json", '"image" is not valid base64.') from error

@@ -14,6 +14,7 @@ _PREDICTION = {
         "index": {"type": "integer", "minimum": 0},
         "probabilities": {"type": "object", "additionalProperties": _PROBABILITY},
         "confidence": _PROBABILITY,
+        # null for a model without a bird class, which cannot tell drones from birds.
         "drone": {**_PROBABILITY, "type": ["number", "null"]},
         "kind": {"type": ["string", "null"], "enum": ["bird", "drone", None]},
         "unsure": {"type": "boolean", "description": "The confidence is below the threshold."},
@@ -85,6 +86,7 @@ def _object_with_image(image: dict[str, Any]) -> dict[str, Any]:
 
 _IMAGE_BODY: dict[str, Any] = {
     "application/octet-stream": {"schema": _BINARY},
+    # Whatever the type says: the format is detected from the content.
     "image/*": {"schema": _BINARY},
     "multipart/form-data": _object_with_image(_BINARY),
     "application/json": _object_with_image({"type": "string", "contentEncoding": "base64"}),
@@ -102,6 +104,7 @@ def openapi_schema(max_bytes: int) -> dict[str, Any]:
     Args:
         max_bytes: Maximum length of a request body, for the description.
     """
+    # Every one of these has the same body, so that clients need one error type.
     errors = {
         str(status): _json_response(description, "Error")
         for status, description in _ERROR_DESCRIPTIONS.items()

@@ -206,6 +206,8 @@ class Predictor:
 
     def _loaded(self) -> onnxruntime.InferenceSession:
         with self._lock:
+            # Under the lock: requests that arrive together at the start must not each load the
+            # model.
             if self._session is None:
                 self._session = self._load()
             return self._session

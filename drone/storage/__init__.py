@@ -1,4 +1,4 @@
-"""Where data sets, checkpoints and raw images lie: local folders, object storage, the head's disk.
+"""Access to data sets, checkpoints and raw images: local, in object storage, on the cluster's head.
 
 filesystem       paths and URIs: opening, copying, testing for room and rights
 checkpoints      saves, finds and removes the checkpoints of a run

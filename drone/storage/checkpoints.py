@@ -32,6 +32,7 @@ class StoredCheckpoint:
 
 def newest(location: str) -> StoredCheckpoint | None:
     """Returns the most advanced checkpoint below a folder, over all attempts; None without one."""
+    # By position: each attempt has a folder of its own, and the latest may have got less far.
     checkpoints = sorted(_checkpoints(location), key=lambda stored: (stored.epoch, stored.batch))
     return checkpoints[-1] if checkpoints else None
 
@@ -39,6 +40,7 @@ def newest(location: str) -> StoredCheckpoint | None:
 def _checkpoints(location: str) -> Iterator[StoredCheckpoint]:
     filesystem, path = open_filesystem(location)
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
+    # pyarrow returns paths without the scheme; callers pass the location on to other processes.
     prefix = location[: len(location) - len(path)] if "://" in location else ""
     sizes = {info.path: info.size for info in filesystem.get_file_info(selector)}
     for file in sizes:

@@ -86,6 +86,7 @@ def _copy(location: str, fingerprint: str, cached: Path) -> None:
             f"{fingerprint[:12]}. Start the job again."
         )
     shutil.rmtree(cached, ignore_errors=True)
+    # Only when complete and verified: a kill must not leave half a data set in the cache.
     arriving.rename(cached)
 
 

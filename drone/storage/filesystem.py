@@ -28,7 +28,7 @@ def local_path(location: str) -> Path:
 
 
 def is_object_storage(location: str) -> bool:
-    """Whether the location is a URI of object storage, and on no machine's own disk."""
+    """Whether the location is in object storage, and not on the disk of a machine."""
     return "://" in location and not location.startswith(_HEAD)
 
 
@@ -55,19 +55,22 @@ def probe(location: str, num_bytes: int) -> None:
         OSError: The location cannot be written, or has no space left.
     """
     filesystem, path = open_filesystem(location)
+    # A new name each time: several workers may probe the same folder at once.
     file = f"{path}/.probe-{uuid.uuid4().hex}"
     filesystem.create_dir(path, recursive=True)
     try:
         with filesystem.open_output_stream(file) as stream:
             stream.write(bytes(num_bytes))
     finally:
+        # A storage that is full or gone may refuse this too; the first error is the one to report.
         with contextlib.suppress(OSError):
             filesystem.delete_file(file)
 
 
 def for_ray(location: str) -> tuple[str, fs.FileSystem | None]:
-    """Returns a location as Ray's run configurations take it: path or URI, file system if needed."""
+    """Returns a location as Ray's run configs take it: path or URI, and a file system if needed."""
     if location.startswith(_HEAD):
+        # Ray knows no scheme of ours; with a file system it takes a path within that.
         filesystem, path = open_filesystem(location)
         return path, filesystem
     return location, None

@@ -28,6 +28,7 @@ Raises:
     OSError: the method raised it, or the machine cannot be reached.
 """
 
+# Not an attribute: file systems are pickled into workers, and each process has its own way.
 _transport: Transport | None = None
 
 
@@ -59,6 +60,7 @@ class HeadFiles:
 
     def ls(self, path: str) -> list[dict[str, Any]]:
         """Returns `info` of each entry of a folder, or of the file itself."""
+        # As fsspec expects: a file lists itself.
         if not Path(path).is_dir():
             return [self.info(path)]
         return [self.info(entry.path) for entry in os.scandir(path)]
@@ -92,6 +94,7 @@ class HeadFiles:
 
     def append(self, path: str, content: bytes) -> None:
         """Adds bytes at the end of a file, which is created if missing."""
+        # A file has one writer, which sends its blocks in order.
         with Path(path).open("ab") as file:
             file.write(content)
 
@@ -151,6 +154,7 @@ class _HeadFile(AbstractBufferedFile):  # type: ignore[misc]
         return bytes(_call("read", self.path, start, end))
 
     def _initiate_upload(self) -> None:
+        # Another name until it is complete: no reader takes a partial checkpoint for a whole one.
         self._partial_path = f"{self.path}.arriving-{uuid.uuid4().hex[:8]}"
 
     def _upload_chunk(self, final: bool = False) -> bool:

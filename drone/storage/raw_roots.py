@@ -9,6 +9,7 @@ from drone.data.prepare import roots
 from drone.errors import DataError
 
 
+# A process reads many files of few roots, and opening an archive reads its whole directory.
 @functools.lru_cache(maxsize=16)
 def open_root(name: str) -> roots.Root:
     """Opens a folder, a zip archive, or a URI such as s3://bucket/raw; a `roots.Opener`.
@@ -20,11 +21,11 @@ def open_root(name: str) -> roots.Root:
         return roots.open_root(name)
     try:
         filesystem, path = fs.FileSystem.from_uri(name)
-        found = filesystem.get_file_info(path).type
+        file_type = filesystem.get_file_info(path).type
     except (OSError, ValueError) as error:
         raise DataError(f"{name} cannot be opened: {error}") from error
-    if found != fs.FileType.Directory:
-        raise DataError(f"There is no folder {name}. Wanted is one with one folder a class in it.")
+    if file_type != fs.FileType.Directory:
+        raise DataError(f"There is no folder {name}. Name one that has a subfolder per class.")
     return ObjectStore(filesystem, path)
 
 
@@ -37,14 +38,15 @@ class ObjectStore:
 
     def folders(self) -> list[str]:
         """Returns the names of the folders directly below it, sorted."""
-        found = self._list(self._path, recursive=False)
-        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+        infos = self._list(self._path, recursive=False)
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
     def entries(self, folder: str) -> Iterator[roots.Entry]:
         """Yields every file below one of the folders, at any depth."""
         for info in self._list(f"{self._path}/{folder}", recursive=True):
             if info.type == fs.FileType.File:
                 path = info.path.removeprefix(f"{self._path}/")
+                # Objects are replaced whole, so their time tells a change without reading them.
                 yield roots.Entry(path, info.size, str(info.mtime_ns or ""))
 
     def read(self, path: str, max_bytes: int) -> bytes:
@@ -54,9 +56,9 @@ class ObjectStore:
 
     def _list(self, path: str, *, recursive: bool) -> list[fs.FileInfo]:
         try:
-            found: list[fs.FileInfo] = self._filesystem.get_file_info(
+            infos: list[fs.FileInfo] = self._filesystem.get_file_info(
                 fs.FileSelector(path, recursive=recursive)
             )
         except OSError as error:
             raise DataError(f"{path} cannot be listed: {error}") from error
-        return found
+        return infos

@@ -1,12 +1,14 @@
-"""What a tracking store that is away, or that refuses, raises."""
+"""Exceptions of a tracking store that cannot be reached, or that refuses a request."""
 
 import requests
 from mlflow.exceptions import MlflowException
 
+# MlflowException: the store refuses. The others: it cannot be reached, or cannot be written.
 FAILURES = (MlflowException, requests.RequestException, OSError)
 
 
 def first_line(error: Exception) -> str:
     """Returns the first line of a store's error message."""
     lines = str(error).strip().splitlines()
+    # Cut: a proxy may answer with a whole page on one line.
     return lines[0].removesuffix(".")[:300] if lines else type(error).__name__

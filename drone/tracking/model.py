@@ -41,6 +41,7 @@ def log_model(onnx_file: Path, classes: Sequence[str], metadata: Mapping[str, st
         # As code, so that nothing is pickled.
         python_model=str(Path(__file__).with_name("pyfunc.py")),
         artifacts={"onnx": str(onnx_file)},
+        # With the code beside it, whoever loads the model needs no checkout.
         code_paths=[str(ROOT / "drone")],
         signature=ModelSignature(
             inputs=Schema([ColSpec(DataType.string, "image")]), outputs=Schema(outputs)
@@ -61,6 +62,7 @@ def log_model_metrics(metrics: Mapping[str, float]) -> None:
 def _example_image() -> str:
     """Returns a small image as base64."""
     buffer = io.BytesIO()
+    # Small: MLflow stores the example as JSON beside the model.
     ramp = np.linspace(90, 220, 32, dtype=np.uint8)[:, None, None]
     Image.fromarray(np.broadcast_to(ramp, (32, 32, 3)).copy()).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -126,6 +128,7 @@ def logged_model(run_id: str) -> str:
             f"Run {run.info.run_name} ({run_id}, {run.info.status}) has no model. If it was "
             f"stopped, finish it with python ray_jobs/train.py --resume {run_id}."
         )
+    # The last one: a run that was killed after logging its model logs it again when resumed.
     return f"models:/{outputs[-1]}"
 
 
@@ -143,6 +146,7 @@ def fetch_onnx(run_id: str, target: Path) -> Path:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))
     except FAILURES as error:
         raise RunError(f"Cannot read the model of run {run_id}: {error}") from error
+    # The path below the folder of the model is for MLflow to choose.
     files = sorted(Path(folder).rglob("*.onnx"))
     if not files:
         raise RunError(f"The model of run {run_id} holds no ONNX file.")

@@ -13,6 +13,7 @@ def start_run(uri: str | None) -> str | None:
     Raises:
         One of FAILURES: The server does not answer.
     """
+    # A local store is written by the process of the job alone, so no other machine needs it.
     if uri is None or not uri.startswith(("http://", "https://")):
         return None
     from mlflow.tracking import MlflowClient
@@ -25,6 +26,7 @@ def start_run(uri: str | None) -> str | None:
 
 def log_artifact(uri: str, run_id: str, name: str) -> None:
     """Logs a small artifact, from any machine."""
+    # A server that is away must fail this check, not delay it: the defaults retry for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow
@@ -47,5 +49,6 @@ def delete_run(uri: str | None, run_id: str | None) -> None:
         return
     from mlflow.tracking import MlflowClient
 
+    # Ended first: a run that is restored later must not look as if it were running.
     MlflowClient(uri).set_terminated(run_id)
     MlflowClient(uri).delete_run(run_id)

@@ -36,6 +36,7 @@ class ServedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             data = base64.b64decode(value, validate=True) if isinstance(value, str) else value
             prediction = self.predictor.predict(data)
         except (ImageError, binascii.Error) as error:
+            # MLflow answers this error with 400; any other would be a 500 and a traceback.
             raise MlflowException.invalid_parameter_value(f"Cannot read the image: {error}") from (
                 error
             )
@@ -46,4 +47,5 @@ class ServedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         }
 
 
+# MLflow runs this file to load the model, and takes what it sets here.
 mlflow.models.set_model(ServedClassifier())

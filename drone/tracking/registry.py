@@ -38,6 +38,7 @@ def version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
     try:
         entry = MlflowClient().get_model_version_by_alias(name, alias)
     except FAILURES as error:
+        # Any other error must not count as "no champion", which every candidate would beat.
         if getattr(error, "error_code", None) in _NO_SUCH_ALIAS:
             return None
         raise TrackingError(
@@ -49,6 +50,7 @@ def version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
 def version_of_run(name: str, run_id: str) -> str | None:
     """Returns the version that a run's model is registered as, or None."""
     entries = MlflowClient().search_model_versions(_name_filter(name))
+    # As numbers: as text, 10 would come before 9.
     versions = [int(entry.version) for entry in entries if entry.run_id == run_id]
     return str(max(versions)) if versions else None
 
@@ -74,6 +76,7 @@ def register(name: str, run_id: str, tags: Mapping[str, str]) -> str:
     Raises:
         RunError: The run has no model.
     """
+    # A promotion may be repeated; the same model must not get a second version.
     existing = version_of_run(name, run_id)
     if existing is not None:
         return existing
@@ -89,6 +92,7 @@ def promote(name: str, version: str) -> None:
     """Makes a version champion and the old champion previous."""
     client = MlflowClient()
     old = version_by_alias(name, CHAMPION)
+    # Previous first: a kill between the two leaves the champion as it was.
     if old is not None and old.version != version:
         client.set_registered_model_alias(name, PREVIOUS, old.version)
     client.set_registered_model_alias(name, CHAMPION, version)
@@ -130,6 +134,7 @@ def record_gate_decision(
     """
     client = MlflowClient()
     gate = "passed" if document["passed"] else "failed"
+    # Tags are to filter by, the description is for the UI, the artifact for promote.py --why.
     client.set_model_version_tag(name, version, "gate", gate)
     for rule in document["rules"]:
         tag = f"gate.{rule['name'].replace(' ', '_')}"

@@ -1,4 +1,4 @@
-"""Runs in MLflow: the one place of a run or study that writes to it."""
+"""Runs in MLflow; only the process that launched a run or study writes to it."""
 
 import json
 import logging
@@ -59,13 +59,16 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
     Raises:
         TrackingError: The store does not answer or cannot be used.
     """
+    # alembic reports each of its migrations when it creates a database.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(_DEFAULT_STORE).resolve()}"
     mlflow.set_tracking_uri(uri)
     try:
+        # Here, before there are others: processes that create a sqlite database at once all crash.
         if MlflowClient().get_experiment_by_name(experiment) is None:
             local = uri.startswith("sqlite:")
+            # Absolute, since a later job may run in another folder.
             artifacts = Path(_DEFAULT_ARTIFACTS).resolve().as_uri() if local else None
             # Without its kind the UI takes a new experiment for one of language models.
             tags = {"mlflow.experimentKind": "custom_model_development"}
@@ -92,6 +95,7 @@ class TrackedRun:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs settings by dotted name."""
+        # By id, not through the active run: trials' runs are written while their parent is active.
         entries = [Param(name, str(value)) for name, value in params.items()]
         MlflowClient().log_batch(self.run_id, params=entries)
 
@@ -103,6 +107,7 @@ class TrackedRun:
     def log_dataset(self, dataset: Dataset) -> None:
         """Logs the data set as an input, named by its fingerprint, and the split of each image."""
         source = HTTPDatasetSource(dataset.folder.resolve().as_uri())
+        # MLflow takes at most 36 characters.
         digest = dataset.fingerprint[:36]
         mlflow.log_input(
             MetaDataset(source, name=dataset.folder.name, digest=digest), context="training"
@@ -124,6 +129,8 @@ class TrackedRun:
             for index, entry in enumerate(history)
             if entry["epoch"] not in self._logged_epochs
         )
+        # Each attempt on a server that is away blocks for its time-out; not at every epoch and
+        # poll.
         if time.monotonic() < self._retry_at:
             return
         try:
@@ -143,6 +150,8 @@ class TrackedRun:
         """Logs several epochs in one request, each completely or not at all."""
         for start in range(0, len(entries), _EPOCHS_PER_REQUEST):
             batch = entries[start : start + _EPOCHS_PER_REQUEST]
+            # With the time of the epoch: MLflow stores a point once if all of it is the same, so a
+            # resumed run or a retry makes no second one.
             metrics = [
                 Metric(name, value, entry["time_ms"], entry["epoch"])
                 for entry in batch
@@ -248,6 +257,7 @@ def start_run(
         raise
     finally:
         try:
+            # A store that is away must not replace the error that ended the run.
             mlflow.end_run(status)
         except FAILURES as error:
             warn(f"Run {run_id} could not be marked {status}: {first_line(error)}")
@@ -261,11 +271,13 @@ def reopen_run(run_id: str) -> Iterator[TrackedRun]:
     try:
         yield TrackedRun(run_id, info.run_name, lambda _: None, set())
     finally:
+        # A killed process leaves its run as RUNNING, and no other process would end it.
         mlflow.end_run(info.status if info.status != "RUNNING" else "FINISHED")
 
 
 def logged_epochs(run_id: str) -> set[int]:
     """Returns the epochs whose metrics are in the store."""
+    # An epoch is logged completely or not at all, so one metric stands for all.
     return {metric.step for metric in MlflowClient().get_metric_history(run_id, "train/loss")}
 
 
@@ -277,6 +289,7 @@ def find_run(id_or_name: str) -> Run:
     """
     client = MlflowClient()
     try:
+        # A name is no valid id, which MLflow reports as an error.
         return client.get_run(id_or_name)
     except MlflowException:
         pass
@@ -356,6 +369,7 @@ def metric_history(run_id: str) -> pd.DataFrame:
     names = [
         name
         for name in client.get_run(run_id).data.metrics
+        # The others are of the whole run or of the system, and have no epochs.
         if name.startswith(("train/", "validation/", "lr/", "speed/"))
     ]
     columns = {

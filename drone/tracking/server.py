@@ -21,6 +21,7 @@ from drone.errors import ConfigError, TrackingError
 from drone.storage.filesystem import absolute
 
 STORE_FILE = "mlflow.db"
+# A service that is being restarted listens again within a minute.
 _START_TIMEOUT_S, _POLL_S, _CLOSED_S = 120.0, 1.0, 60.0
 
 
@@ -59,8 +60,10 @@ def serve(settings: ServerSettings, notify: Callable[[str], None]) -> None:
     """
     settings.folder.mkdir(parents=True, exist_ok=True)
     backup = _Backup(settings) if settings.backup else None
+    # A store that is here is as new as its copy, or newer.
     if backup is not None and not settings.store.exists() and backup.restore():
         notify(f"The store was restored from {settings.backup}")
+    # MLflow would say so in its log only, after seconds of start-up.
     _check_port(settings)
     process = _ServerProcess(settings)
     try:
@@ -71,6 +74,7 @@ def serve(settings: ServerSettings, notify: Callable[[str], None]) -> None:
     finally:
         process.stop()
         if backup is not None:
+            # Now that nothing writes any more.
             backup.copy(notify)
 
 
@@ -102,6 +106,7 @@ def _supervise(
             try:
                 process.start()
             except TrackingError as error:
+                # The next round finds that it has ended, and starts it again.
                 notify(f"{error} Retrying.")
         if backup is not None and now - copied_at >= settings.copy_interval_s:
             backup.copy(notify)
@@ -109,6 +114,7 @@ def _supervise(
         if settings.until_closed is not None:
             if _is_open(settings.until_closed):
                 was_open, open_at = True, now
+            # Only once it has been open: on a new cluster this server may be up before Ray.
             elif was_open and now - open_at >= _CLOSED_S:
                 notify(f"Nothing listens at {settings.until_closed} any more.")
                 return
@@ -128,9 +134,11 @@ class _ServerProcess:
         artifacts = f"{absolute(settings.backup or str(settings.folder))}/artifacts"
         hosts = ("localhost", "127.0.0.1", settings.host)
         self._command = [sys.executable, "-m", "mlflow", "server"]
+        # One worker starts in 5 s; MLflow's default takes 12 s and 1.7 GB.
         self._command += ["--host", settings.host, "--port", str(settings.port), "--workers", "1"]
         self._command += ["--backend-store-uri", f"sqlite:///{settings.store.resolve()}"]
         self._command += ["--artifacts-destination", artifacts, "--serve-artifacts"]
+        # MLflow refuses requests to other host names, against DNS rebinding.
         allowed = ",".join(f"{host}:{settings.port}" for host in hosts)
         self._command += ["--allowed-hosts", allowed]
         self._health = f"http://{settings.host}:{settings.port}/health"
@@ -143,7 +151,9 @@ class _ServerProcess:
             TrackingError: The process ended, or did not answer in time.
         """
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        # On a cluster every shell has it, and it names this very server.
         environment.pop("MLFLOW_TRACKING_URI", None)
+        # A session of its own: Ctrl-C reaches this process alone, and stop() MLflow's children too.
         self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
         give_up_at = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < give_up_at:
@@ -208,6 +218,7 @@ class _Backup:
                     contextlib.closing(sqlite3.connect(self._store)) as source,
                     contextlib.closing(sqlite3.connect(snapshot)) as target,
                 ):
+                    # Not a copy of the file, which could hold half of a transaction.
                     source.backup(target)
                 self._upload(snapshot)
             except (OSError, sqlite3.Error) as error:
@@ -231,4 +242,5 @@ class _Backup:
             self._filesystem.open_output_stream(arriving) as stream,
         ):
             shutil.copyfileobj(source, stream)
+        # Only when complete: a machine that dies meanwhile leaves the previous copy.
         self._filesystem.move(arriving, target)

@@ -12,8 +12,10 @@ from drone.tracking.failures import FAILURES, first_line
 from drone.tracking.runs import TrackedRun, logged_epochs
 
 _PARENT, _PART, _NUMBER = "mlflow.parentRunId", "study.part", "study.trial"
+# With cached activations an epoch can take less than a second: no request for each.
 _FLUSH_INTERVAL_S = 3.0
 _RETRY_INTERVAL_S = 2.0
+# A pruned trial has ended as intended: the UI shows FAILED as broken.
 _STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "stopped": "FAILED", "failed": "FAILED"}
 
 _Key = tuple[Part, int]
@@ -50,6 +52,7 @@ class TrialRuns:
             )
             for run in page:
                 key: _Key = run.data.tags[_PART], int(run.data.tags[_NUMBER])
+                # RUNNING after a kill, KILLED after Ctrl-C: such runs are resumed.
                 if run.info.status not in ("RUNNING", "KILLED"):
                     self._ended.add(key)
                     continue
@@ -108,6 +111,7 @@ class TrialRuns:
             self._end(key, run, record)
 
     def _end(self, key: _Key, run: TrackedRun, record: TrialRecord) -> None:
+        # A run that has ended is not written again, so all of its epochs come first.
         if run.is_behind or key not in self._described:
             self._behind[key] = record
             return
@@ -143,6 +147,7 @@ class TrialRuns:
         """
         give_up_at = time.monotonic() + timeout_s
         while self._behind:
+            # A copy: what succeeds is removed meanwhile.
             for (part, number), record in list(self._behind.items()):
                 start_again(part, record)
                 run = self._runs.get((part, number))

@@ -1,4 +1,4 @@
-"""What each job does from first to last; the jobs in ray_jobs/ only parse and print.
+"""The complete work of each job; the scripts in ray_jobs/ only parse arguments and print.
 
 Every workflow takes a request and returns a result, both plain dataclasses, so that it can be
 called from Python as well. A Display shows progress; without one a workflow is silent.

@@ -1,4 +1,4 @@
-"""Checks a cluster: by itself, or before another job relies on it."""
+"""Checks a cluster, on request or before another job relies on it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from drone.workflows.display import SILENT, Display
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterCheck:
-    """What every machine should be able to use."""
+    """What is checked on every machine."""
 
     data: str | None
     """Folder or URI of a data set."""
@@ -40,6 +40,7 @@ def check(request: ClusterCheck, display: Display = SILENT) -> list[Finding]:
     storage = resolve_writable(request.storage)
     dataset = None
     if request.data:
+        # Opened here first: its fingerprint is what every other machine must have.
         dataset = dataset_cache.open_at(request.data, notify=display.show)
     with connection.connected():
         return _examine(
@@ -56,7 +57,7 @@ def before_job(
     activation_cache: Path,
     display: Display,
 ) -> None:
-    """Checks a cluster as the first step of another job; silent if all is well.
+    """Checks a cluster before another job starts on it; shows nothing if all checks pass.
 
     Args:
         store: URI of the tracking store.
@@ -70,6 +71,7 @@ def before_job(
     Raises:
         RunError: A check fails.
     """
+    # On one machine the job fails at once and says why; on a cluster, late and in some worker.
     if not connection.on_cluster():
         return
     findings = _examine(store, storage, data, dataset, starting, activation_cache, display)
@@ -84,7 +86,7 @@ def before_job(
 
 
 def describe(finding: Finding) -> str:
-    """A finding in a line."""
+    """Returns a finding as one line."""
     machines = ", ".join(finding.machines)
     return f"{finding.check} on {machines}: {finding.message}. {finding.fix}".strip()
 
@@ -99,6 +101,7 @@ def _examine(
     display: Display,
 ) -> list[Finding]:
     request = CheckRequest(
+        # As the job will reach it: through the head where machines share no disk.
         storage=connection.writable_uri(storage),
         data=connection.readable_uri(absolute(data)) if data else None,
         fingerprint=dataset.fingerprint if dataset else None,

@@ -24,7 +24,7 @@ from drone.workflows.requests import CollectRequest
 
 @dataclass(frozen=True, kw_only=True)
 class CollectSettings:
-    """How images are searched for and downloaded."""
+    """Settings of the searches and downloads."""
 
     search: SearchSettings = field(default_factory=SearchSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
@@ -41,6 +41,7 @@ def plan(
         DataError: The raw folder holds something else, or a table cannot be read.
         ConfigError: A query is wrong.
     """
+    # Before the searches, which take minutes and count against the limits of their sites.
     check_writable(request.out)
     image_urls = _image_urls(request, settings, display)
     records = provenance.latest_records(request.out)
@@ -57,6 +58,7 @@ def _image_urls(
         display.warn(f"{num_unlicensed} URLs of the table have no licence.")
     if request.search:
         display.show(f"Searching {' and '.join(request.search)} ...")
+        # Searches ask other hosts than downloads do, so they need no common limiter.
         fetch_json = json_fetcher(settings.fetch, RateLimiter(settings.fetch.requests_per_s))
         result = search_images(queries, request.search, settings.search, fetch_json)
         for warning in result.warnings:
@@ -81,10 +83,12 @@ def download(
         return
     try:
         with connection.connected():
+            # Ray takes seconds to import, which a dry run or a finished collection does not need.
             from drone.cluster.collect import download_all
 
             records = collect(planned.pending, request.out, settings.fetch, download_all)
             numbers = (number for number, _ in enumerate(records))
+            # The loop drives the downloads: each image is stored before the next is requested.
             for _ in display.track(numbers, "collecting", len(planned.pending)):
                 pass
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""How a workflow shows what it does: messages, and progress of long work."""
+"""The interface by which workflows show messages, and the progress of long work."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -38,7 +38,7 @@ class SearchProgress(Protocol):
 
 
 class Display(Protocol):
-    """Where a workflow speaks to the user."""
+    """Shows messages and progress of a workflow."""
 
     def show(self, message: str) -> None:
         """Shows a message."""

@@ -1,4 +1,4 @@
-"""What is evaluated: a test split or a folder, with a model's predictions on it."""
+"""Predicts the images of an evaluation: a test split, or a folder of class folders."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,6 +79,7 @@ def predict_test_split(
     """
     _check_baseline(predictor, baseline)
     location = data or read_spec(run.info.run_id).data
+    # Bins only where the model reads them: not every data set has been packed with them.
     dataset = dataset_cache.open_at(location, at_bins=bool(predictor.info.sides_px))
     if (
         dataset.classes != predictor.info.classes
@@ -89,12 +90,14 @@ def predict_test_split(
             f"the model of run {run.info.run_name} was trained with. Evaluate it with --images, or "
             f"prepare the data set the same way."
         )
+    # The test split of another data set may hold what this model was trained on.
     own = dataset.fingerprint == run.data.tags.get("fingerprint")
     if not own:
         advice = "--images FOLDER leaves such images out"
         _check_unseen(dataset, run.info.run_id, str(run.info.run_name), advice)
     if baseline:
         _check_unseen(dataset, baseline.run_id, baseline.name, f"train it on {location}")
+    # Of one size, for the report and for the comparison.
     squashed = replace(dataset, at_own_sizes=False).split("test")
     test = dataset.split("test")
     predictions = Predictions(
@@ -136,6 +139,7 @@ def predict_folder(
     """
     _check_baseline(predictor, baseline)
     run_ids = [run.info.run_id, *([baseline.run_id] if baseline else [])]
+    # Images that either model has seen are left out: they would favour that model.
     trained_on = pd.concat([runs.images_of(run_id) for run_id in run_ids])
     unseen = load_unseen(
         folder, predictor.info.classes, predictor.info.preprocessing, trained_on, track
@@ -167,6 +171,7 @@ def predict_folder(
 
 def _check_unseen(dataset: Dataset, run_id: str, name: str, advice: str) -> None:
     """Fails if a run was trained or selected on test images of the data set."""
+    # By content: other data sets have other names and other splits for the same images.
     seen = dataset.rows("test")["md5"].isin(runs.training_md5(run_id)).sum()
     if seen:
         raise RunError(
@@ -217,8 +222,10 @@ def _with_comparisons(
         load = evaluated.load_pixels
         probs_NK = predict_in_batches(other.predict_pixels, one_size, load, track)
         predictions = replace(evaluated.predictions, probs_NK=probs_NK)
+        # Squashed, all images have one size and so one latency.
         other_ms = dict.fromkeys(sides, measure_latency_ms(other))
         variants.append(Variant(name, predictions, other_ms))
+    # The first is what is evaluated; each other one is compared with it image by image.
     own, *rest = variants
     return replace(
         evaluated,
@@ -230,9 +237,9 @@ def _with_comparisons(
 def _accuracy_by_labels(
     predictor: Predictor, test: Split, predictions: Predictions, dataset: Dataset, track: Track
 ) -> dict[str, Proportion]:
-    """Accuracy against the labels as collected, without those that the review changed, and changed.
+    """Returns accuracy by labels: as collected, those that the review left, those it changed.
 
-    Empty if the review changed none.
+    Empty if the review changed no label.
     """
     original, reviewed_N = dataset.split_before_review(test.name)
     if not reviewed_N.any():

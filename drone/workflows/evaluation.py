@@ -32,7 +32,7 @@ class EvaluationResult:
     report: Path
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         evaluated = self.evaluated
         return {
             "run_id": self.run_id,
@@ -56,6 +56,7 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
     runs.connect(request.experiment)
     run = _find(request.run, request.model)
     with tempfile.TemporaryDirectory() as temporary:
+        # The exported model and not the checkpoint: what is evaluated is what is served.
         predictor = Predictor(fetch_onnx(run.info.run_id, Path(temporary)))
         baseline = None
         if request.against:
@@ -69,7 +70,7 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
 
 
 def _find(run: str | None, model: str | None) -> Run:
-    """The run that is named, or that a registered model came from."""
+    """Returns the run that is named, or that a registered model came from."""
     return runs.find_run(resolve_model(model, None).run_id if model else str(run))
 
 
@@ -96,8 +97,10 @@ def _write(run: Run, evaluated: EvaluatedImages, out: Path) -> tuple[Scores, Pat
         by_size=evaluated.by_size,
         comparisons=evaluated.comparisons,
     )
+    # Run names repeat; the id keeps the reports apart.
     folder = out / f"{run.info.run_name}-{run_id[:8]}" / evaluated.name
     file = report.write(folder, evaluated.predictions, scores, header, evaluated.load_pixels)
+    # Last, so that an evaluation that fails leaves no trace on the run.
     with runs.reopen_run(run_id) as reopened:
         reopened.log_final(_metrics(evaluated, scores))
         reopened.log_folder(folder, f"evaluation/{evaluated.name}")
@@ -109,6 +112,7 @@ def _metrics(evaluated: EvaluatedImages, scores: Scores) -> dict[str, float]:
     metrics = {
         f"{name}/{metric}": value
         for metric, value in scores.as_dict().items()
+        # Tables and counts are in metrics.json; a metric is one number.
         if isinstance(value, float)
     }
     for labels, part in evaluated.by_labels.items():
@@ -119,7 +123,7 @@ def _metrics(evaluated: EvaluatedImages, scores: Scores) -> dict[str, float]:
 
 
 def test_split_name(fingerprint: str, own: bool) -> str:
-    """The name under which an evaluation on a test split is logged.
+    """Returns the name under which an evaluation on a test split is logged.
 
     Args:
         fingerprint: Fingerprint of the data set.
@@ -129,9 +133,10 @@ def test_split_name(fingerprint: str, own: bool) -> str:
 
 
 def test_result(run_id: str, fingerprint: str, own: bool) -> dict[str, Any] | None:
-    """Logged metrics of a run on the test split of a data set; None if it was not evaluated."""
+    """Returns a run's logged metrics on the test split of a data set; None if there are none."""
     name = test_split_name(fingerprint, own)
     try:
+        # The file is logged with each evaluation, so without it there was none.
         return runs.read_json(run_id, f"evaluation/{name}/metrics.json")
     except RunError:
         return None

@@ -1,4 +1,4 @@
-"""From a run or a registered model to the files that are served: checked, calibrated, described."""
+"""Exports a run's model or a registered one: checks, calibrates and describes it."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ _NUM_CALIBRATION_IMAGES = 128
 
 @dataclass(frozen=True)
 class Quantization:
-    """What 8-bit integers cost and gain."""
+    """Cost and gain of quantization to 8-bit integers."""
 
     accuracy_int8: float
     accuracy_fp32: float
@@ -52,7 +52,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """The result of an export."""
 
     out: Path
     page: Path | None
@@ -66,7 +66,7 @@ class ExportResult:
     """None if it was not tried."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return {
             "out": str(self.out),
             **self.info,
@@ -95,8 +95,10 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
     if spec.config.model.mixed:
         dataset = dataset.at_bins()
     with tempfile.TemporaryDirectory() as temporary:
+        # Built aside and moved at the end, so that --out never holds a model that failed a check.
         building = Path(temporary)
         target = building / ONNX_FILE
+        # A copy: name, version and calibration are added to its metadata.
         shutil.copy(fetch_onnx(model.run_id, building / "fetched"), target)
         logged = Predictor(target)
         _check_dataset(logged, dataset)
@@ -142,7 +144,7 @@ def _check_parity(
     building: Path,
     display: Display,
 ) -> Parity | None:
-    """Compares the exported with the trained model; None if that is gone and need not be there."""
+    """Compares the exported with the trained model; None if that is gone and --unchecked is set."""
     stored = checkpoints.newest(spec.storage)
     if stored is None:
         if request.unchecked:
@@ -162,9 +164,11 @@ def _check_parity(
 def _quantize(source: Path, target: Path, dataset: Dataset) -> Quantization:
     """Quantizes a model, and judges whether the result is worth keeping."""
     train, validation = dataset.split("train"), dataset.split("validation")
+    # A fixed choice, so that the same model is quantized to the same file.
     chosen = np.random.default_rng(0).permutation(len(train))[:_NUM_CALIBRATION_IMAGES]
     batches = [train.gather(chosen[start : start + 8]) for start in range(0, len(chosen), 8)]
     quantization.to_int8(source, target, batches)
+    # One thread each, as a server under load uses.
     fp32, int8 = Predictor(source, threads=1), Predictor(target, threads=1)
     accuracy_fp32, accuracy_int8 = (
         float((_predict(predictor, validation).argmax(axis=1) == validation.labels_N).mean())
@@ -181,6 +185,7 @@ def _quantize(source: Path, target: Path, dataset: Dataset) -> Quantization:
 
 
 def _predict(predictor: Predictor, split: Split) -> NDArray[np.float32]:
+    # The temperature would not change which class comes first.
     return predict_in_batches(predictor.predict_uncalibrated, split.sides_N, split.gather)
 
 
@@ -194,6 +199,7 @@ def _install(building: Path, out: Path, *, with_int8: bool) -> None:
     (out / INT8_FILE).unlink(missing_ok=True)  # Of an earlier export, of another model perhaps.
     names = [ONNX_FILE, INFO_FILE, REPORT_FILE, *([INT8_FILE] if with_int8 else [])]
     for name in names:
+        # First under another name: between file systems a move is a copy, which can be cut short.
         shutil.move(building / name, out / f"{name}.tmp")
         (out / f"{name}.tmp").rename(out / name)
 
@@ -203,6 +209,7 @@ def _write_page(page: Path, exported: Path) -> None:
     web = ROOT / "web"
     if not web.is_dir():
         raise DataError(f"There is no page in {web}; run from a complete checkout of the project.")
+    # The file that marks a folder as an earlier page, and that its owner may have edited.
     has_config = (page / "config.json").is_file()
     if page.exists() and any(page.iterdir()) and not has_config:
         raise DataError(f"{page} holds something else; set --page to a new folder.")

@@ -1,4 +1,4 @@
-"""From a checkpoint to a logged model: exported, checked for parity, calibrated."""
+"""Logs a checkpoint's best weights as a model: exported, checked for parity, calibrated."""
 
 import json
 import tempfile
@@ -48,6 +48,7 @@ def export_and_log(
         # A few images of each size suffice here; `export` compares the whole test split.
         sample = parity.sample_of_each_side(validation)
         measured = parity.measure(model, predictor, validation, sample)
+        # Before the check, so that the run shows by how much it failed.
         log_model_metrics(
             {
                 "model/onnx_max_difference": measured.max_difference,
@@ -61,7 +62,8 @@ def export_and_log(
 
 
 def load_best_model(folder: Path, config: TrainConfig, num_classes: int) -> mobilenet.Classifier:
-    """The model with the weights of a checkpoint's best epoch, ready for inference."""
+    """Returns the model with the weights of a checkpoint's best epoch, ready for inference."""
+    # No starting weights: the checkpoint replaces all of them.
     model = mobilenet.build(config.model, num_classes, config.seed, None).eval()
     model.load_state_dict(checkpoint.load_best(folder))
     return model

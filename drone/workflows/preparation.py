@@ -39,6 +39,7 @@ class Preparation:
     @property
     def bins(self) -> pd.DataFrame:
         """Images and GB of packed pixels by bin."""
+        # Only images of the data set have pixels; duplicates and rejected files have no row.
         packed = self.plan.manifest[self.plan.manifest["pixel_row"] >= 0]
         counts = pd.Series(bin_sides(packed)).value_counts().sort_index()
         size_gb = counts * counts.index.to_numpy() ** 2 * 3 / 1e9
@@ -63,6 +64,7 @@ def prepare(
     Raises:
         DroneError: Anything that the user can fix.
     """
+    # Everything that can be refused is checked before the scan, which takes minutes.
     out = _folder(request)
     check_writable(out)
     decisions: list[ledger.Decision] = []
@@ -99,7 +101,7 @@ def undo(out: Path) -> Dataset:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two data sets."""
+    """The differences between two data sets."""
 
     fingerprints: tuple[str, str]
 
@@ -132,7 +134,7 @@ def _folder(request: PrepareRequest) -> Path:
 def _ray_mapper() -> Iterator[Mapper]:
     """Maps on Ray, which is only started when there is something to map."""
     with contextlib.ExitStack() as stack:
-
+        # Once: planning and writing share one Ray.
         @functools.cache
         def connect() -> None:
             stack.enter_context(connection.connected())

@@ -24,7 +24,7 @@ from drone.workflows.evaluation import test_result, test_split_name
 
 @dataclass(frozen=True)
 class PromotionResult:
-    """What came of a promotion."""
+    """The outcome of a promotion."""
 
     name: str
     """Of the registered model."""
@@ -56,7 +56,7 @@ class PromotionResult:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return {
             **(self.document or {}),
             "name": self.name,
@@ -93,6 +93,7 @@ def promote(
     run = runs.find_run(id_or_name)
     run_id, run_name = run.info.run_id, str(run.info.run_name)
     champion_version = registry.version_by_alias(name, CHAMPION)
+    # It would be compared with itself.
     if champion_version is not None and champion_version.run_id == run_id:
         return PromotionResult(name, run_id, run_name, champion_version.version, True, None)
     fingerprint = run.data.tags.get("fingerprint", "")
@@ -102,6 +103,7 @@ def promote(
             f"Run {run_name} has not been evaluated on its test split. First: "
             f"python ray_jobs/evaluate.py --run {run_id}"
         )
+    # Of its own data set too: splits that overlap would make any model look good.
     _check_test_images_unseen(run_id, run_id, f"Run {run_name}")
     champion = None
     if champion_version is not None:
@@ -121,8 +123,10 @@ def promote(
     if dry_run:
         return PromotionResult(name, run_id, run_name, None, False, document)
     tags = {"fingerprint": fingerprint, "pretrained": run.data.tags.get("pretrained", "")}
+    # Registered even if it fails the gate: the decision is stored with the version.
     version = registry.register(name, run_id, tags)
     document["version"] = version
+    # Before the promotion: a champion must always have a decision to look up.
     registry.record_gate_decision(name, version, run_id, document, markdown(document))
     if document["passed"]:
         registry.promote(name, version)
@@ -139,7 +143,7 @@ def _show_rules(document: Mapping[str, Any], display: Display) -> None:
 def explain(
     name: str, version: str, *, experiment: str = runs.DEFAULT_EXPERIMENT, display: Display = SILENT
 ) -> dict[str, Any]:
-    """The gate's decision on a version, shown rule by rule.
+    """Returns the gate's decision on a version, and shows it rule by rule.
 
     Raises:
         RunError: There is no such version, or the gate was never applied to it.
@@ -174,7 +178,7 @@ def rollback(
 
 
 def _contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender | None:
-    """A run's model with its results on the test split of a data set.
+    """Returns a run's model with its results on the test split of a data set.
 
     Args:
         run_id: Id of the run.
@@ -188,6 +192,7 @@ def _contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender
     metrics = test_result(run_id, fingerprint, own)
     if metrics is None:
         return None
+    # Infinite where it was not measured, so that such a model cannot pass the rule.
     onnx_difference = runs.find_run(run_id).data.metrics.get("model/onnx_max_difference", math.inf)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -196,16 +201,18 @@ def _contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender
         onnx_file = fetch_onnx(run_id, folder / "model")
         return Contender(
             name=name,
+            # A class may be called None or NA, which pandas would read as missing.
             predictions=pd.read_csv(table, keep_default_na=False),
             metrics=metrics,
             onnx_difference=float(onnx_difference),
             size_mb=onnx_file.stat().st_size / 1e6,
+            # Measured here for both models: latencies of other machines cannot be compared.
             latency_ms=_latency_ms(Predictor(onnx_file), metrics),
         )
 
 
 def _latency_ms(predictor: Predictor, metrics: Mapping[str, Any]) -> float:
-    """Time per image; of a model of mixed resolutions the mean over the images' sizes."""
+    """Returns the time per image; for mixed resolutions, the mean over the images' sizes."""
     rows = metrics.get("by_size")
     if not rows:
         return measure_latency_ms(predictor)
@@ -218,7 +225,7 @@ def _latency_ms(predictor: Predictor, metrics: Mapping[str, Any]) -> float:
 def _champion(
     name: str, version: RegisteredVersion, candidate_run_id: str, fingerprint: str
 ) -> Contender:
-    """The champion with its results on the candidate's test split."""
+    """Returns the champion with its results on the candidate's test split."""
     tags = runs.find_run(version.run_id).data.tags
     own = tags.get("fingerprint") == fingerprint
     champion = _contender(
@@ -232,6 +239,7 @@ def _champion(
             f"python ray_jobs/evaluate.py --model models:/{name}@champion --data DATASET"
         )
     if not own:
+        # Another data set may have put these very images into its training split.
         who = f"The champion (version {version.version})"
         _check_test_images_unseen(version.run_id, candidate_run_id, who)
     return champion

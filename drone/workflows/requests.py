@@ -13,7 +13,7 @@ from drone.project import ROOT
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareRequest:
-    """What data set is prepared, and of what."""
+    """Arguments of preparing a data set."""
 
     raw: tuple[str, ...] = ()
     """Folders, zip archives or URIs (s3://...), each with one subfolder per class."""
@@ -52,7 +52,7 @@ class PrepareRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewRequest:
-    """Which labels are put on the review page."""
+    """Arguments of writing a review page."""
 
     data: str
     """Data set written by prepare.py: a folder or a URI."""
@@ -80,7 +80,7 @@ class ReviewRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectRequest:
-    """Which images are collected, and to where."""
+    """Arguments of collecting images."""
 
     out: Path
     """Raw folder with one subfolder per class; an existing collection is added to."""
@@ -110,7 +110,7 @@ class CollectRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
-    """What is evaluated, and on what."""
+    """Arguments of an evaluation."""
 
     run: str | None = None
     """Run whose model is evaluated, by id or name (the newest with that name)."""
@@ -144,7 +144,7 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What is exported, and how."""
+    """Arguments of an export."""
 
     model: str | None = None
     """Registered model, such as models:/drone-classifier@champion."""
@@ -189,7 +189,7 @@ PAGE_FOLDER = ROOT / "web"
 
 @dataclass(frozen=True, kw_only=True)
 class ServeRequest:
-    """Which model is served, and where."""
+    """Arguments of serving a model."""
 
     model: str | None = None
     """Registered model, such as models:/drone-classifier@champion."""
@@ -227,7 +227,7 @@ class ServeRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRequest:
-    """What the demonstration runs on."""
+    """Arguments of the demonstration."""
 
     raw: Path | None = None
     """Folder with one subfolder per class; by default the images are drawn."""
@@ -247,3 +247,10 @@ class DemoRequest:
 
     seed: int = 0
     """Seed of the drawings and of the runs."""
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("images_per_class", 4), ("epochs", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} is {value}; it must be at least {minimum}.")

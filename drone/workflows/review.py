@@ -16,7 +16,7 @@ from drone.workflows.requests import ReviewRequest
 
 @dataclass(frozen=True)
 class ReviewResult:
-    """What is on the page, and how many labels are probably wrong."""
+    """The result of a review: what the page shows, and how many labels are probably wrong."""
 
     num_shown: int
     num_suspects: int
@@ -34,8 +34,9 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
 
     Raises:
         DataError: The folder of the page does not exist, or a class has too few images.
-        WeightsError: The weights cannot be had.
+        WeightsError: The weights cannot be loaded.
     """
+    # Checked first: the features take minutes.
     folder = request.out.resolve().parent
     if not folder.is_dir():
         raise DataError(f"--out is {request.out}, but there is no folder {folder}. Create it.")
@@ -44,6 +45,7 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
     issues, suspects = label_issues.find_in_dataset(
         dataset, weights.load(request.weights), display.track
     )
+    # The user is not asked about an image again.
     suspects = suspects[~suspects["md5"].isin(decided)]
     suspects.to_csv(request.out.with_suffix(".csv"), index=False)
     items = review.build_items(dataset.manifest, suspects.head(request.max_suspects), decided)
@@ -63,5 +65,5 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
 
 
 def describe(ceiling: Ceiling) -> str:
-    """The accuracy with its interval, as text."""
+    """Returns the accuracy with its interval, as text."""
     return f"{ceiling.accuracy:.3f} ({ceiling.low:.3f} to {ceiling.high:.3f})"

@@ -1,4 +1,4 @@
-"""A search from its spec to a registered model: trials, confirmation, final training, the gate."""
+"""Runs a search from its spec to a registered model: trials, confirmation, final fit, gate."""
 
 import datetime
 import hashlib
@@ -42,21 +42,21 @@ class NewStudy:
     """Folder for studies."""
 
     name: str | None = None
-    """By default one with the time in it."""
+    """Name of the study; by default one with the time in it."""
 
     preset: str = "finetune"
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings that replace the preset's, nested as in TrainConfig."""
 
     settings_source: str = "settings"
-    """Where they come from, for error messages; so with the other sources."""
+    """Where the settings come from, for error messages; likewise the other sources."""
 
     space_changes: Changes = field(default_factory=dict)
     """Changes to the default search space."""
 
     space_source: str = "space"
     varied: Changes = field(default_factory=dict)
-    """Further changes, which overrule those."""
+    """Further changes, which take precedence over those."""
 
     first_trials: Sequence[Mapping[str, Any]] | None = None
     """Parameters of the trials before the sampler's own; by default the preset's."""
@@ -71,10 +71,10 @@ class NewStudy:
 
 @dataclass(frozen=True, kw_only=True)
 class AfterSearch:
-    """What happens after the trials."""
+    """Steps after the trials."""
 
     confirm: tuple[int, int] = (3, 3)
-    """How many configurations are trained again, and with how many seeds; 0 for none."""
+    """Number of configurations to train again, and of seeds for each; 0 for none."""
 
     final: bool = True
     """Whether the winner is trained once more, evaluated on test, registered and promoted."""
@@ -99,7 +99,7 @@ class FinalModel:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search came to."""
+    """The result of a search."""
 
     study: str
     run_id: str
@@ -107,7 +107,7 @@ class SearchResult:
     final: FinalModel | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         values: dict[str, Any] = {
             "study": self.study,
             "run_id": self.run_id,
@@ -125,13 +125,13 @@ class SearchResult:
 
 
 def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
-    """The spec of a new study; nothing is written yet.
+    """Returns a new study and its spec; nothing is written yet.
 
     Raises:
         ConfigError: A setting, a change or the name is wrong.
     """
     base = override(get_preset(request.preset), request.settings, request.settings_source)
-    # What the command line overrules must leave no trace on the space.
+    # What --vary overrides must leave no trace: a fixed setting would drop others from the space.
     changes = {
         name: change for name, change in request.space_changes.items() if name not in request.varied
     }
@@ -144,6 +144,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
             f"There is a study {name} in {request.studies} already. Continue it with --resume "
             f"{name}, or choose another --name."
         )
+    # The preset first: the search has to beat what one would use without it.
     first_trials = [search_space.base_params(base, space)]
     if request.first_trials is not None:
         first_trials = [
@@ -153,6 +154,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     storage = str(study.folder / "runs")
     if request.storage:
         storage = f"{resolve_writable(request.storage)}/{name}"
+    # Files by absolute path, since a study may be resumed from another folder.
     by_name = request.weights in ("imagenet", "none")
     return study, StudySpec(
         name=name,
@@ -172,7 +174,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
 def reopen_study(
     name_or_folder: str, studies: Path, add_trials: int = 0
 ) -> tuple[Study, StudySpec]:
-    """A study of an earlier attempt, perhaps with more trials.
+    """Returns an existing study and its spec, with `add_trials` more trials.
 
     Raises:
         RunError: There is no study of that name.
@@ -224,11 +226,13 @@ def run_study(
         if not spec.run_id:
             spec = replace(spec, run_id=parent.run_id, fingerprint=dataset.fingerprint)
             log_spec(parent, spec, dataset)
+        # After the run exists: a kill in between leaves a run without a study, not the reverse.
         study.write_spec(spec)
         display.show(f"Study {study.folder}, run {parent.run_id} in {store}")
         for name, domain in spec.space.items():
             display.show(f"  {name:<24} {domain}")
         cache_folder = resources.cache.folder
+        # The C library reads these settings when a process starts, before a trial could set them.
         with connection.connected(environment=memory.ENVIRONMENT), display.search() as progress:
             if check_cluster:
                 cluster_check.before_job(
@@ -271,6 +275,7 @@ def _finish(
     name = _final_name(spec, config)
     display.show(f"\nTraining the winner once more ({name})")
     run_id = _train_final(name, spec, config, resources, experiment, display)
+    # Test is read once: a resumed study takes the result of the earlier attempt.
     scores, evaluated = evaluation.test_result(run_id, spec.fingerprint, own=True), None
     if scores is None:
         request = EvaluateRequest(run=run_id, out=study.folder / "reports", experiment=experiment)
@@ -285,11 +290,11 @@ def _finish(
 
 
 def _final_name(spec: StudySpec, config: TrainConfig) -> str:
-    """The name of the final run, from which a resumed study recognises it.
+    """Returns the name of the final run, by which a resumed study recognises it.
 
-    It depends on the settings that differ from the defaults alone, so that a setting which a later
-    version adds does not change it; and on the study's run, since another study of the same name
-    may have had other data.
+    It depends only on the settings that differ from the defaults, so a setting that a later version
+    adds does not change it, and on the study's run, since another study of the same name may have
+    had other data.
     """
     changed = differing(to_dict(config), to_dict(TrainConfig()))
     text = json.dumps([changed, spec.run_id], sort_keys=True)
@@ -309,6 +314,7 @@ def _train_final(
     if existing is not None and existing.info.status == "FINISHED":
         return str(existing.info.run_id)
     workers = resources.workers_per_trial if resources.workers_per_trial > 1 else None
+    # The cluster was checked before the trials.
     training_resources = Resources(num_workers=workers, cache=resources.cache, check_cluster=False)
     if existing is not None:
         return training.resume(

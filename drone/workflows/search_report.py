@@ -1,4 +1,4 @@
-"""The result of a study: written into its folder, and logged to its run."""
+"""Writes the result of a study into its folder, and logs it to its run."""
 
 import json
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class StudyResult:
     sentence: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return {
             "trial": self.trial.number,
             "macro_f1": self.trial.objective,
@@ -68,6 +68,7 @@ def conclude(
     winner = confirmed[0].trial if confirmed else best
     config = runner.config_of(winner)
     config_file = study.folder / BEST_FILE
+    # Before the report: the winner is safe even if a plot fails.
     config_file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
     sentence = _sentence(winner, names, confirmed, len(records))
     content = _report(runner, run, confirmed, names, sentence, config_file)
@@ -76,6 +77,7 @@ def conclude(
     run.log_folder(folder, "study")
     run.log_text(config_file.read_text("utf-8"), BEST_FILE)
     run.log_text(json.dumps(content.sentences, indent=1), "study/settings.json")
+    # Of the search alone: lucky by selection, unlike the confirmed mean below.
     run.log_final({"best/objective": best.objective, "best/trial": best.number})
     if confirmed:
         metrics = {"confirmed/mean": confirmed[0].mean, "confirmed/lower": confirmed[0].lower}
@@ -92,9 +94,10 @@ def _report(
     sentence: str,
     config_file: Path,
 ) -> report.StudyReport:
-    """The content of the report; its figures are drawn into the study's folder."""
+    """Returns the content of the report, and draws its figures into the study's folder."""
     spec, records = runner.spec, runner.study.records("trials")
     folder = runner.study.folder / "report"
+    # The figures are drawn before `report.write` creates the folder.
     folder.mkdir(exist_ok=True)
     curves = folder / "learning_curves.png"
     evaluation_plots.save(plots.learning_curves(records, _best(records).number), curves)

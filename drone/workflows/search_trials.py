@@ -31,14 +31,14 @@ from drone.workflows.display import SearchProgress
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResources:
-    """What a search may use; None means what is there."""
+    """Resources of a search; None uses what is available."""
 
     concurrency: int | None = None
     workers_per_trial: int = 1
     gpus_per_worker: float | None = None
     cache: CacheSpec
     time_budget_s: float | None = None
-    """No trial starts after these seconds."""
+    """Seconds after which no trial starts."""
 
 
 class StudyRunner:
@@ -53,7 +53,7 @@ class StudyRunner:
         resources: SearchResources,
         progress: SearchProgress,
     ) -> None:
-        """Opens the study where its files stand.
+        """Resumes the study from its files.
 
         Args:
             study: Study with its spec on disk.
@@ -118,7 +118,9 @@ class StudyRunner:
             trial.number: self._confirmation_runs(trial, num_seeds, earlier) for trial in trials
         }
         records = [record for records_of_trial in runs.values() for record in records_of_trial]
+        # choose_slots allows a quarter at a time, to learn from results; here nothing is learnt.
         slots = self._slots(4 * len(records))
+        # Not pruned: configurations are compared by complete runs.
         scheduler = make_scheduler("none", spec.base, spec.space)
         recorder = _Recorder("confirm", self)
         self.progress.start("confirmation run", len(records), records, slots.concurrency)
@@ -129,20 +131,24 @@ class StudyRunner:
     def _confirmation_runs(
         self, trial: TrialRecord, num_seeds: int, earlier: dict[int, TrialRecord]
     ) -> list[TrialRecord]:
-        """Run r of trial n has the number 100 n + r, whatever else is confirmed."""
+        """Returns the runs of a trial; run r of trial n has the number 100 n + r."""
         first_seed = self.spec.base.seed + 1
+        # Fixed, so that a resumed study finds its runs even if other configurations are best by
+        # now.
         numbers = [100 * trial.number + run for run in range(num_seeds)]
         return [
+            # Run r has the same seed and images for every configuration: they are compared in
+            # blocks.
             earlier.get(number) or TrialRecord(number, trial.params, first_seed + run, run)
             for run, number in enumerate(numbers)
         ]
 
     def name_of(self, record: TrialRecord) -> str:
-        """A short name of the trial."""
+        """Returns a short name of the trial."""
         return trial_name(self.config_of(record))
 
     def config_of(self, record: TrialRecord) -> TrainConfig:
-        """The configuration that the trial trains."""
+        """Returns the configuration that the trial trains."""
         config = apply_params(self.spec.base, record.params, f"trial {record.number}")
         return replace(config, seed=record.seed)
 
@@ -163,7 +169,7 @@ class StudyRunner:
         )
 
     def publish(self, part: Part, record: TrialRecord) -> None:
-        """Brings MLflow, then Optuna up to date with a trial's file."""
+        """Updates MLflow, then Optuna, with a trial."""
         self.trial_runs.update(part, record)
         if part == "trials":
             self.sampler.tell(record)
@@ -188,6 +194,8 @@ class StudyRunner:
             epochs=self.spec.base.epochs,
             may_start=may_start,
         )
+        # Ray Tune's own folder, new for each attempt and deleted at its end: nothing resumes from
+        # it.
         attempt = f"{recorder.part}_{datetime.datetime.now():%Y%m%d_%H%M%S_%f}"
         trial_spec = self._trial_spec(recorder.part, slots)
         try:
@@ -247,18 +255,20 @@ class _Recorder:
         self._runner = runner
 
     def trial_started(self, record: TrialRecord) -> None:
-        """A trial starts, or is resumed."""
+        """Records that a trial starts, or is resumed."""
         runner = self._runner
         runner.study.save(self.part, record)
         runner.create_mlflow_run(self.part, record)
         runner.progress.trial(record, runner.name_of(record))
 
     def trial_updated(self, record: TrialRecord) -> None:
-        """A trial has a new epoch, or has ended."""
+        """Records that a trial has a new epoch, or has ended."""
         runner = self._runner
         runner.study.save(self.part, record)
+        # After the file: MLflow and Optuna can be caught up from it, not the other way round.
         runner.publish(self.part, record)
         if record.has_ended:
+            # Nothing resumes from them, and those of all trials would fill the storage.
             storage = runner.spec.storage
             checkpoints.delete_all(checkpoint_location(storage, self.part, record.number))
         runner.progress.trial(record, runner.name_of(record))

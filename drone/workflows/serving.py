@@ -24,7 +24,7 @@ _SHUTDOWN_S = 30
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """How requests are answered."""
+    """Settings of the server."""
 
     api: ApiSettings = field(default_factory=ApiSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
@@ -90,7 +90,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _location(host: str, port: int) -> str:
-    """Host and port as in a URL: an IPv6 address has brackets."""
+    """Returns host and port as in a URL, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -1,4 +1,4 @@
-"""A training run, from its first entry in MLflow to its logged model, over all of its attempts."""
+"""Trains a run, from its first entry in MLflow to its logged model, over all its attempts."""
 
 import datetime
 import json
@@ -33,13 +33,13 @@ _SPEC_FILE = "launch.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a run may use; None means what is there."""
+    """Resources of a run; None uses what is available."""
 
     num_workers: int | None = None
     min_workers: int | None = None
     gpus_per_worker: float | None = None
     max_failures: int = 3
-    """How often lost workers are replaced."""
+    """Maximum number of times that lost workers are replaced."""
 
     cache: CacheSpec = field(default_factory=CacheSpec)
     """Activation cache on each machine."""
@@ -50,7 +50,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What a run computes, from what, and where its checkpoints go."""
+    """Specification of a run: settings, data set, starting weights and storage."""
 
     config: TrainConfig
     data: str
@@ -63,7 +63,8 @@ class RunSpec:
     """Folder or URI of the run's checkpoints."""
 
     def to_json(self) -> str:
-        """The artifact from which the run can be resumed."""
+        """Returns the artifact from which the run can be resumed."""
+        # Paths are absolute, since a run may be resumed from another folder.
         by_name = self.weights in ("imagenet", "none")
         content = {
             "config": to_dict(self.config),
@@ -75,7 +76,7 @@ class RunSpec:
 
 
 def read_spec(run_id: str) -> RunSpec:
-    """The spec that a run was started with.
+    """Returns the spec that a run was started with.
 
     Raises:
         RunError: The run stopped before it had a spec.
@@ -127,11 +128,13 @@ def train(
         DroneError: Anything that the user can fix.
     """
     store = runs.connect(experiment)
+    # Before anything starts: a run that cannot store checkpoints is wasted.
     spec = replace(spec, storage=resolve_writable(spec.storage))
     dataset, starting = _open(spec, display)
     name = name or f"{spec.config.preset}-s{spec.config.seed}"
     with runs.start_run(name, display.warn) as run:
         display.show(f"Run {run.name} ({run.run_id}) in {store}")
+        # By id: run names repeat.
         spec = replace(spec, storage=f"{spec.storage}/{run.run_id}")
         display.show(_log_spec(run, spec, dataset, starting))
         return _train(run, store, spec, dataset, starting, resources, display)
@@ -179,6 +182,7 @@ def _open(spec: RunSpec, display: Display) -> tuple[Dataset, Weights]:
 def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weights) -> str:
     """Logs everything that decides a new run before it starts; returns a line for the user."""
     config = spec.config
+    # Built here for its counts, and to fail early if the weights do not fit.
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, starting.state())
     counts = model.parameter_counts()
     run.log_params(flatten(to_dict(config)))
@@ -194,6 +198,7 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
         }
     )
     run.log_dataset(dataset)
+    # Last: a run that has this file has all that it takes to be resumed.
     run.log_text(spec.to_json(), _SPEC_FILE)
     return (
         f"{counts.total:,} parameters, {counts.trainable:,} of them trainable; "
@@ -240,6 +245,7 @@ def _fit(
     stored = checkpoints.newest(storage)
     if stored is not None:
         display.show(f"Resuming from epoch {stored.epoch}, step {stored.batch}")
+        # Killed after its last epoch: only its model is missing.
         if stored.epoch >= spec.config.epochs:
             return
     workers = ray_train.choose_workers(
@@ -247,6 +253,7 @@ def _fit(
     )
     if message := ray_train.waiting_message(workers):
         display.show(message)
+    # Tags: a resumed run may have other resources, and MLflow's params cannot change.
     run.log_tags({"num_workers": workers.num_workers, "gpus_per_worker": workers.gpus_per_worker})
     job = TrainJob(
         config=spec.config,
@@ -254,6 +261,7 @@ def _fit(
         fingerprint=fingerprint,
         workers=workers,
         storage=storage,
+        # A new name: Ray Train would return the old result of a finished attempt.
         attempt=f"attempt_{datetime.datetime.now():%Y%m%d_%H%M%S}",
         resume_from=stored.location if stored else None,
         max_failures=resources.max_failures,
@@ -297,6 +305,7 @@ def _finish(run: TrackedRun, spec: RunSpec, dataset: Dataset, display: Display) 
     with tempfile.TemporaryDirectory() as temporary:
         folder = checkpoints.fetch(stored.location, Path(temporary) / "checkpoint")
         position, _ = read_position(folder)
+        # First: if the store is still away, this tells the user how to log the rest later.
         run.catch_up(position.history)
         run.log_final({f"best/{name}": value for name, value in position.best.items()})
         display.show("Exporting the model ...")
@@ -306,7 +315,7 @@ def _finish(run: TrackedRun, spec: RunSpec, dataset: Dataset, display: Display) 
 
 
 def _stored_history(storage: str) -> History:
-    """The epochs of earlier attempts."""
+    """Returns the epochs of earlier attempts."""
     stored = checkpoints.newest(storage)
     return _read_remote_position(stored.location).history if stored else []
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from drone import presets
-from drone.errors import WeightsError
+from drone.errors import ConfigError, WeightsError
 from drone.model import weights
+from drone.presets import get_preset
 from drone.workflows import demo
 from drone.workflows.display import SilentDisplay
 from drone.workflows.requests import DemoRequest
@@ -40,7 +40,7 @@ def test_without_imagenet_weights_it_trains_the_preset_scratch_and_says_so(
 
 
 def test_the_preset_scratch_trains_every_layer_as_long_as_the_demonstration_does() -> None:
-    config = presets.get("scratch")
+    config = get_preset("scratch")
     assert config.model.cut == 0 and config.model.batchnorm == "trainable"
     assert config.optim.head_only_epochs == 0 and config.epochs == demo.SCRATCH.epochs
 
@@ -62,3 +62,9 @@ def test_own_images_from_random_weights_are_warned_of() -> None:
     demo.choose_recipe(DemoRequest(weights="none", raw=Path("images")), recorder)
     assert "expect low scores on photos" in recorder.warnings
     assert "made up" not in recorder.warnings
+
+
+@pytest.mark.parametrize("flag", ["images-per-class", "epochs", "seed"])
+def test_numbers_out_of_range_are_named(flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{flag} is -1; it must be at least"):
+        DemoRequest(weights="none", **{flag.replace("-", "_"): -1})
