@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import tyro
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from drone.errors import ConfigError, DroneError
 from ray_jobs.console import console
@@ -78,8 +79,9 @@ def _interrupt(*_: object) -> None:
 
 def _fail(message: str, code: int) -> NoReturn:
     """Ends the job with a message and an exit code."""
+    # A file name or a setting in the message may look like markup.
     Console(stderr=True, soft_wrap=True).print(
-        f"[bold red]{'stopped' if code == 130 else 'error'}:[/]", message, highlight=False
+        f"[bold red]{'stopped' if code == 130 else 'error'}:[/]", escape(message), highlight=False
     )
     sys.exit(code)
 

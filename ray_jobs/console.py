@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import track as rich_track
 from rich.table import Table
+from rich.text import Text
 
 from drone.training.best_epoch import BestEpochBy, History, best_epoch
 
@@ -36,9 +37,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for number, column in enumerate(columns):
         grid.add_column(column, justify="right" if number else "left")
     for row in rows:
-        cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in row]
-        grid.add_row(*cells)
+        # As text: paths in a cell may look like markup.
+        grid.add_row(*(_cell(value) for value in row))
     console.print(grid)
+
+
+def _cell(value: object) -> Text:
+    if isinstance(value, Text):
+        return value
+    return Text(f"{value:.4f}" if isinstance(value, float) else str(value))
 
 
 class ConsoleDisplay:

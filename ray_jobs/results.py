@@ -3,13 +3,19 @@
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from ray_jobs import console
 
 if TYPE_CHECKING:
     from drone.cluster.doctor import Finding
     from drone.workflows.evaluation import EvaluationResult
 
-_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failure": "[bold red]fails[/]"}
+_MARKS = {
+    "ok": Text("ok", "green"),
+    "warning": Text("warning", "yellow"),
+    "failure": Text("fails", "bold red"),
+}
 
 
 def show_evaluation(result: "EvaluationResult") -> None:

@@ -267,6 +267,8 @@ def start_run(
 def reopen_run(run_id: str) -> Iterator[TrackedRun]:
     """Writes to a run that has ended, and leaves its status as it was."""
     info = MlflowClient().get_run(run_id).info
+    # MLflow refuses to start a run of another experiment than the active one.
+    mlflow.set_experiment(experiment_id=info.experiment_id)
     mlflow.start_run(run_id=run_id, log_system_metrics=False)
     try:
         yield TrackedRun(run_id, info.run_name, lambda _: None, set())

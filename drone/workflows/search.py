@@ -283,7 +283,9 @@ def _finish(
         scores = evaluated.as_dict()
     promoted = None
     try:
-        promoted = promotion.promote(run_id, after.model_name, Limits(), display=display)
+        promoted = promotion.promote(
+            run_id, after.model_name, Limits(), experiment=experiment, display=display
+        )
     except RunError as error:  # No comparison is an outcome of the study, not its failure.
         display.warn(str(error))
     return FinalModel(run_id, scores, evaluated, promoted)

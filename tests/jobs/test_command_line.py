@@ -105,6 +105,11 @@ def test_raw_folders_that_cannot_be_used(call_job: RunJob, tmp_path: Path) -> No
     assert not (tmp_path / "set").exists()
 
 
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(call_job: RunJob) -> None:
+    for name in ("a[bold].jpg", "[/x]"):
+        fails(call_job("prepare", "--raw", name, "--out", "set"), 1, f"{name} does not exist")
+
+
 def test_versions_that_do_not_exist(call_job: RunJob, dataset: Dataset) -> None:
     fails(call_job("prepare", "--raw", "raw"), 2, "--out is missing")
     fails(call_job("prepare", "--out", "set"), 2, "--raw is missing")
