@@ -54,8 +54,9 @@ $(READY): requirements.txt requirements-dev.txt
 demo: setup
 	@$(BIN)/python ray_jobs/demo.py $(if $(DATA),--raw "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-# Two files at a time; threads that wait for work do not take the processors from the others.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three files at a time on two cores, since tests often wait. Threads that wait for work do not take
+# the processors from the others.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) -m "not slow"

@@ -31,6 +31,17 @@ SMALL_PX = 64
 """Side of the images in tests that train: the same code in a tenth of the time."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, so that no worker is left with one at the end."""
+    longest = ("two_hosts/test_two", "jobs/test_main", "jobs/test_search", "jobs/", "test_replicas")
+    order = {name: number for number, name in enumerate(longest)}
+
+    def rank(item: pytest.Item) -> int:
+        return min((order[name] for name in longest if name in item.nodeid), default=len(longest))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The scan cache of the tests is not the user's."""
