@@ -25,6 +25,7 @@ def to_dict(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
         elif isinstance(value, tuple):
+            # As JSON and YAML read it back, so that stored settings compare equal.
             value = list(value)
         result[field.name] = value
     return result
@@ -68,6 +69,7 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
         else:
             changes[name] = _converted(value, hints[name], f"{source}: {name}")
     try:
+        # replace() runs __post_init__, which knows the ranges but not where values come from.
         return dataclasses.replace(config, **changes)  # type: ignore[type-var]
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
@@ -116,6 +118,7 @@ def _converted(value: Any, hint: Any, location: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
+        # Optional is the only union among the settings.
         inner = next(option for option in arguments if option is not type(None))
         return _converted(value, inner, location)
     if origin is tuple:
@@ -135,6 +138,7 @@ def _converted(value: Any, hint: Any, location: str) -> Any:
         value = float(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{location} is {value}; it must be a finite number.")
+    # In Python True is an int; as a number of epochs it is a mistake.
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{location} is {value!r}; it must be of type {hint.__name__}.")
     return value

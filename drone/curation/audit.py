@@ -63,6 +63,7 @@ def near_duplicates(manifest: pd.DataFrame) -> pd.DataFrame:
     """
     group = manifest["group"].copy()
     dropped = manifest["reason"] == NEAR
+    # The first of several: raw folders may share a path.
     group_of_kept = manifest[manifest["kept"]].drop_duplicates("path").set_index("path")["group"]
     group[dropped] = manifest.loc[dropped, "duplicate_of"].map(group_of_kept)
     near = manifest.assign(group=group)[group.fillna("") != ""]
@@ -141,6 +142,7 @@ def outliers(manifest: pd.DataFrame) -> pd.DataFrame:
     # Sharpness spans orders of magnitude, and only its logarithm is about normal.
     sharpness = _robust_z_scores(np.log(kept["sharpness"].clip(lower=1e-3)))
     brightness = _robust_z_scores(kept["brightness"])
+    # Blurred and dark are the low ends, hence the minus; very sharp is no problem.
     kinds = [
         (kept["sharpness"], -sharpness, "blurred"),
         (kept["brightness"], -brightness, "dark"),
@@ -213,6 +215,7 @@ def read_provenance(roots: Iterable[str], opener: Opener) -> pd.DataFrame:
     rows = []
     for root in roots:
         try:
+            # A limit beyond any record, since a record that is cut off would lose lines silently.
             content = opener(root).read(collected.FILE_NAME, 2**30)
         except (OSError, DataError):
             continue

@@ -45,13 +45,7 @@ def write_audit(plan: PreparePlan, folder: Path, mapper: Mapper) -> None:
     (folder / "tables").mkdir(exist_ok=True)
     for name, table in tables.items():
         table.to_csv(folder / "tables" / f"{name}.csv", index=False)
-    sections = {
-        "samples": _samples(plan.manifest, plan.settings.classes),
-        "across": _sets(tables["copies"].query("across"), "md5"),
-        "within": _sets(tables["copies"].query("not across"), "md5"),
-        "near": _sets(tables["near_duplicates"], "group"),
-        "outliers": _outliers(tables["outliers"]),
-    }
+    sections = _sections(plan, tables)
     environment = Environment(
         loader=PackageLoader("drone.curation"),
         autoescape=select_autoescape(),
@@ -87,6 +81,7 @@ def _tables(plan: PreparePlan) -> dict[str, pd.DataFrame]:
         "errors": audit.errors(manifest),
         "copies": audit.copies(manifest),
         "near_duplicates": audit.near_duplicates(manifest),
+        # The index holds the sizes, and to_csv below leaves it out.
         "sizes": audit.sizes(manifest).reset_index(),
         "sizes_below_224": audit.sizes_below_smallest_bin(manifest).reset_index(),
         "formats": audit.formats(manifest),
@@ -96,6 +91,17 @@ def _tables(plan: PreparePlan) -> dict[str, pd.DataFrame]:
     if len(provenance):
         tables["provenance"] = audit.sources(manifest, provenance)
     return tables
+
+
+def _sections(plan: PreparePlan, tables: Mapping[str, pd.DataFrame]) -> dict[str, _Section]:
+    """Returns the images to show in each section of the page."""
+    return {
+        "samples": _samples(plan.manifest, plan.settings.classes),
+        "across": _sets(tables["copies"].query("across"), "md5"),
+        "within": _sets(tables["copies"].query("not across"), "md5"),
+        "near": _sets(tables["near_duplicates"], "group"),
+        "outliers": _outliers(tables["outliers"]),
+    }
 
 
 def _facts(plan: PreparePlan) -> dict[str, str]:
@@ -161,6 +167,7 @@ def _thumbnails(plan: PreparePlan, paths: Iterable[str], mapper: Mapper) -> dict
     """Returns thumbnails as data URIs by path; files that cannot be read are missing."""
     # Raw folders may share a path; the page shows the first.
     roots = plan.manifest.drop_duplicates("path").set_index("path")["root"]
+    # A set: an image in several sections is decoded and embedded once.
     files = sorted({(str(roots[path]), path) for path in paths})
     thumbnail_row = functools.partial(
         _thumbnail_row, settings=plan.settings.preprocessing, opener=plan.opener

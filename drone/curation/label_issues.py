@@ -109,6 +109,7 @@ def _frozen_features(
     sides_N: NDArray[np.int64], load_pixels: LoadPixels, weights: Weights, track: Track
 ) -> NDArray[np.float32]:
     """Returns pooled backbone features, (N, 1280), averaged over each image and its mirror."""
+    # Two classes because a head needs some; only the features are used.
     model = build(ModelConfig(unfreeze_depth=0), 2, 0, weights.state()).eval()
     mean_C, std_C = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 
@@ -149,22 +150,39 @@ def out_of_fold_probabilities(
     folds = StratifiedGroupKFold(_NUM_FOLDS, shuffle=True, random_state=seed)
     probs_CNK = np.zeros((len(_INVERSE_REGULARISATION), len(labels_N), int(labels_N.max()) + 1))
     for training, held_out in folds.split(features_ND, labels_N, groups_N):
-        num_components = min(_NUM_COMPONENTS, len(training) - 1, features_ND.shape[1])
-        # Fitted within the fold: a PCA over all images would have seen the held-out ones.
-        reduce = make_pipeline(StandardScaler(), PCA(num_components, random_state=seed))
-        reduced = reduce.fit_transform(features_ND[training])
-        for number, inverse_regularisation in enumerate(_INVERSE_REGULARISATION):
-            model = LogisticRegression(C=inverse_regularisation, max_iter=300)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # Good enough for a ranking.
-                model.fit(reduced, labels_N[training])
-            probs_CNK[number, held_out] = model.predict_proba(
-                reduce.transform(features_ND[held_out])
-            )
+        probs_CNK[:, held_out] = _held_out_probabilities(
+            features_ND[training], labels_N[training], features_ND[held_out], seed
+        )
+    # Again, since log_loss warns about sums that differ from 1 by rounding.
     probs_CNK /= probs_CNK.sum(axis=2, keepdims=True)
+    # One C for all folds: chosen per fold, their confidences would not be comparable.
     losses_C = [log_loss(labels_N, probs_NK) for probs_NK in probs_CNK]
     best_NK: NDArray[np.float64] = probs_CNK[int(np.argmin(losses_C))]
     return best_NK
+
+
+def _held_out_probabilities(
+    training_TD: NDArray[np.float32],
+    labels_T: NDArray[np.int64],
+    held_out_HD: NDArray[np.float32],
+    seed: int,
+) -> NDArray[np.float64]:
+    """Returns probabilities for H held-out images from T others, (C, H, K), for each C."""
+    num_components = min(_NUM_COMPONENTS, len(training_TD) - 1, training_TD.shape[1])
+    # Fitted within the fold: a PCA over all images would have seen the held-out ones.
+    reduce = make_pipeline(StandardScaler(), PCA(num_components, random_state=seed))
+    reduced_training, reduced_held_out = (
+        reduce.fit_transform(training_TD),
+        reduce.transform(held_out_HD),
+    )
+    probs_CHK = []
+    for inverse_regularisation in _INVERSE_REGULARISATION:
+        model = LogisticRegression(C=inverse_regularisation, max_iter=300)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # Good enough for a ranking.
+            model.fit(reduced_training, labels_T)
+        probs_CHK.append(model.predict_proba(reduced_held_out))
+    return np.stack(probs_CHK)
 
 
 def find(
@@ -191,6 +209,19 @@ def find(
         seed: Seed of the resampling.
     """
     joint_KK = _joint(labels_N, probs_NK)
+    return LabelIssues(
+        suspects=_suspects(probs_NK, labels_N, classes),
+        joint_KK=joint_KK,
+        accuracy=float((probs_NK.argmax(axis=1) == labels_N).mean()),
+        ceiling=_ceiling(joint_KK, probs_NK, labels_N, groups_N, num_test, seed),
+    )
+
+
+def _suspects(
+    probs_NK: NDArray[np.float64], labels_N: NDArray[np.int64], classes: Sequence[str]
+) -> pd.DataFrame:
+    """Returns the table of `LabelIssues.suspects`."""
+    # One process, since a pool takes longer to start than the ranking takes.
     order = find_label_issues(
         labels_N, probs_NK, return_indices_ranked_by="normalized_margin", n_jobs=1
     )
@@ -207,12 +238,8 @@ def find(
             "quality": quality_N[order],
         }
     )
-    return LabelIssues(
-        suspects=suspects[suspects["given"] != suspects["suggested"]].reset_index(drop=True),
-        joint_KK=joint_KK,
-        accuracy=float((predicted_N == labels_N).mean()),
-        ceiling=_ceiling(joint_KK, probs_NK, labels_N, groups_N, num_test, seed),
-    )
+    # A label can be doubtful and yet the most probable one; then there is nothing to suggest.
+    return suspects[suspects["given"] != suspects["suggested"]].reset_index(drop=True)
 
 
 def _joint(labels_N: NDArray[np.int64], probs_NK: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -234,12 +261,14 @@ def _ceiling(
     members = pd.Series(np.arange(len(labels_N))).groupby(group_numbers_N).apply(np.array)
     values = []
     for _ in range(_NUM_RESAMPLES):
+        # By group: near duplicates are not independent evidence.
         drawn_groups = rng.integers(len(members), size=len(members))
         drawn = np.concatenate(members.to_numpy()[drawn_groups])
         # cleanlab needs an image of every class.
         if len(np.unique(labels_N[drawn])) < probs_NK.shape[1]:
             continue
         right = float(np.trace(_joint(labels_N[drawn], probs_NK[drawn])))
+        # Binomial, since a test split of this size scatters even if the share is known.
         values.append(rng.binomial(num_test, min(right, 1.0)) / max(num_test, 1))
     low, high = np.quantile(values, [0.025, 0.975]) if values else (0.0, 1.0)
     return Ceiling(float(np.trace(joint_KK)), float(low), float(high))

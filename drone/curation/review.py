@@ -67,6 +67,7 @@ def build_items(
     for _, rows in near_duplicates.groupby("group", sort=False):
         for md5 in rows["md5"]:
             item_of(md5, _NEAR)["twins"] = [other for other in rows["md5"] if other != md5]
+    # Left out only now, so that they still count among the twins of others.
     return [item for md5, item in items.items() if md5 not in decided_md5]
 
 
@@ -112,6 +113,7 @@ def image_loader(dataset: Dataset) -> Callable[[str], str]:
 
     It reads the raw file where that is available, else the packed pixels.
     """
+    # Of several copies the packed one first, since only it has pixels to fall back on.
     rows = dataset.manifest.sort_values("pixel_row", ascending=False).drop_duplicates("md5")
     by_md5 = rows.set_index("md5")[["pixel_row", "root", "path"]].to_dict("index")
 

@@ -138,8 +138,10 @@ def draw(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Views:
     offset_N = either_way(config.brightness) * happens(config.brightness_p) * 255
     contrast_N = either_way(config.contrast) * happens(config.contrast_p)
     angle_N = either_way(math.radians(config.rotation_deg)) * happens(config.rotation_p)
+    # On a log scale: zooming in and out by the same factor are equally likely.
     zoom_N = torch.exp(either_way(math.log1p(config.scale)))
     shifted_N = happens(config.shift_p)
+    # Twice, since theta measures the side as 2, from -1 to 1.
     shift_x_N, shift_y_N = (either_way(2 * config.shift) * shifted_N for _ in range(2))
     flipped_N = happens(config.flip_p * strength / 2)
     hole_N4 = _holes(
@@ -153,6 +155,7 @@ def draw(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Views:
     return Views(
         theta_N23=torch.stack(theta, dim=1).view(-1, 2, 3),
         gain_N=1 + contrast_N,
+        # Contrast scales about mid-grey, 127.5, which must stay where it is.
         offset_N=offset_N - contrast_N * 127.5,
         hole_N4=hole_N4,
         warped=warped,
@@ -195,6 +198,7 @@ def apply(pixels_NHWC: Tensor, views: Views, mean_C: Tensor, std_C: Tensor) -> T
     offset_N1R = views.offset_N.to(device)[:, None, None] * scale + shift
     min_R, max_R = shift, 255 * scale + shift
     out = torch.empty((count, height, width * channels), device=device)
+    # All at once on a GPU, where each operation costs a launch.
     size = count if device.type != "cpu" else _CPU_CHUNK
     for start in range(0, count, size):
         chunk = slice(start, min(start + size, count))
@@ -235,6 +239,7 @@ def _make_holes(view_NHWC: Tensor, hole_N4: Tensor) -> None:
     """Sets the pixels whose centre is in the hole to 0, in place."""
     _, height, width, _ = view_NHWC.shape
     sides = torch.tensor([height, height, width, width])
+    # A pixel is in the hole if its centre is, which lies half a pixel after its index.
     edges_N4 = torch.ceil(hole_N4 * sides - 0.5).long()
     if view_NHWC.device.type != "cpu":
         view_NHWC.masked_fill_(_hole_mask(edges_N4.to(view_NHWC.device), height, width), 0)

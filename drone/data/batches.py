@@ -25,7 +25,9 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> NDArray[n
     full: the last one is filled with the first images of the same order.
     """
     batch_size = min(batch_size, count)
+    # Seeded with the epoch, so that a resumed run has the same order without saved state.
     order = np.random.default_rng([seed, epoch]).permutation(count)
+    # resize() repeats from the start: a short last batch would be a noisy step at full rate.
     return np.resize(order, (_num_steps(count, batch_size), batch_size))
 
 

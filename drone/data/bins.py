@@ -19,6 +19,7 @@ PIXEL_BUDGET = 64 * 448 * 448
 
 def nearest_bin(longer_sides_px: ArrayLike) -> NDArray[np.int64]:
     """Returns the index in BIN_SIDES_PX nearest to each longer side; ties go to the smaller."""
+    # Serving chooses the side by the same function, so that both agree on every tie.
     return nearest_side(longer_sides_px, BIN_SIDES_PX)
 
 

@@ -174,8 +174,10 @@ class Dataset:
         training, validation = (self.rows(name) for name in SPLITS[:2])
         # As many folds as validation fits into training: each has about its size.
         num_folds = max(2, round(len(training) / max(1, len(validation))))
+        # All folds of one partition come first, then those of the next seed.
         seed, fold = divmod(number, num_folds)
         held_out = assign_folds(training, self.classes, num_folds, seed) == str(fold)
+        # Back in the order of the manifest, as in `split`.
         trained_on = pd.concat([training[~held_out], validation]).sort_index()
         return self._images("train", trained_on), self._images("validation", training[held_out])
 
@@ -205,6 +207,7 @@ class Dataset:
         return Split(
             name=name,
             paths=tuple(rows["path"]),
+            # Copies: pandas gives read-only views, and torch warns about those.
             labels_N=rows["class_name"].map(index).to_numpy(np.int64, copy=True),
             keys_N=_content_keys(rows["md5"]),
             rows_N=rows["pixel_row"].to_numpy(np.int64, copy=True),
@@ -223,6 +226,7 @@ class Dataset:
 
 def _content_keys(md5: "pd.Series[str]") -> NDArray[np.int64]:
     """Returns the first 63 bits of each md5, which fit into a non-negative int64."""
+    # By content: an image that is moved or renamed keeps its augmented views.
     return np.array([int(value[:16], 16) >> 1 for value in md5], dtype=np.int64)
 
 

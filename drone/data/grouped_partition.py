@@ -63,6 +63,7 @@ def partition(
         str(group): row for group, row in zip(counts.index, counts.to_numpy(), strict=True)
     }
     unassigned = [group for group in counts_of if group not in part_of]
+    # Largest first, while every part has room; the small ones even out what is left.
     unassigned.sort(key=lambda group: (-counts_of[group].sum(), _random_order(seed, group)))
     for group in unassigned:
         # How far each part is below its share of the classes in this group.
@@ -74,4 +75,5 @@ def partition(
 
 
 def _random_order(seed: int, group: str) -> bytes:
+    # Not hash(): Python salts it anew in every process.
     return hashlib.sha256(f"{seed} {group}".encode()).digest()

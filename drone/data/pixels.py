@@ -89,6 +89,7 @@ class PixelStore:
 
     def gather(self, rows_N: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Returns the images in these rows, (N, side_px, side_px, 3) uint8, in their order."""
+        # One by one, since the images of a batch lie in different shards.
         pixels = np.empty((len(rows_N), self.side_px, self.side_px, 3), np.uint8)
         for position, row in enumerate(rows_N.tolist()):
             shard, offset = divmod(row, self._shard_rows)

@@ -88,6 +88,7 @@ def _warp_gpu(
     view = functional.grid_sample(
         source, grid_NHW2, mode="bilinear", padding_mode="reflection", align_corners=False
     )
+    # Contiguous, because `augmentation.apply` views each row of pixels as one axis.
     return view.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

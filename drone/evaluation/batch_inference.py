@@ -48,6 +48,7 @@ def predict_in_batches(
         predict(load_pixels(batches[number]))
         for number in track(range(len(batches)), label, len(batches))
     ]
+    # Allocated now, because only a prediction tells the number of classes.
     predictions_NK = np.empty((len(sides_N), rows[0].shape[1]), np.float32)
     for positions, rows_BK in zip(batches, rows, strict=True):
         predictions_NK[positions] = rows_BK

@@ -112,41 +112,14 @@ def _absolute_rules(candidate: Contender, limits: Limits) -> list[Rule]:
 
 def _relative_rules(candidate: Contender, champion: Contender, limits: Limits) -> list[Rule]:
     pairs = _paired(candidate, champion)
-    new, old = float(candidate.metrics["macro_f1"]), float(champion.metrics["macro_f1"])
-    confidence, low, high = bootstrap(
-        pairs["true"].to_numpy(), pairs["predicted"].to_numpy(), pairs["predicted_old"].to_numpy()
-    )
-    gained, lost, p_value = mcnemar(pairs["right"].to_numpy(), pairs["right_old"].to_numpy())
-    recalls, old_recalls = _recalls(candidate), _recalls(champion)
-    drops = {name: old_recalls.get(name, 0.0) - recall for name, recall in recalls.items()}
-    worst = max(drops, key=drops.__getitem__)
     ece, old_ece = float(candidate.metrics["ece"]), float(champion.metrics["ece"])
     # Macro F1 may rise while more images are wrong in all, and on few images by chance: hence
     # McNemar's test and the bootstrap beside it.
     return [
-        Rule(
-            "macro F1",
-            new > old,
-            f"{new:.4f} against {old:.4f} of {champion.name}, on the same {len(pairs)} images",
-        ),
-        Rule(
-            "bootstrap",
-            confidence >= limits.min_confidence,
-            f"macro F1 is higher in {confidence:.1%} of {_NUM_RESAMPLES} resamples (difference "
-            f"{low:+.3f} to {high:+.3f}, 95 %); at least {limits.min_confidence:.0%}",
-        ),
-        Rule(
-            "McNemar",
-            p_value >= _SIGNIFICANCE_LEVEL,
-            f"{gained} images newly right, {lost} newly wrong; p = {p_value:.3f} of losing so "
-            f"many by chance; at least {_SIGNIFICANCE_LEVEL}",
-        ),
-        Rule(
-            "recall drop",
-            drops[worst] <= limits.max_recall_drop,
-            f"recall of {worst}: {old_recalls.get(worst, 0.0):.3f} -> {recalls[worst]:.3f}; may "
-            f"drop by {limits.max_recall_drop:g}",
-        ),
+        _macro_f1_rule(candidate, champion, len(pairs)),
+        _bootstrap_rule(pairs, limits),
+        _mcnemar_rule(pairs),
+        _recall_drop_rule(candidate, champion, limits),
         Rule(
             "calibration increase",
             ece <= old_ece + limits.max_ece_increase,
@@ -159,6 +132,52 @@ def _relative_rules(candidate: Contender, champion: Contender, limits: Limits) -
             f"{limits.max_slowdown:g} times",
         ),
     ]
+
+
+def _macro_f1_rule(candidate: Contender, champion: Contender, num_images: int) -> Rule:
+    new, old = float(candidate.metrics["macro_f1"]), float(champion.metrics["macro_f1"])
+    return Rule(
+        "macro F1",
+        # Strictly: a model that only equals the champion is no reason to change what is served.
+        new > old,
+        f"{new:.4f} against {old:.4f} of {champion.name}, on the same {num_images} images",
+    )
+
+
+def _bootstrap_rule(pairs: pd.DataFrame, limits: Limits) -> Rule:
+    confidence, low, high = bootstrap(
+        pairs["true"].to_numpy(), pairs["predicted"].to_numpy(), pairs["predicted_old"].to_numpy()
+    )
+    return Rule(
+        "bootstrap",
+        confidence >= limits.min_confidence,
+        f"macro F1 is higher in {confidence:.1%} of {_NUM_RESAMPLES} resamples (difference "
+        f"{low:+.3f} to {high:+.3f}, 95 %); at least {limits.min_confidence:.0%}",
+    )
+
+
+def _mcnemar_rule(pairs: pd.DataFrame) -> Rule:
+    gained, lost, p_value = mcnemar(pairs["right"].to_numpy(), pairs["right_old"].to_numpy())
+    return Rule(
+        "McNemar",
+        # A high p-value passes: the rule refuses proven losses and demands no proven gain, which
+        # a test split of a hundred images could hardly give.
+        p_value >= _SIGNIFICANCE_LEVEL,
+        f"{gained} images newly right, {lost} newly wrong; p = {p_value:.3f} of losing so "
+        f"many by chance; at least {_SIGNIFICANCE_LEVEL}",
+    )
+
+
+def _recall_drop_rule(candidate: Contender, champion: Contender, limits: Limits) -> Rule:
+    recalls, old_recalls = _recalls(candidate), _recalls(champion)
+    drops = {name: old_recalls.get(name, 0.0) - recall for name, recall in recalls.items()}
+    worst = max(drops, key=drops.__getitem__)
+    return Rule(
+        "recall drop",
+        drops[worst] <= limits.max_recall_drop,
+        f"recall of {worst}: {old_recalls.get(worst, 0.0):.3f} -> {recalls[worst]:.3f}; may "
+        f"drop by {limits.max_recall_drop:g}",
+    )
 
 
 def _paired(candidate: Contender, champion: Contender) -> pd.DataFrame:
@@ -181,6 +200,7 @@ def _paired(candidate: Contender, champion: Contender) -> pd.DataFrame:
 def _recalls(contender: Contender) -> dict[str, float]:
     """Returns the recall of each class that has images."""
     by_class = contender.metrics["by_class"].items()
+    # A class without test images has recall 0 in metrics.json and would fail every model.
     return {name: float(row["recall"]) for name, row in by_class if row["support"] > 0}
 
 
@@ -216,6 +236,7 @@ def bootstrap(
         The share of resamples in which the new model is better (a tie counts half), and the
         bounds of the 95 % interval of the difference.
     """
+    # Only classes that have images, as in `metrics.score`: the others have no F1.
     classes = sorted(set(true_N))
     generator = np.random.default_rng(seed)
     counts = [_f1_counts(true_N, predicted_N, classes) for predicted_N in (new_N, old_N)]
@@ -227,6 +248,7 @@ def bootstrap(
         new, old = (_macro_f1(weights_N, *parts) for parts in counts)
         differences[number] = new - old
     low, high = np.quantile(differences, [0.025, 0.975])
+    # Ties count half, so that two equal models get 0.5 and not 0.
     confidence = (differences > 0).mean() + (differences == 0).mean() / 2
     return float(confidence), float(low), float(high)
 

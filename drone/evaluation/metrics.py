@@ -70,6 +70,7 @@ def proportion(right_N: NDArray[np.bool_]) -> Proportion:
     """Returns the proportion of True; of no images it is NaN, with the interval 0 to 1."""
     if not len(right_N):
         return Proportion(float("nan"), 0.0, 1.0, 0)
+    # Wilson's, since the normal interval leaves 0 to 1 for few images and has no width at 100 %.
     interval = binomtest(int(right_N.sum()), len(right_N)).proportion_ci(0.95, method="wilson")
     value = float(right_N.mean())
     return Proportion(value, float(interval.low), float(interval.high), len(right_N))
@@ -153,6 +154,7 @@ def calibration_error(confidence_N: NDArray[np.float32], right_N: NDArray[np.boo
     It is the mean distance between confidence and accuracy over 15 bins of equal width, weighted
     by their number of images.
     """
+    # Clipped, since a confidence of 1 belongs to the last bin.
     bins = np.clip((confidence_N * _ECE_BINS).astype(int), 0, _ECE_BINS - 1)
     gaps = np.bincount(bins, weights=confidence_N - right_N, minlength=_ECE_BINS)
     return float(np.abs(gaps).sum() / len(confidence_N))
@@ -179,6 +181,7 @@ def worst_mistakes(predictions: Predictions, class_index: int, max_count: int) -
 
 def describe(scores: Scores) -> str:
     """Returns the result in two sentences."""
+    # A class without images has recall 0 and would always be called the hardest.
     weakest = scores.by_class["recall"].where(scores.by_class["support"] > 0).idxmin()
     sentence = (
         f"{scores.accuracy:.1%} of {scores.support} images right (95 % interval "

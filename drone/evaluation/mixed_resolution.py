@@ -86,6 +86,7 @@ def by_size(sides_N: NDArray[np.int64], variants: Sequence[Variant]) -> pd.DataF
                 f"accuracy{suffix}": accuracy.value,
                 f"low{suffix}": accuracy.low,
                 f"high{suffix}": accuracy.high,
+                # NaN: a variant is timed only at sides that it takes.
                 f"ms{suffix}": variant.latency_ms_by_side.get(int(side), float("nan")),
             }
         rows.append(row)
@@ -111,8 +112,10 @@ def compare(sides_N: NDArray[np.int64], mixed: Variant, other: Variant) -> Compa
         names[mixed.predictions.predicted_N],
         names[other.predictions.predicted_N],
     )
+    # Weighted by how often each size occurs: a slow bin of few images costs little.
     slowdown = _mean_latency_ms(sides_N, mixed) / _mean_latency_ms(sides_N, other)
     accuracy, baseline = float(right_N.mean()), float(other_right_N.mean())
+    # Accuracy decides, since McNemar's test counts images; macro F1 is shown beside it.
     if p_value >= _SIGNIFICANCE_LEVEL:
         verdict = f"No significant difference on {len(right_N)} images"
     else:

@@ -22,6 +22,7 @@ def save(figure: Figure, target: Path) -> None:
 
 def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Plots the confusion matrix as counts and with normalised rows, side by side."""
+    # Figure and not pyplot, which would keep every figure in memory until it is closed.
     figure = Figure(figsize=(10.5, 4.6))
     rows_K = matrix_KK.sum(axis=1, keepdims=True)
     shares_KK = matrix_KK / np.maximum(rows_K, 1)

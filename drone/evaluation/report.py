@@ -72,22 +72,33 @@ def write(
         header.by_size.to_csv(folder / "by_size.csv", index=False)
     metrics = json.dumps(_metrics(scores, header), indent=1) + "\n"
     (folder / "metrics.json").write_text(metrics, "utf-8")
+    gallery = _gallery(predictions, load_pixels)
+    target = folder / "report.html"
+    target.write_text(_render(predictions, scores, header, figures, gallery), "utf-8")
+    return target
+
+
+def _render(
+    predictions: Predictions,
+    scores: Scores,
+    header: ReportHeader,
+    figures: Mapping[str, str],
+    gallery: Mapping[str, Mapping[str, object]],
+) -> str:
+    # Paths and class names come from the user's folders, so they are escaped.
     environment = Environment(
         loader=PackageLoader("drone.evaluation"), autoescape=select_autoescape()
     )
-    html = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         header=header,
         summary=describe(scores),
         scores=scores,
         classes=predictions.classes,
         by_class=scores.by_class.to_dict("index"),
         figures=figures,
-        gallery=_gallery(predictions, load_pixels),
+        gallery=gallery,
         max_gallery=_MAX_GALLERY,
     )
-    target = folder / "report.html"
-    target.write_text(html, "utf-8")
-    return target
 
 
 def _save_figures(
@@ -108,6 +119,7 @@ def _save_figures(
 
 def _metrics(scores: Scores, header: ReportHeader) -> dict[str, Any]:
     """Returns the content of metrics.json."""
+    # Scores last: a fact of the same name must not replace one that the gate reads.
     metrics = {"title": header.title, **header.facts, **scores.as_dict()}
     if header.comparisons:
         metrics["by_size"] = header.by_size.to_dict("records")
@@ -121,6 +133,7 @@ def _gallery(predictions: Predictions, load_pixels: LoadPixels) -> dict[str, dic
     for index, name in enumerate(predictions.classes):
         positions = worst_mistakes(predictions, index, _MAX_GALLERY)
         of_class = predictions.labels_N == index
+        # With its type, since an empty list would become an array of floats.
         images = load_pixels(np.array(positions, dtype=np.int64))
         gallery[name] = {
             "wrong": int((of_class & (predictions.predicted_N != index)).sum()),

@@ -87,9 +87,7 @@ def load_unseen(
         DataError: There is no image of any class, or none that is new to the model.
     """
     files = list_raw_files([folder], classes, require_all_classes=False).files
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Decoding releases Python's lock.
-        results = pool.map(lambda file: _read(file, preprocessing), files)
-        scanned = [next(results) for _ in track(range(len(files)), "reading", len(files))]
+    scanned = _read_all(files, preprocessing, track)
     left_out = {record.path: record.detail for record, pixels in scanned if pixels is None}
     usable = [(record, pixels) for record, pixels in scanned if pixels is not None]
     seen_N = _seen([record for record, _ in usable], trained_on)
@@ -105,15 +103,25 @@ def load_unseen(
             f"files were left out (the first one: {next(iter(left_out.values()), 'none')}). Name "
             f"a folder with other images."
         )
+    records = tuple(record for record, _ in new)
     return Unseen(
-        paths=tuple(record.path for record, _ in new),
-        labels_N=np.array([list(classes).index(record.class_name) for record, _ in new]),
+        paths=tuple(record.path for record in records),
+        labels_N=np.array([list(classes).index(record.class_name) for record in records]),
         pixels_NHWC=np.stack([pixels for _, pixels in new]),
-        sides_N=nearest_bin_side([max(record.width, record.height) for record, _ in new]),
-        records=tuple(record for record, _ in new),
+        sides_N=nearest_bin_side([max(record.width, record.height) for record in records]),
+        records=records,
         preprocessing=preprocessing,
         left_out=left_out,
     )
+
+
+def _read_all(
+    files: Sequence[RawFile], preprocessing: Preprocessing, track: Track
+) -> list[tuple[ScanRecord, NDArray[np.uint8] | None]]:
+    """Reads files in threads, with progress; the results are in the order of the files."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Decoding releases Python's lock.
+        results = pool.map(lambda file: _read(file, preprocessing), files)
+        return [next(results) for _ in track(range(len(files)), "reading", len(files))]
 
 
 def _read(
@@ -138,9 +146,11 @@ def _seen(records: Sequence[ScanRecord], trained_on: pd.DataFrame | None) -> NDA
     # The test split took no part in training or selection.
     training = trained_on[trained_on["split"] != "test"]
     hashes = _hashes([*(record.phash for record in records), *training["phash"]])
+    # One search over both lists, which is far below the N x M distances of comparing them.
     pairs = near_pairs(hashes)
     matches = pairs[(pairs[:, 0] < len(records)) & (pairs[:, 1] >= len(records))]
     seen_N[matches[:, 0]] = True
+    # By md5 as well: near_pairs skips pairs where very many hashes are equal.
     return seen_N | np.isin([record.md5 for record in records], training["md5"])
 
 

@@ -36,6 +36,7 @@ class _Normalise(nn.Module):
         shape = (1, 3, 1, 1)
         self.mean: Tensor
         self.scale: Tensor
+        # On the scale 0 to 255, which saves dividing all pixels by 255 first.
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(shape) * 255)
         self.register_buffer("scale", 1 / (torch.tensor(IMAGENET_STD).view(shape) * 255))
 
@@ -105,7 +106,9 @@ def _mixed_graph(served: Served, resizer: Resizer, side_px: int) -> onnx.ModelPr
     """Exports one graph for all sides."""
     copies = 2 if served.model.config.test_time_flip else 1
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH_SIZE)
+    # A multiple of the batch: its two halves are averaged, and torch.export rejects odd counts.
     image_batch = copies * batch if copies > 1 else batch
+    # From 2, since torch.export treats sizes of 0 and 1 as constants.
     height, width = (torch.export.Dim(name, min=2, max=2**14) for name in ("height", "width"))
 
     def example_images(side: int) -> Tensor:

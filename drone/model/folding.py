@@ -57,6 +57,7 @@ class FoldingConv2d(nn.Conv2d):
 
     def _folded(self) -> tuple[Tensor, Tensor | None]:
         (norm,) = self.next_norm
+        # In training mode the batch's statistics are unknown until the convolution has run.
         if not norm.folds:
             return self.weight, None
         assert norm.running_mean is not None and norm.running_var is not None
@@ -90,6 +91,7 @@ class _FrozenStridedDepthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (kernel,) = ctx.saved_tensors
+        # In the input's layout (channels-last), so that the convolution need not reorder it.
         spread = kernel.new_empty_strided(ctx.shape, ctx.strides).zero_()
         spread[:, :, ::2, ::2] = gradients[0]
         flipped = kernel.flip(2, 3)
@@ -151,6 +153,7 @@ def _pairs(
     """Yields each convolution followed by a BatchNorm, with their sequence and its index there."""
     for sequence in [child for child in features.modules() if isinstance(child, nn.Sequential)]:
         for index, (conv, norm) in enumerate(itertools.pairwise(list(sequence))):
+            # The exact type, since a FoldingConv2d is a Conv2d too and must not be folded twice.
             if type(conv) is conv_type and isinstance(norm, norm_type):
                 yield sequence, index, conv, norm
 

@@ -64,6 +64,7 @@ def build_head(config: ModelConfig, num_classes: int) -> nn.Sequential:
             nn.Linear(_NUM_FEATURES, 512),
             nn.ReLU(),
             dropout_2,
+            # No activation before the last layer, as the original had none.
             nn.Linear(512, 1024),
             nn.Linear(1024, num_classes),
             nn.LogSoftmax(dim=1),

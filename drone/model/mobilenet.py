@@ -133,6 +133,7 @@ def build(
     Raises:
         WeightsError: The state dict is not that of a MobileNet_V2 1.0.
     """
+    # Leaves the caller's generator as it was.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Classifier(config, num_classes)

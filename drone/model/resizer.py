@@ -60,9 +60,11 @@ class _ResidualResizer(nn.Module):
         super().__init__()
         self.factor = factor
         self.average: Tensor
+        # Not persistent, since it follows from the factor.
         self.register_buffer("average", _averaging_kernel(factor), persistent=False)
         self.reduce = nn.Conv2d(3, _NUM_CHANNELS, factor + 2, stride=factor, padding=1)
         self.colour = nn.Conv2d(_NUM_CHANNELS, 3, 1)
+        # Only this layer: with `reduce` at zero too, neither kernel would ever get a gradient.
         nn.init.zeros_(self.colour.weight)
         assert self.colour.bias is not None
         nn.init.zeros_(self.colour.bias)

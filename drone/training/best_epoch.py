@@ -25,6 +25,7 @@ def best_epoch(history: History, by: BestEpochBy) -> dict[str, Any]:
         metrics = entry["metrics"]
         return epoch_rank(metrics["validation/macro_f1"], metrics["validation/loss"], by)
 
+    # Of equal epochs max() returns the first, the one whose weights the loop saved.
     return max(history, key=rank)
 
 
@@ -32,4 +33,5 @@ def objective(history: History, by: BestEpochBy) -> float:
     """The score of a trial: validation macro F1 of its best epoch; 0 before the first."""
     if not history:
         return 0.0
+    # Not the loss: trials differ in label smoothing, which moves it at the same predictions.
     return float(best_epoch(history, by)["metrics"]["validation/macro_f1"])

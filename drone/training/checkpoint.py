@@ -97,6 +97,7 @@ def save(folder: Path, position: Position, identity: Identity, tensors: Tensors)
 def is_whole(folder: Path) -> bool:
     """Whether every file is there in its full size."""
     try:
+        # Sizes show an interrupted copy; checksums would read every file at each start.
         sizes = json.loads((folder / STATE_FILE).read_text("utf-8"))["files"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
@@ -146,7 +147,9 @@ def load(folder: Path) -> tuple[Position, Identity, Tensors]:
     if not is_whole(folder):
         raise RunError(f"The checkpoint {folder} is damaged: a file is missing or cut short.")
     weights, optimizer, best = (
-        torch.load(folder / name, map_location="cpu", weights_only=True) for name in _FILES
+        # To the CPU, so that a run from a GPU can be resumed without one.
+        torch.load(folder / name, map_location="cpu", weights_only=True)
+        for name in _FILES
     )
     return position, identity, Tensors(weights, optimizer, best)
 

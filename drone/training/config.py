@@ -55,6 +55,7 @@ class OptimConfig:
                 raise ConfigError(
                     f"optim.{name} is {getattr(self, name)}; it must be above 0 and at most 10."
                 )
+        # A ratio of 1 made the original's attempt collapse: only its own schedule may reproduce it.
         max_ratio = 1.0 if self.schedule == "seed-cyclic" else 0.1
         if not 0 < self.resizer_lr_ratio <= max_ratio:
             raise ConfigError(
@@ -129,6 +130,7 @@ class TrainConfig:
         for name in ("views", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        # Each size has its own resizer and would be compiled separately.
         if self.compile and self.model.mixed:
             raise ConfigError(
                 "compile needs images of one size: disable it, or set model.resizer to none."

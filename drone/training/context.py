@@ -15,6 +15,7 @@ from drone.training.checkpoint import latest
 class Stop(IntEnum):
     """Why training should stop at the next step; the largest value of all ranks counts."""
 
+    # Order matters: an interrupted run must not be restarted because a rank was preempted too.
     NO = 0
     PREEMPTED = 1
     """This worker's machine is going away: write a checkpoint, then let the launcher restart."""
@@ -89,9 +90,11 @@ class LocalContext:
         self.folder.mkdir(parents=True, exist_ok=True)
         existing = sorted(self.folder.glob("checkpoint_*"))
         number = int(existing[-1].name.split("_")[1]) + 1 if existing else 0
+        # Copied under a name that `latest` ignores: a kill here must not leave half a checkpoint.
         arriving = self.folder / f".arriving_{number:06d}"
         shutil.copytree(checkpoint, arriving)
         arriving.rename(self.folder / f"checkpoint_{number:06d}")
+        # Last, so that a complete checkpoint exists at every moment.
         for old in existing[: len(existing) + 1 - self._max_checkpoints]:
             shutil.rmtree(old)
 

@@ -48,13 +48,16 @@ class Control:
 
     def after_step(self) -> Agreement:
         """What to do now; every rank calls it together."""
+        # Counted alike on all ranks, so that they meet in the same all-reduce.
         self._steps += 1
         if self._steps % self._interval_steps:
             return Agreement(checkpoint=False, stop=Stop.NO)
         elapsed_s = time.monotonic() - self._last_checkpoint
+        # By the clock of rank 0 alone, which writes the checkpoints.
         due = self._context.rank == 0 and elapsed_s >= self._checkpoint_interval_s
         votes = torch.tensor([int(due), int(self._context.stop())])
         if self._context.world_size > 1:
+            # Agreed by maximum: if one rank stopped alone, the others would wait for it forever.
             distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=self._group)
         return Agreement(checkpoint=bool(votes[0]), stop=Stop(int(votes[1])))
 

@@ -47,6 +47,7 @@ class TrainingData:
             train, validation = dataset.split("train"), dataset.split("validation")
         else:
             train, validation = dataset.resplit(resplit)
+        # Keeps checkpoints and cached views of one resplit from being used for another.
         suffix = "" if resplit is None else f"-resplit-{resplit}"
         return TrainingData(
             train=train,
@@ -83,6 +84,7 @@ class Inputs:
         self.batches = _batches(config, data.train, self.batch_size)
         self._validation_batches = _batches(config, data.validation, _EVALUATION_BATCH)
         self._images = ImageSource(config, self.train, self.validation)
+        # Before the cache is opened: it names views by a digest of weights and statistics.
         if not has_statistics(model.features):
             estimate_statistics(model.features, self._sample(model))
         self.activations: ActivationSource = (
@@ -101,6 +103,7 @@ class Inputs:
         resizer = model.resizer or nn.Identity()
         for start in range(0, count, _STATISTICS_BATCH):
             positions = np.arange(start, min(start + _STATISTICS_BATCH, count))
+            # World size 1: every rank estimates from all these images, so all agree.
             parts = self.batches.micro_batches(positions, 1)
             yield torch.cat([resizer(self._images.plain("train", part)) for part in parts])
 

@@ -29,6 +29,7 @@ def reason_to_stop(
     losses = (metrics["train/loss"], metrics["validation/loss"])
     if not all(math.isfinite(loss) for loss in losses):
         return "not finite: the loss is NaN or infinite"
+    # No grace period: warm-up explains a loss like that of guessing, not three times that.
     if metrics["validation/loss"] > _DIVERGED_RATIO * math.log(num_classes):
         return (
             f"diverged: the validation loss is {metrics['validation/loss']:.2f}, guessing gives "
@@ -44,6 +45,7 @@ def _predicts_one_class(entry: Mapping[str, Any]) -> bool:
     recalls = [
         value for name, value in entry["metrics"].items() if name.startswith("validation/recall_")
     ]
+    # If all images fall into one class, it has recall 1 and every other 0.
     return sorted(recalls) == [0.0] * (len(recalls) - 1) + [1.0]
 
 
@@ -73,6 +75,7 @@ class EarlyStopping:
         self._patience, self._num_classes = config.early_stopping_patience, num_classes
         optim = config.optim
         head_only = optim.head_only_epochs
+        # As in `schedule.learning_rates`: a run shorter than this phase skips it.
         self._head_only_epochs = head_only if head_only < config.epochs else 0.0
         self._grace_epochs = self._head_only_epochs + optim.warmup_epochs
 

@@ -34,6 +34,7 @@ class EpochMetrics:
     def reduced(self) -> "EpochMetrics":
         """The sums over all ranks."""
         total = EpochMetrics(self.num_classes, self._sums.device)
+        # A copy: summed in place, the other ranks' images would be counted again later.
         total._sums = self._sums.clone()
         if distributed.is_initialized():
             distributed.all_reduce(total._sums)

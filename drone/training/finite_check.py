@@ -43,6 +43,7 @@ class FiniteCheck:
         # Fused optimisers skip the step on the device if found_inf is 1.
         self._optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         here = torch.tensor([epoch, batch], device=norm.device)
+        # `where` instead of `if`, which would wait for the GPU to know the value.
         first = bad & (self._first_bad[0] < 0)
         self._first_bad = torch.where(first, here, self._first_bad)
         self._steps += 1

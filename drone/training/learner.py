@@ -34,6 +34,7 @@ class Learner:
         decay = config.optim.ema_decay
         self._average = MovingAverage(model, decay) if decay else None
         self._finite = FiniteCheck(self._optimizer, device)
+        # Placeholder until the first validation: a checkpoint within epoch 1 needs one too.
         self.best = self.evaluated_weights()
         self.network: nn.Module = model
 
@@ -72,7 +73,9 @@ class Learner:
         Raises:
             TrainingError: The gradient is not finite; the weights are unchanged.
         """
+        # Resizers of sizes that are not in this step have no gradient.
         parameters = [value for value in self.model.parameters() if value.grad is not None]
+        # Without a limit clipping only measures the norm, which the check needs.
         max_norm = self._config.optim.max_grad_norm or float("inf")
         norm: Tensor = nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
         self._finite.before_step(norm, epoch, batch)
@@ -105,4 +108,5 @@ class Learner:
 
 
 def _copy(model: Classifier) -> StateDict:
+    # clone(), because cpu() copies nothing on a CPU and training updates these tensors in place.
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

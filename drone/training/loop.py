@@ -90,6 +90,7 @@ class _Run:
         self.config, self.data, self.context = config, data, context
         self.identity = Identity(to_dict(config), data.classes, data.fingerprint, commit)
         model = model.to(context.device)
+        # Before _resume: the activation cache copies the starting weights and names views by them.
         self.inputs = Inputs(config, data, model, context.device, cache)
         self.learner = Learner(config, model, context.device, self.inputs.batches.steps)
         self.position = Position()
@@ -117,6 +118,7 @@ class _Run:
             self.position.batch = batch + 1
             self.position.elapsed_s = time.monotonic() - start_s
             self._report_progress(epoch, len(order))
+            # After the last batch, `_end_epoch` does this once the epoch is in the history.
             if batch + 1 < len(order):
                 self._follow(self.control.after_step())
         self.learner.check_finite()
@@ -191,6 +193,7 @@ class _Run:
         due = self.context.checkpoint_each_epoch or agreement.checkpoint or agreement.stops
         self._report(save=due)
         if epoch + 1 < self.config.epochs:  # After the last epoch there is nothing left to stop.
+            # After the report, so that the launcher has this epoch before the run ends.
             self.early_stopping.check(self.position.history)
             _raise_stop(agreement.stop)
 
@@ -234,6 +237,7 @@ class _Run:
         self.learner.check_finite()
         if save:
             self.control.restart_timer()
+        # A collective, so every rank must reach it before the others return below.
         sums = self.metrics.reduced().state()
         if self.context.rank != 0 or not save:
             self.context.report(self.position.history, None)

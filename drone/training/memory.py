@@ -17,6 +17,7 @@ Needed where training runs in a thread: what a thread allocates comes from an ar
 which settings made later do not reach.
 """
 
+# The C library's own numbers (malloc.h); ctypes cannot see its macros.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
@@ -37,5 +38,6 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(library, "mallopt", None)
     if mallopt is None:
         return False
+    # No separate mappings, no return of freed memory, one arena for all threads.
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
     return all(mallopt(name, value) == 1 for name, value in settings)

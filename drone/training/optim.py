@@ -30,6 +30,8 @@ def build_optimizer(model: Classifier, config: OptimConfig) -> torch.optim.Optim
         groups.append({"params": decayed, "name": name})
         groups.append({"params": exempt, "name": name, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
+    # lr=0, so that a missing call of `set_learning_rates` trains nothing rather than at 1e-3.
+    # Fused, because only fused optimisers can skip a step on the GPU (`finite_check`).
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay, fused=True)
     optimizer = torch.optim.SGD(
@@ -72,6 +74,7 @@ class MovingAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, values = _trainable(self.model), _trainable(model)
         torch._foreach_lerp_(averages, values, 1 - decay)
+        # Copied, since buffers include counters of batches, whose mean has no meaning.
         for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(value)
 

@@ -58,9 +58,11 @@ def assign_verdicts(
         frame.loc[original_flags(frame)["errornous_file"] == 1, "reason"] = EXTENSION
     _mark_within(frame)
     _mark_across(frame, policy)
+    # After the copies, so that a single file of each image keeps its split and pixels.
     dropped = (frame["reason"] == "") & (frame["md5"].map(actions) == "drop")
     frame.loc[dropped, "reason"] = BY_HAND
     frame["kept"] = frame["reason"] == ""
+    # After drops by hand: where the largest of a group was dropped, the next one is kept.
     if near_duplicates == "drop":
         _mark_near(frame, threshold, previous_md5)
     frame["group"] = near_groups(frame, threshold)
@@ -111,6 +113,7 @@ def _mark_near(frame: pd.DataFrame, threshold: int, previous_md5: Collection[str
         previous=frame["md5"].isin(list(previous_md5)),
         pixels=frame["width"] * frame["height"],
     )
+    # Stable, so that of equal images the first by path is kept.
     order = kept.sort_values(["previous", "pixels"], ascending=[False, False], kind="stable")
     first = order.groupby("group").head(1).set_index("group")
     removed = order.index[order.duplicated("group")]

@@ -65,6 +65,7 @@ def copy_history(out: Path, building: Path, *, without_last: bool = False) -> No
     for name in (DATASET_FILE, MANIFEST_FILE):
         shutil.copy(out / name, target / name)
     num_lines = len(ledger.read(out / ledger.LEDGER_FILE))
+    # Marks where an undo starts to retract decisions made by hand.
     (target / _LEDGER_LINES_FILE).write_text(f"{num_lines}\n", "utf-8")
 
 
@@ -77,6 +78,7 @@ def open_version(name: str) -> Dataset:
         DataError: There is no such version; lists those that there are.
     """
     folder, _, prefix = name.rpartition("@")
+    # A folder may have an @ in its own name.
     if not folder or Path(name).exists():
         return open_dataset(Path(name))
     present = open_dataset(Path(folder))
@@ -116,6 +118,7 @@ def _change(row: dict[str, object]) -> tuple[str, object, object]:
         return "added", "", row["class_name_new"] if row["kept_new"] else row["reason_new"]
     if row["_merge"] == "left_only":
         return "removed", row["class_name_old"] if row["kept_old"] else row["reason_old"], ""
+    # Kept or dropped first: class and split matter only to images that stay.
     if row["kept_old"] != row["kept_new"]:
         change = "kept" if row["kept_new"] else "dropped"
         return change, row["reason_old"], row["reason_new"]

@@ -102,6 +102,7 @@ def _parse(line: str, location: str, classes: Sequence[str]) -> Decision:
         raise DataError(
             f"{location} is not JSON ({error}). Export the decisions from the review page again."
         ) from error
+    # By md5 and not by path: a decision holds for every copy, wherever it is moved.
     if not isinstance(values, dict) or len(str(values.get("md5", ""))) != 32:
         raise DataError(f"{location} names no image: it needs an md5 of 32 digits.")
     action, class_name = values.get("action"), str(values.get("class_name", ""))
@@ -125,6 +126,7 @@ def _parse(line: str, location: str, classes: Sequence[str]) -> Decision:
 
 def by_hand(ledger: Iterable[Decision]) -> dict[str, Decision]:
     """Returns the user's decisions in force by md5: the last on each, unless it was retracted."""
+    # A dict keeps the last of equal keys, which is the decision in force.
     last = {decision.md5: decision for decision in ledger if decision.reason == BY_HAND}
     return {md5: decision for md5, decision in last.items() if decision.action != "retract"}
 
@@ -151,6 +153,7 @@ def retractions(ledger: Sequence[Decision], num_lines: int, by: str, when: str) 
     # A dict keeps the order of the ledger and drops repeated md5s.
     for md5 in dict.fromkeys(decision.md5 for decision in ledger[num_lines:]):
         old, new = before.get(md5), now.get(md5)
+        # Only verdicts of prepare since then, or a decision that was retracted: nothing to undo.
         if old == new:
             continue
         values = asdict(old or new)  # type: ignore[arg-type]
@@ -183,6 +186,7 @@ def verdict_changes(
             verdict.reason,
         ):
             changes.append(verdict)
+    # Appended rather than removed: the ledger is the record of what once held.
     for key, previous in before.items():
         if previous.action == "drop" and key not in now:
             changes.append(

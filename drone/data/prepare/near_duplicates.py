@@ -84,6 +84,7 @@ def near_pairs(
     codes = np.empty(0, np.int64)
     for _ in range(num_samples):
         chosen = rng.choice(bits, sampled_bits, replace=False)
+        # A new order each time, so that _MAX_COMPARISONS does not always cut off the same pairs.
         pairs = _pairs_in_sample(hashes_NB, chosen, rng.permutation(count), threshold)
         # A pair is coded as one number, so that a pair of several samples is counted once.
         codes = np.union1d(codes, pairs[:, 0] * count + pairs[:, 1])

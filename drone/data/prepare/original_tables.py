@@ -28,6 +28,7 @@ def original_flags(frame: pd.DataFrame) -> pd.DataFrame:
     # The records are sorted by path, so "first" is what the original met first.
     first_in_class = frame.groupby(["given_class", "md5"])["path"].transform("first")
     first_of_all = frame.groupby("md5")[["path", "given_class"]].transform("first")
+    # Only the first copy in a folder counts here, as in the original.
     across = readable & ~within & (first_of_all["given_class"] != frame["given_class"])
     parent = first_of_all["path"].where(across, first_in_class.where(within, ""))
     return pd.DataFrame(

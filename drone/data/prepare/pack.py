@@ -35,6 +35,7 @@ def pack_images(plan: PreparePlan, folder: Path, mapper: Mapper, *, bins: bool) 
     tasks = _shard_tasks(images, folder, side_px, SHARD_ROWS)
     if bins:
         for side, images_of_bin in images.groupby(bin_sides(images)):
+            # Images of the smallest bin are packed already, with all others, at that side.
             if side > side_px:
                 target = folder / bin_folder(side)
                 target.mkdir()
@@ -99,6 +100,7 @@ def _pack_shard(
                 f"{image.root}/{image.path} has changed since it was scanned ({error}). Restore "
                 f"the file, or run prepare.py again when nothing writes to the raw folder."
             ) from error
+    # It ends in .npy because np.save would append that otherwise.
     temporary = target.with_suffix(".tmp.npy")
     np.save(temporary, pixels)
     temporary.rename(target)

@@ -157,9 +157,11 @@ def plan_dataset(
         decisions=ledger.by_hand([*lines, *new_decisions]),
         previous_md5=previous.keys(),
     )
+    # The splits come last: they are balanced over what the verdicts keep.
     frame = assign_splits(frame, settings.classes, settings.split, threshold, previous)
     # Images dropped by hand are packed too: evaluate reports the accuracy before the review.
     in_split = gets_split(frame)
+    # In the order of the manifest, so that packing a version again gives the same rows.
     frame["pixel_row"] = np.where(in_split, in_split.cumsum() - 1, -1)
     return PreparePlan(
         manifest=frame.drop(columns="problem"),
@@ -184,6 +186,7 @@ def _scan(
     scan_row = functools.partial(_scan_row, settings=settings, opener=opener)
     rows = mapper(scan_row, [asdict(file) for file in new], "scanning") if new else []
     records |= {file: ScanRecord(**row) for file, row in zip(new, rows, strict=True)}
+    # All records, since storing replaces those of a root.
     if cache and new:
         cache.store({file: records[file] for file in files})
     return [records[file] for file in files]

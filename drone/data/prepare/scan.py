@@ -148,6 +148,7 @@ def _class_folders(
 ) -> tuple[str, list[str]]:
     """Returns the name of the root that holds the class folders, and all folders in it."""
     folders = root.folders()
+    # A single folder that names no class may only wrap the class folders.
     if len(folders) != 1 or any(match_class(folder, classes) for folder in folders):
         return name, folders
     inner = join_root(name, folders[0])
@@ -191,10 +192,12 @@ def scan_file(raw_file: RawFile, settings: Preprocessing, opener: Opener = open_
         detail = f"Cannot be read: {error.strerror or error}."
         return _problem_record(raw_file, 0, "", UNREADABLE, detail)
     if len(data) > settings.max_bytes:
+        # Only the first max_bytes + 1 bytes were read, so the size is the one that was listed.
         size = max(raw_file.size_bytes, len(data))
         limit = f"the limit is {settings.max_bytes / 2**20:g} MiB"
         detail = f"The file has {size / 2**20:.0f} MiB; {limit}."
         return _problem_record(raw_file, size, "", "too-large", detail)
+    # Not for security, which lets it run where FIPS rules forbid md5.
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     try:
         return _image_record(raw_file, data, md5, settings)
@@ -247,6 +250,7 @@ def _exif(header: Image.Image) -> tuple[int, str]:
         orientation = value if value in range(1, 9) else 0
         tags = (exif.get(tag, "") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
         text = " ".join(str(tag).strip(" \0") for tag in tags)
+        # Cameras write control characters and padding; a manifest is no place for them.
         camera = "".join(letter for letter in text if letter.isprintable()).strip()[:80]
     return orientation, camera
 

@@ -75,6 +75,7 @@ def assign_splits(
     if _leave_out_bridges(frame, in_split, earlier):
         # Without the bridges, the groups that they joined fall apart.
         frame["group"] = near_groups(frame, threshold)
+    # After bridges are left out, since a class may have too few groups without them.
     _check_sizes(frame[frame["kept"]], classes)
     in_split = frame[gets_split(frame)]
     # Balanced by the folders' classes: relabelling an image moves no other to another split.
@@ -92,6 +93,7 @@ def _leave_out_bridges(
     assigned = earlier != ""
     splits_of_group = earlier[assigned].groupby(in_split["group"][assigned]).nunique()
     straddling = splits_of_group.index[splits_of_group > 1]
+    # Only new files: what was assigned before stays in its split.
     bridges = in_split.index[in_split["group"].isin(straddling) & ~assigned]
     frame.loc[bridges, "kept"] = False
     frame.loc[bridges, "reason"] = BRIDGE

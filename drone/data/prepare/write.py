@@ -46,6 +46,7 @@ def check_writable(out: Path) -> None:
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        # Tried out, since permissions do not show a read-only mount or a full disk.
         with tempfile.TemporaryDirectory(dir=out.parent):
             pass
     except OSError as error:
@@ -83,6 +84,7 @@ def write_dataset(
         DataError: The disk is full, `out` is not writable, or a raw file has changed.
     """
     check_writable(out)
+    # Runs that trained on the bins must still find them after an update without --bins.
     bins = bins or (is_dataset(out) and open_dataset(out).has_bins)
     if bins and plan.settings.preprocessing.side_px != BIN_SIDES_PX[0]:
         raise ConfigError(

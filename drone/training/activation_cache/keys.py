@@ -63,10 +63,12 @@ def common_facts(
         device: Device that computes the activations.
     """
     return {
+        # All blocks, not those below a cut only: one view serves every cut.
         "weights": _digest(model.features),
         "fingerprint": fingerprint,
         "dtype": str(activation_dtype(config.precision, device)),
         "device": device.type,
+        # Another version may choose other kernels, whose last bits differ.
         "torch": torch.__version__,
     }
 
@@ -95,5 +97,6 @@ def _digest(features: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in features.state_dict().items():
         digest.update(name.encode())
+        # Contiguous: channels-last weights must give the same bytes as others.
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -61,6 +61,7 @@ class CacheWorkload:
 def decide(config: TrainConfig, workload: CacheWorkload) -> CacheDecision:
     """Whether a run should read cached activations, and why."""
     cut = config.model.cut
+    # The first reason that applies is printed, so the fundamental ones come first.
     if config.model.mixed:
         return _compute("a trainable resizer comes before its frozen blocks")
     if config.model.batchnorm == "drift":
@@ -71,15 +72,19 @@ def decide(config: TrainConfig, workload: CacheWorkload) -> CacheDecision:
     if saved < _MIN_SAVED_SHARE:
         depth = NUM_BLOCKS - cut
         return _compute(f"with {depth} trainable blocks the frozen ones take {saved:.0%} of a step")
+    # Without augmentation every epoch reads the same view.
     views = 1
     if config.augment.strength > 0:
         views = min(config.views or config.epochs, config.epochs)
     needed_gb = _needed_gb(config, workload, views)
+    # All or nothing: epochs read the views in turn, so with too little space each view would be
+    # evicted just before it is read again.
     if needed_gb > workload.disk_gb:
         return _compute(
             f"they would take {needed_gb:.1f} GB, --activation-cache-gb allows {workload.disk_gb:g}"
         )
     reads = workload.num_runs * config.epochs / views
+    # Before counting reads: views that are already stored pay even if each is read once.
     if workload.is_cached:
         return CacheDecision(True, f"reads cached activations, which saves {saved:.0%} of a step")
     if reads <= 1:
@@ -133,10 +138,12 @@ def plan_caching(
         cuts=cache.cuts,
     )
     cut = config.model.cut
+    # The search chose cuts that fit on the disk together: another one would evict theirs.
     if cache.cuts and cut not in cache.cuts:
         alone = decide(config, replace(workload, cuts=()))
         no_space = _compute("the disk has no space for its cut beside the other trials'")
         return no_space if alone.use else alone
+    # Random weights get their statistics later, and those decide the views' names.
     if has_statistics(model.features) and cut > 0:
         common = common_facts(config, model, fingerprint, device)
         store = ActivationStore(cache.folder, cache.disk_gb)
@@ -168,6 +175,7 @@ def search_workload(
         strengths: Augmentation strengths that trials choose from; None if they come from a range,
             since no two trials need have the same then.
     """
+    # Strength 0 has one view in all: only the others fill the disk.
     augmented = max(1, sum(strength > 0 for strength in strengths)) if strengths else 1
     return CacheWorkload(
         num_train=num_train,
@@ -190,6 +198,7 @@ def cuts_to_cache(
         workload: Workload of the search.
     """
     cuts: tuple[int, ...] = ()
+    # The deepest cut saves the largest part of a step, so it gets the space first.
     for depth in sorted({depth for depth in depths if depth < NUM_BLOCKS}):
         model = replace(config.model, unfreeze_depth=depth)
         cut = NUM_BLOCKS - depth

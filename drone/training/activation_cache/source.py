@@ -103,6 +103,7 @@ class ComputedActivations:
 
     def validation(self, model: Classifier, positions_B: NDArray[np.int64]) -> Tensor:
         """See ActivationSource. Frozen activations are computed once and kept, if there is room."""
+        # Validation has the same batches in every epoch, so its first position names a batch.
         first = int(positions_B[0])
         if first in self._validation:
             return self._validation[first]
@@ -212,6 +213,7 @@ class CachedActivations:
         """Computes a part at all cuts that are missing, and stores them."""
         positions = view.positions(part)
         stored = [(cut, self._store.read(view, cut, part, self._rows[cut])) for cut in self._cuts]
+        # Starts from the deepest cut below this one that another trial has stored.
         start, source = max(
             ((cut, rows) for cut, rows in stored if rows is not None and cut < self._cut),
             key=lambda pair: pair[0],
@@ -242,8 +244,10 @@ class CachedActivations:
             for cut in range(start + 1, max(cuts) + 1):
                 activations = self._blocks[cut - 1](activations)
                 if cut in cuts:
+                    # After the last block only the mean is used: 1,280 numbers instead of 62,720.
                     pooled = activations.mean(dim=(2, 3)) if cut == NUM_BLOCKS else None
                     rows = activations.permute(0, 2, 3, 1) if pooled is None else pooled
+                    # Channels last, as the network has them in memory: reading needs no reordering.
                     rows_by_cut[cut] = rows[:count].contiguous()
         return rows_by_cut
 

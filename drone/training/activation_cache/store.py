@@ -79,6 +79,7 @@ class ActivationStore:
         try:
             if file.stat().st_size != size + _TRAILER:
                 raise ValueError
+            # Copy-on-write, since torch warns about read-only memory. The file never changes.
             content = np.memmap(file, np.uint8, "c")
             trailer = content[size:].tobytes()
             if trailer != _MAGIC + zlib.crc32(content[:size].data).to_bytes(4, "little"):
@@ -99,6 +100,7 @@ class ActivationStore:
         Returns:
             Whether it was stored: not if it is larger than the budget or the disk is full.
         """
+        # As bytes: numpy has no bfloat16.
         content = rows.contiguous().view(torch.uint8).numpy().reshape(-1)
         if not self._make_room(content.nbytes):
             return False
