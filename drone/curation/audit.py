@@ -215,7 +215,7 @@ def read_provenance(roots: Iterable[str], opener: Opener) -> pd.DataFrame:
     rows = []
     for root in roots:
         try:
-            # A limit beyond any record, since a record that is cut off would lose lines silently.
+            # Far beyond any record: read() cuts longer files off, which would lose lines silently.
             content = opener(root).read(collected.FILE_NAME, 2**30)
         except (OSError, DataError):
             continue

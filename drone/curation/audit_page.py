@@ -155,6 +155,7 @@ def _note(value: object) -> str:
 
 
 def _paths(sections: Mapping[str, _Section]) -> set[str]:
+    # A set: an image in several sections is decoded and embedded once.
     return {
         str(tile["path"])
         for section in sections.values()
@@ -167,7 +168,6 @@ def _thumbnails(plan: PreparePlan, paths: Iterable[str], mapper: Mapper) -> dict
     """Returns thumbnails as data URIs by path; files that cannot be read are missing."""
     # Raw folders may share a path; the page shows the first.
     roots = plan.manifest.drop_duplicates("path").set_index("path")["root"]
-    # A set: an image in several sections is decoded and embedded once.
     files = sorted({(str(roots[path]), path) for path in paths})
     thumbnail_row = functools.partial(
         _thumbnail_row, settings=plan.settings.preprocessing, opener=plan.opener

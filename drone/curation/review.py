@@ -67,7 +67,6 @@ def build_items(
     for _, rows in near_duplicates.groupby("group", sort=False):
         for md5 in rows["md5"]:
             item_of(md5, _NEAR)["twins"] = [other for other in rows["md5"] if other != md5]
-    # Left out only now, so that they still count among the twins of others.
     return [item for md5, item in items.items() if md5 not in decided_md5]
 
 

@@ -19,7 +19,7 @@ def thumbnail(root: str, path: str, settings: Preprocessing, opener: Opener, sid
     try:
         data = opener(root).read(path, settings.max_bytes)
         image = decode_reduced(open_header(data, settings), side_px)
-    # The raw files may have moved since; a page without an image is better than none.
+    # Raw files may have moved since the scan; a page without one image is better than no page.
     except (OSError, ImageError, DataError):
         return ""
     image.thumbnail((side_px, side_px))

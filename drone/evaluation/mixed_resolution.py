@@ -86,7 +86,6 @@ def by_size(sides_N: NDArray[np.int64], variants: Sequence[Variant]) -> pd.DataF
                 f"accuracy{suffix}": accuracy.value,
                 f"low{suffix}": accuracy.low,
                 f"high{suffix}": accuracy.high,
-                # NaN: a variant is timed only at sides that it takes.
                 f"ms{suffix}": variant.latency_ms_by_side.get(int(side), float("nan")),
             }
         rows.append(row)
