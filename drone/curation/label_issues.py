@@ -153,7 +153,7 @@ def out_of_fold_probabilities(
         probs_CNK[:, held_out] = _held_out_probabilities(
             features_ND[training], labels_N[training], features_ND[held_out], seed
         )
-    # Of float32 features the sums are off by 1e-7, which log_loss warns about.
+    # With float32 features the sums are off by 1e-7, and log_loss would warn.
     probs_CNK /= probs_CNK.sum(axis=2, keepdims=True)
     # One C for all folds: chosen per fold, their confidences would not be comparable.
     losses_C = [log_loss(labels_N, probs_NK) for probs_NK in probs_CNK]

@@ -88,15 +88,7 @@ def load_unseen(
     """
     files = list_raw_files([folder], classes, require_all_classes=False).files
     scanned = _read_all(files, preprocessing, track)
-    left_out = {record.path: record.detail for record, pixels in scanned if pixels is None}
-    usable = [(record, pixels) for record, pixels in scanned if pixels is not None]
-    seen_N = _seen([record for record, _ in usable], trained_on)
-    left_out |= {
-        record.path: "the model was trained or selected on it, or on a near duplicate"
-        for (record, _), seen in zip(usable, seen_N, strict=True)
-        if seen
-    }
-    new = [pair for pair, seen in zip(usable, seen_N, strict=True) if not seen]
+    new, left_out = _leave_out(scanned, trained_on)
     if not new:
         raise DataError(
             f"{folder} holds no image that is new to the model: {len(left_out)} of {len(files)} "
@@ -136,6 +128,22 @@ def _read(
         return record, to_pixels(data, preprocessing)
     except (ImageError, OSError):
         return record, None
+
+
+def _leave_out(
+    scanned: Sequence[tuple[ScanRecord, NDArray[np.uint8] | None]],
+    trained_on: pd.DataFrame | None,
+) -> tuple[list[tuple[ScanRecord, NDArray[np.uint8]]], dict[str, str]]:
+    """Returns the images that are new to the model, and by path why others are left out."""
+    left_out = {record.path: record.detail for record, pixels in scanned if pixels is None}
+    usable = [(record, pixels) for record, pixels in scanned if pixels is not None]
+    seen_N = _seen([record for record, _ in usable], trained_on)
+    left_out |= {
+        record.path: "the model was trained or selected on it, or on a near duplicate"
+        for (record, _), seen in zip(usable, seen_N, strict=True)
+        if seen
+    }
+    return [pair for pair, seen in zip(usable, seen_N, strict=True) if not seen], left_out
 
 
 def _seen(records: Sequence[ScanRecord], trained_on: pd.DataFrame | None) -> NDArray[np.bool_]:

@@ -31,11 +31,13 @@ from drone.training.config import TrainConfig
 from drone.training.device import activation_dtype, autocast
 
 _FILL_BATCH = 64
+"""Images whose activations are computed together when a part is filled."""
+
 _MIN_BATCH = 16
 """Smaller batches go through other kernels on a CPU, whose last bits differ."""
 
 _MAX_VALIDATION_BYTES = 10**9
-"""Validation activations that are kept in memory."""
+"""Maximum size of the validation activations that are kept in memory."""
 
 _LoadImages = Callable[[NDArray[np.int64]], Tensor]
 """Returns the images at some positions, (B, 3, H, W)."""
