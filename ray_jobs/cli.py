@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from drone.errors import ConfigError, DroneError
+from drone.project import user_cache
 from ray_jobs.console import console
 
 
@@ -99,7 +100,7 @@ def default_storage() -> str:
 def default_activation_cache() -> Path:
     """Returns the default of --activation-cache."""
     folder = os.environ.get("DRONE_ACTIVATION_CACHE")
-    return Path(folder) if folder else Path.home() / ".cache" / "drone" / "activations"
+    return Path(folder) if folder else user_cache() / "activations"
 
 
 def read_yaml(file: Path, kind: type = dict) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drone.data.dataset import DATASET_FILE, Dataset, is_dataset, open_dataset
 from drone.errors import DataError
+from drone.project import user_cache
 from drone.storage.filesystem import copy_here, local_path, read_text
 
 
@@ -20,7 +21,7 @@ def cache_folder(name: str = "datasets") -> Path:
             results.
     """
     root = os.environ.get("DRONE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "drone") / name
+    return (Path(root) if root else user_cache()) / name
 
 
 def open_at(

@@ -239,9 +239,9 @@ def _predict(url: str, image: bytes) -> dict[str, Any]:
 
 def _call(job: str, *arguments: object, display: Display) -> dict[str, Any]:
     """Runs a job as the user would, after showing its command; returns its result."""
-    words = [str(argument) for argument in arguments]
-    display.show(f"\n$ python ray_jobs/{job}.py {' '.join(words)}")
-    command = [sys.executable, str(ROOT / "ray_jobs" / f"{job}.py"), *words, "--json"]
+    flags = [str(argument) for argument in arguments]
+    display.show(f"\n$ python ray_jobs/{job}.py {' '.join(flags)}")
+    command = [sys.executable, str(ROOT / "ray_jobs" / f"{job}.py"), *flags, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == 130:
         raise KeyboardInterrupt

@@ -107,7 +107,7 @@ def predict_test_split(
         classes=predictor.info.classes,
     )
     evaluated = EvaluatedImages(
-        name="test" if own else f"test-{dataset.fingerprint[:8]}",
+        name=test_split_name(dataset.fingerprint, own),
         title="its test split" if own else f"the test split of {dataset.folder}",
         predictions=predictions,
         load_pixels=squashed.gather,
@@ -115,6 +115,16 @@ def predict_test_split(
         by_labels=_accuracy_by_labels(predictor, test, predictions, dataset, track),
     )
     return _with_comparisons(evaluated, test.sides_N, predictor, track, baseline)
+
+
+def test_split_name(fingerprint: str, own: bool) -> str:
+    """Returns the name under which an evaluation on a test split is logged.
+
+    Args:
+        fingerprint: Fingerprint of the data set.
+        own: Whether the run was trained on that data set.
+    """
+    return "test" if own else f"test-{fingerprint[:8]}"
 
 
 def predict_folder(

@@ -18,6 +18,7 @@ from drone.workflows.evaluated_images import (
     EvaluatedImages,
     predict_folder,
     predict_test_split,
+    test_split_name,
 )
 from drone.workflows.requests import EvaluateRequest
 
@@ -120,16 +121,6 @@ def _metrics(evaluated: EvaluatedImages, scores: Scores) -> dict[str, float]:
     if evaluated.comparisons:
         metrics[f"{name}/accuracy_squashed"] = evaluated.comparisons[0].baseline
     return metrics
-
-
-def test_split_name(fingerprint: str, own: bool) -> str:
-    """Returns the name under which an evaluation on a test split is logged.
-
-    Args:
-        fingerprint: Fingerprint of the data set.
-        own: Whether the run was trained on that data set.
-    """
-    return "test" if own else f"test-{fingerprint[:8]}"
 
 
 def test_result(run_id: str, fingerprint: str, own: bool) -> dict[str, Any] | None:

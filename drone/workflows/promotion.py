@@ -19,7 +19,8 @@ from drone.tracking import registry, runs
 from drone.tracking.model import fetch_onnx
 from drone.tracking.registry import CHAMPION, PREVIOUS, RegisteredVersion
 from drone.workflows.display import SILENT, Display
-from drone.workflows.evaluation import test_result, test_split_name
+from drone.workflows.evaluated_images import test_split_name
+from drone.workflows.evaluation import test_result
 
 
 @dataclass(frozen=True)

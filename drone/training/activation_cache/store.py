@@ -16,7 +16,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drone.project import user_cache
 from drone.training.activation_cache.keys import View
 
 _STALE_S = 3600.0
@@ -37,7 +38,7 @@ _TRAILER = len(_MAGIC) + 4
 class CacheSpec:
     """Where activations are cached, and which."""
 
-    folder: Path = Path.home() / ".cache" / "drone" / "activations"
+    folder: Path = field(default_factory=lambda: user_cache() / "activations")
     """On a local disk; all trials of a machine share it."""
 
     disk_gb: float = 10.0
