@@ -4,8 +4,8 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
 from drone.synth.drawing import draw
 from drone.synth.raw_folder import GroundTruth, SynthSettings, write_raw_folder
+from tests.job_process import JobProcess
 from tests.lively import export_mixed
 
 pytest_plugins = ["tests.skips"]
@@ -150,21 +151,33 @@ def job_command(name: str, *args: object) -> list[str]:
     return [sys.executable, str(ROOT / "ray_jobs" / f"{name}.py"), *map(str, args)]
 
 
+def start_job(
+    name: str, *args: object, cwd: Path, stdout: Path, stderr: Path, **environment: str
+) -> JobProcess:
+    """Starts a job as a user would, in a folder; its output goes to files."""
+    script = ROOT / "ray_jobs" / f"{name}.py"
+    environment = job_environment(**environment)
+    return JobProcess(script, [str(arg) for arg in args], cwd, environment, stdout, stderr)
+
+
+def run_to_end(name: str, *args: object, cwd: Path, **environment: str) -> Done:
+    """Runs a job as a user would, in a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        job = start_job(name, *args, cwd=cwd, stdout=out, stderr=err, **environment)
+        try:
+            code = job.wait(timeout=280)
+        finally:
+            job.kill()
+        return Done(code, out.read_text(), err.read_text())
+
+
 @pytest.fixture
 def run_job(tmp_path: Path) -> RunJob:
-    """Runs a job as a user would, in a folder of its own."""
+    """Runs a job as a user would, by default in a folder of the test's own."""
 
     def run(name: str, *args: object, cwd: Path = tmp_path, **environment: str) -> Done:
-        done = subprocess.run(
-            job_command(name, *args),
-            cwd=cwd,
-            env=job_environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        return run_to_end(name, *args, cwd=cwd, **environment)
 
     return run
 

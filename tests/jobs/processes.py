@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 from mlflow.tracking import MlflowClient
 
-from tests.conftest import job_command, job_environment
+from tests.conftest import job_environment, start_job
+from tests.job_process import JobProcess
 
 
 def points(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -35,29 +36,18 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 240) -> None:
 
 
 @contextlib.contextmanager
-def started(
-    folder: Path, name: str, *args: object, **environment: str
-) -> Iterator[subprocess.Popen]:
+def started(folder: Path, name: str, *args: object, **environment: str) -> Iterator[JobProcess]:
     """A job that runs while the block does, in a process group of its own."""
-    with (folder / "job.log").open("w") as log:
-        job = subprocess.Popen(
-            job_command(name, *args),
-            cwd=folder,
-            env=job_environment(**environment),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # Where the tests themselves run in the background, Ctrl-C would be ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        try:
-            yield job
-        finally:
-            if job.poll() is None:
-                os.killpg(job.pid, signal.SIGKILL)
+    log = folder / "job.log"
+    log.write_text("")
+    job = start_job(name, *args, cwd=folder, stdout=log, stderr=log, **environment)
+    try:
+        yield job
+    finally:
+        job.kill()
 
 
-def workers_of(job: subprocess.Popen, kind: str = "RayTrainWorker") -> list[psutil.Process]:
+def workers_of(job: JobProcess, kind: str = "RayTrainWorker") -> list[psutil.Process]:
     """The processes of a job's local Ray that train, or those of another kind."""
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(job.pid).children(recursive=True)

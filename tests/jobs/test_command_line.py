@@ -147,6 +147,7 @@ def test_a_tracking_server_that_is_down(call_job: RunJob, dataset: Dataset) -> N
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_more_workers_than_processors(run_job: RunJob, dataset: Dataset) -> None:
     args = ["smoke", "--data", dataset.folder, "--weights", "none", "--num-workers", 999]
     fails(run_job("train", *args), 2, "--num-workers is 999, but Ray has")

@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from drone.data.dataset import open_dataset
 from drone.serving.predictor import Predictor
-from tests.conftest import SMALL_PX, MadeUp, RunJob, job_command, job_environment
+from tests.conftest import SMALL_PX, MadeUp, RunJob, job_environment, run_to_end
 from tests.jobs.processes import (
     free_port,
     is_up,
@@ -48,11 +48,8 @@ def folder(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("folder")
     args = ["--raw", made_up.folder, "--out", "dataset"]
     args += ["--preprocessing.side-px", SMALL_PX, "--json"]
-    command = job_command("prepare", *args)
-    done = subprocess.run(
-        command, cwd=folder, env=job_environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_to_end("prepare", *args, cwd=folder)
+    assert done.code == 0, done.err
     return folder
 
 
@@ -60,12 +57,9 @@ def folder(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(folder: Path) -> str:
     """Id of a run that was not disturbed, of two workers."""
     args = ["finetune", "--data", "dataset", *QUICK, "--num-workers", "2"]
-    command = job_command("train", *args, "--json")
-    done = subprocess.run(
-        command, cwd=folder, env=job_environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])["run_id"]
+    done = run_to_end("train", *args, "--json", cwd=folder)
+    assert done.code == 0, done.err
+    return done.result["run_id"]
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Images of mixed resolutions by the commands that a person types, on real Ray."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 from drone.data.dataset import Dataset
 from drone.labels import CLASSES
 from drone.serving.predictor import Predictor
-from tests.conftest import Done, RunJob, job_command, job_environment
+from tests.conftest import Done, RunJob, run_to_end
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -30,17 +29,9 @@ def place(mixed_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, name: str, *words: object) -> Done:
     """Runs a job in the folder."""
-    done = subprocess.run(
-        job_command(name, *words, "--json"),
-        cwd=folder,
-        env=job_environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode in (0, 1), done.stderr
-    return Done(done.returncode, done.stdout, done.stderr)
+    done = run_to_end(name, *words, "--json", cwd=folder)
+    assert done.code in (0, 1), done.err
+    return done
 
 
 def test_a_resizing_network_is_told_before_anything_starts_that_it_needs_bins(

@@ -27,7 +27,7 @@ from drone.training.config import TrainConfig
 from drone.workflows import search
 from ray_jobs import tune
 from tests.browser import chromium
-from tests.conftest import RunJob, job_command, job_environment
+from tests.conftest import RunJob, run_to_end
 from tests.jobs.processes import free_port, points, started, tracking_server, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -50,17 +50,9 @@ def folder(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(folder: Path) -> dict:
     """The result of a study that was not disturbed."""
     args = [*QUICK, "--name", "calm", "--confirm", "1", "2", "--json"]
-    done = subprocess.run(
-        job_command("tune", *args),
-        cwd=folder,
-        env=job_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (folder / "calm.log").write_text(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    done = run_to_end("tune", *args, cwd=folder)
+    assert done.code == 0, done.err
+    return done.result
 
 
 @pytest.fixture

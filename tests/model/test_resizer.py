@@ -104,7 +104,10 @@ def test_step_0_equals_the_baseline_of_224_px(
     assert (probabilities[0].argmax(axis=1) == probabilities[1].argmax(axis=1)).mean() > 0.97
 
 
-@pytest.mark.parametrize(("kind", "flip"), [("stack", False), ("residual", True)])
+@pytest.mark.parametrize(
+    ("kind", "flip"),
+    [pytest.param("stack", False, marks=pytest.mark.slow), ("residual", True)],
+)
 def test_one_onnx_graph_predicts_for_all_sizes(tmp_path: Path, kind: str, flip: bool) -> None:
     config = ModelConfig(resizer=kind, test_time_flip=flip)
     model = mobilenet.build(config, 4, 0, None)

@@ -43,7 +43,8 @@ def test_same_seed_gives_the_same_run(dataset: Dataset, tmp_path: Path) -> None:
     assert other[0]["metrics"]["train/loss"] != runs[0][0]["metrics"]["train/loss"]
 
 
-@pytest.mark.parametrize("batchnorm", ["stored", pytest.param("drift", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batchnorm", ["stored", "drift"])
 def test_two_workers_have_the_metrics_of_one(
     dataset: Dataset, tmp_path: Path, batchnorm: str
 ) -> None:

@@ -18,6 +18,8 @@ from tests.conftest import MadeUp
 from tests.web.conftest import Visit, choose, classify, drawings, image_file, submit
 from tests.web.site import BUSY, MODEL_INFO, WEB, Reply, Site
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 0.02
 """Maximum difference of a probability; decoders of JPEG differ in last bits."""
 

@@ -22,6 +22,8 @@ from tests.web.site import (
     serve,
 )
 
+pytestmark = pytest.mark.slow
+
 RECORD_STATUS = """
     window.statuses = [];
     addEventListener('DOMContentLoaded', () => {
@@ -199,6 +201,8 @@ def test_cancel(visit: Visit, site: Site, when: str) -> None:
     choose(page, image_file(1))
     page.get_by_role("button", name="Submit").press("Enter")
     expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+    # A request that is cancelled before it has left the browser is never answered.
+    wait_until(lambda: len(site.uploads) == 1)
     if when == "waiting":
         expect(page.get_by_role("status")).to_contain_text("Attempt 2 of 4 in 30 s")
     page.keyboard.press("Enter")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT, MadeUp
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_the_code_of_the_docs_runs(
