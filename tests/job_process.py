@@ -16,11 +16,11 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-# Not Ray: it reads settings from the environment when it is imported.
 _PRELOADED = [
     *("torch", "torch._dynamo", "torch.onnx", "torchvision.models", "onnx", "onnxscript"),
     *("onnxruntime", "pandas", "pyarrow.dataset", "scipy.optimize", "sklearn.metrics"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "tyro", "rich", "yaml"),
+    *("ray", "ray.data", "ray.train.torch", "ray.tune"),
 ]
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _FORK_SERVER.set_forkserver_preload(_PRELOADED)
