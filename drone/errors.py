@@ -21,6 +21,14 @@ class DataError(DroneError):
     """The images or the data set are not what the job needs."""
 
 
+class DamagedError(DataError):
+    """A file is missing, cut short, or not what was once written."""
+
+
+class LockedError(DroneError):
+    """Another process is writing what this one would write."""
+
+
 class WeightsError(DroneError):
     """The starting weights cannot be loaded or do not fit the model."""
 

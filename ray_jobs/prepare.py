@@ -56,11 +56,11 @@ def main(job: Prepare) -> cli.Result:
         }
     assert job.out is not None
     if job.undo:
-        dataset = preparation.undo(job.out)
+        dataset = preparation.undo(job.out, console.show)
         console.show(f"Restored version {dataset.fingerprint[:12]} of {job.out}")
         return {"data": str(job.out), "fingerprint": dataset.fingerprint, "written": True}
     prepared, written = preparation.prepare(
-        job, job.settings, lambda planned: dataset_tables.show_plan(planned, job)
+        job, job.settings, lambda planned: dataset_tables.show_plan(planned, job), console.show
     )
     plan = prepared.plan
     _show_outcome(job, plan.fingerprint, written)

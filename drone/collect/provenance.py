@@ -4,14 +4,17 @@ Lines are only ever added, and the last one of a class and URL counts.
 """
 
 import contextlib
-import fcntl
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from drone.errors import DataError
+from drone.files import locked
 
 FILE_NAME = "provenance.jsonl"
 
@@ -125,31 +128,32 @@ def _read(file: Path) -> tuple[list[Record], int]:
 
 
 @contextlib.contextmanager
-def open_locked(folder: Path) -> Iterator[BinaryIO]:
+def open_locked(folder: Path) -> Iterator[RawIOBase]:
     """Opens the provenance file for `append`, with a lock that keeps other processes out.
 
     Raises:
-        DataError: Another process is collecting into the folder, or it cannot be written.
+        LockedError: Another process is collecting into the folder.
+        DataError: The folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / FILE_NAME).open("ab")
-    except OSError as error:
-        message = f"{folder} cannot be written: {error.strerror}. Choose another --out."
-        raise DataError(message) from error
-    with file as stream:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / ".collect.lock", f"The raw folder {folder}"))
+            # A link would let the job write outside of its folder.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            descriptor = os.open(folder / FILE_NAME, flags, 0o644)
+        except OSError as error:
+            is_link = error.errno == errno.ELOOP
+            reason = f"{FILE_NAME} in it is a link" if is_link else error.strerror
             raise DataError(
-                f"Another run is collecting into {folder}. Wait until it has finished, or choose "
-                f"another --out."
+                f"{folder} cannot be written: {reason}. Choose another --out."
             ) from error
+        stream = stack.enter_context(os.fdopen(descriptor, "ab", buffering=0))
         _repair(folder / FILE_NAME, stream)
         yield stream
 
 
-def _repair(file: Path, stream: BinaryIO) -> None:
+def _repair(file: Path, stream: RawIOBase) -> None:
     """Removes an incomplete last line, so that the next record starts on a line of its own."""
     _, valid_bytes = _read(file)
     stream.truncate(valid_bytes)
@@ -159,8 +163,18 @@ def _repair(file: Path, stream: BinaryIO) -> None:
         stream.flush()
 
 
-def append(stream: BinaryIO, record: Record) -> None:
-    """Appends a record to an open provenance file."""
+def append(stream: RawIOBase, record: Record) -> None:
+    """Appends a record to an open provenance file: the whole line or, on a full disk, nothing.
+
+    Raises:
+        OSError: The disk is full or not writable.
+    """
     line = json.dumps(asdict(record), ensure_ascii=False, sort_keys=True)
-    stream.write(line.encode("utf-8", "replace") + b"\n")
-    stream.flush()
+    content = line.encode("utf-8", "backslashreplace") + b"\n"
+    before = stream.seek(0, os.SEEK_END)
+    try:
+        while content:
+            content = content[stream.write(content) :]
+    except OSError:
+        os.ftruncate(stream.fileno(), before)
+        raise

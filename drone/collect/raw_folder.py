@@ -1,7 +1,6 @@
 """Fills a raw folder with images from the web: plans, downloads, stores and counts."""
 
 import datetime
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from drone.collect.rate_limiter import RateLimiter
 from drone.collect.settings import FetchSettings
 from drone.collect.urls import host_of
 from drone.errors import DataError
+from drone.files import write_whole
 from drone.labels import CLASSES
 
 _NO_HOST = "(not a url)"
@@ -149,7 +149,8 @@ def collect(
         Record of each URL.
 
     Raises:
-        DataError: Another process is collecting into the folder, or it cannot be written.
+        LockedError: Another process is collecting into the folder.
+        DataError: The folder cannot be written, or a folder in it is a link.
     """
     with provenance.open_locked(folder) as stream:
         for image_url, outcome in downloader(image_urls, settings):
@@ -167,13 +168,16 @@ def _store(folder: Path, class_name: str, outcome: Outcome) -> str:
     suffix = _SUFFIXES.get(outcome.format, outcome.format.lower())
     path = f"{class_name}/{outcome.md5[:16]}.{suffix}"
     target = folder / path
+    # Anything of that name counts, a broken link too: nothing is written through it.
+    if target.parent.is_symlink() or target.is_symlink():
+        raise DataError(
+            f"{target.parent if target.parent.is_symlink() else target} is a link, and collect "
+            f"writes to its own folder only. Replace it by what it points to."
+        )
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
-        with (folder / _PARTIAL_FILE).open("wb") as stream:
-            stream.write(outcome.data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        (folder / _PARTIAL_FILE).replace(target)
+        # Not beside it: what a kill leaves in a class folder would count as a raw file.
+        write_whole(target, outcome.data, folder / _PARTIAL_FILE)
     return path
 
 

@@ -1,6 +1,6 @@
 """A prepared data set: a folder that never changes, named by its fingerprint.
 
-dataset.json        settings, classes, counts, fingerprint
+dataset.json        settings, classes, counts, fingerprint, checksums of the manifest and the pixels
 manifest.parquet    one row per file seen, with its verdict and split
 ledger.jsonl        every decision, oldest first
 pixels/             the images as the model sees them, at 224 px and, with --bins, at the side of
@@ -12,6 +12,7 @@ history/            manifests of earlier versions, for --undo and --diff
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +24,13 @@ from numpy.typing import NDArray
 
 from drone.data.bins import bin_sides
 from drone.data.grouped_partition import assign_folds
-from drone.data.pixels import BinnedStore, PixelStore
+from drone.data.pixels import BinnedStore, PixelStore, damaged
 from drone.errors import ConfigError, DataError
+from drone.files import SchemaError, checksum, unseal
 from drone.labels import nearest
 from drone.serving.preprocess import Preprocessing
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised whenever a program of another version could misread the folder."""
 
 SPLITS = ("train", "validation", "test")
@@ -138,15 +140,33 @@ class Dataset:
         """How its pixels were made."""
         return Preprocessing(**self.description["settings"]["preprocessing"])
 
+    @property
+    def checksums(self) -> Mapping[str, str]:
+        """SHA-256 of the manifest and of each shard, by path in the folder."""
+        checksums: dict[str, str] = self.description["checksums"]
+        return checksums
+
     @cached_property
     def manifest(self) -> pd.DataFrame:
-        """One row per file seen, sorted by path."""
+        """One row per file seen, sorted by path.
+
+        Raises:
+            DamagedError: The file is missing, or not what `prepare` wrote.
+        """
+        file = self.folder / MANIFEST_FILE
         try:
-            return pd.read_parquet(self.folder / MANIFEST_FILE)
+            if checksum(file) != self.checksums[MANIFEST_FILE]:
+                raise ValueError("its checksum differs")
+            return pd.read_parquet(file)
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{self.folder / MANIFEST_FILE} is missing or damaged. Prepare the data set again."
-            ) from error
+            raise damaged(file, error) from error
+
+    def damaged_files(self) -> Iterator[Path]:
+        """Yields the files that are missing or not what `prepare` wrote; reads every byte."""
+        for name, expected in self.checksums.items():
+            file = self.folder / name
+            if not file.is_file() or checksum(file) != expected:
+                yield file
 
     def split(self, name: str) -> Split:
         """Returns the images of one split.
@@ -219,9 +239,10 @@ class Dataset:
     def _store(self) -> PixelStore | BinnedStore:
         folder, side_px = self.folder / PIXELS_FOLDER, self.preprocessing.side_px
         packed = self.packed_rows()
+        checksums = {self.folder / name: value for name, value in self.checksums.items()}
         if self.at_own_sizes:
-            return BinnedStore(folder, bin_sides(packed), side_px)
-        return PixelStore(folder, len(packed), side_px)
+            return BinnedStore(folder, bin_sides(packed), side_px, checksums)
+        return PixelStore(folder, len(packed), side_px, checksums)
 
 
 def _content_keys(md5: "pd.Series[str]") -> NDArray[np.int64]:
@@ -239,7 +260,8 @@ def open_dataset(folder: Path) -> Dataset:
     """Opens a folder that `prepare` wrote.
 
     Raises:
-        DataError: There is no data set in it, or it is damaged or of another schema.
+        DamagedError: dataset.json is not what `prepare` wrote.
+        DataError: There is no data set in it, or one of another schema.
     """
     file = folder / DATASET_FILE
     if not file.is_file():
@@ -248,13 +270,12 @@ def open_dataset(folder: Path) -> Dataset:
             f"Make one: python ray_jobs/prepare.py --raw RAW_FOLDER --out {folder}"
         )
     try:
-        description: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}). Prepare the data set again.") from error
-    if description.get("schema") != SCHEMA:
+        description = unseal(file.read_bytes(), SCHEMA)
+    except SchemaError as error:
         raise DataError(
-            f"{folder} has the schema {description.get('schema')}, and this version reads "
-            f"{SCHEMA}. Move it away and make it anew: "
-            f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {folder}"
-        )
+            f"{folder} has the schema {error.schema}, and this version reads {SCHEMA}. Move it "
+            f"away and make it anew: python ray_jobs/prepare.py --raw RAW_FOLDER --out {folder}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise damaged(file, error) from error
     return Dataset(folder=folder, description=description)

@@ -8,19 +8,19 @@ These files are the truth that a study resumes from: MLflow and Optuna are broug
 them. Each is written to another name and renamed.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from drone.config import override, to_dict
-from drone.errors import ConfigError, RunError
+from drone.errors import RunError
+from drone.files import SchemaError, seal, unseal, write_whole
 from drone.search.domain import Choice, Domain, Range
 from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
 
-SCHEMA = 2
+SCHEMA = 3
 STUDY_FILE = "study.json"
 
 Part = Literal["trials", "confirm"]
@@ -112,17 +112,7 @@ class Study:
         """
         file = self.folder / STUDY_FILE
         try:
-            content = json.loads(file.read_text("utf-8"))
-        except OSError as error:
-            raise RunError(f"{self.folder} holds no study (no {STUDY_FILE}).") from error
-        except ValueError as error:
-            raise RunError(f"{file} is damaged: {error}. Restore it from a copy.") from error
-        try:
-            if content.pop("schema") != SCHEMA:
-                raise RunError(
-                    f"Cannot resume {self.folder}: it was written by another version of this "
-                    f"program. Start a new study with ray_jobs/tune.py."
-                )
+            content = unseal(file.read_bytes(), SCHEMA)
             content["base"] = override(TrainConfig(), content["base"], str(file))
             content["space"] = {
                 # JSON has no types; only a Choice has values.
@@ -130,7 +120,14 @@ class Study:
                 for name, domain in content["space"].items()
             }
             return StudySpec(**content)
-        except (AttributeError, KeyError, TypeError, ConfigError) as error:
+        except OSError as error:
+            raise RunError(f"{self.folder} holds no study (no {STUDY_FILE}).") from error
+        except SchemaError as error:
+            raise RunError(
+                f"Cannot resume {self.folder}: it was written by another version of this program. "
+                f"Start a new study with ray_jobs/tune.py."
+            ) from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{file} is damaged: it does not hold the spec of a study ({error}). Restore it "
                 f"from a copy, or start a new study."
@@ -138,7 +135,7 @@ class Study:
 
     def write_spec(self, spec: StudySpec) -> None:
         """Writes the spec of a new study."""
-        content = {**vars(spec), "schema": SCHEMA, "base": to_dict(spec.base)}
+        content = {**vars(spec), "base": to_dict(spec.base)}
         content["space"] = {name: asdict(domain) for name, domain in spec.space.items()}
         _write_json(self.folder / STUDY_FILE, content)
 
@@ -158,17 +155,14 @@ class Study:
 
 def _read_record(file: Path) -> TrialRecord:
     try:
-        return TrialRecord(**json.loads(file.read_text("utf-8")))
+        return TrialRecord(**unseal(file.read_bytes(), SCHEMA))
     except (OSError, TypeError, ValueError) as error:
         raise RunError(
-            f"{file} is damaged: {error}. Delete it, then --resume: the study continues without "
-            f"this trial, or runs it again if it was the last."
+            f"{file} is damaged: {error}. Restore it from a copy, or move it away and --resume: "
+            f"the study continues without this trial, or runs it again if it was the last."
         ) from error
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when complete: a kill must not leave half a file, from which a study cannot resume.
-    temporary = file.with_name(f".{file.name}.new")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    temporary.rename(file)
+    write_whole(file, seal(content, SCHEMA))

@@ -1,17 +1,17 @@
 """Checkpoints in storage: finding the newest, fetching, saving, retention."""
 
-import json
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
 from drone.errors import RunError
+from drone.files import unseal
 from drone.storage.filesystem import copy_here, is_object_storage, open_filesystem, probe
-from drone.training.checkpoint import STATE_FILE, is_whole
+from drone.training.checkpoint import SCHEMA, STATE_FILE, is_whole
 
 MAX_OUTAGE_S = 120.0
 """Seconds that storage may fail before a run does."""
@@ -28,13 +28,28 @@ class StoredCheckpoint:
 
     epoch: int
     batch: int
+    checksums: Mapping[str, str]
+    """SHA-256 of its files by name."""
 
 
-def newest(location: str) -> StoredCheckpoint | None:
-    """Returns the most advanced checkpoint below a folder, over all attempts; None without one."""
+def newest(
+    location: str, notify: Callable[[str], None] = lambda message: None
+) -> StoredCheckpoint | None:
+    """Returns the most advanced checkpoint below a folder, over all attempts; None without one.
+
+    One that is damaged, or was not copied to its end, is passed over.
+
+    Args:
+        location: Folder or URI.
+        notify: Called with a message for each damaged one.
+    """
     # By position: each attempt has a folder of its own, and the latest may have got less far.
-    checkpoints = sorted(_checkpoints(location), key=lambda stored: (stored.epoch, stored.batch))
-    return checkpoints[-1] if checkpoints else None
+    key = lambda stored: (stored.epoch, stored.batch)  # noqa: E731
+    for stored in sorted(_checkpoints(location), key=key, reverse=True):
+        if _is_intact(stored):
+            return stored
+        notify(f"The checkpoint {stored.location} is damaged; the one before it is used.")
+    return None
 
 
 def _checkpoints(location: str) -> Iterator[StoredCheckpoint]:
@@ -42,28 +57,31 @@ def _checkpoints(location: str) -> Iterator[StoredCheckpoint]:
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
     # pyarrow returns paths without the scheme; callers pass the location on to other processes.
     prefix = location[: len(location) - len(path)] if "://" in location else ""
-    sizes = {info.path: info.size for info in filesystem.get_file_info(selector)}
-    for file in sizes:
+    files = {info.path for info in filesystem.get_file_info(selector)}
+    for file in files:
         folder, _, name = file.rpartition("/")
         if name != STATE_FILE:
             continue
-        state = _read_json(filesystem, file)
-        # The state names the size of every other file: a copy that was cut short is no checkpoint.
-        whole = all(
-            sizes.get(f"{folder}/{part}") == size for part, size in state.get("files", {}).items()
-        )
-        if whole and "position" in state:
-            position = state["position"]
-            yield StoredCheckpoint(prefix + folder, position["epoch"], position["batch"])
-
-
-def _read_json(filesystem: fs.FileSystem, file: str) -> dict[str, Any]:
-    with filesystem.open_input_stream(file) as stream:
         try:
-            content: dict[str, Any] = json.loads(stream.read())
+            with filesystem.open_input_stream(file) as stream:
+                state = unseal(stream.read(), SCHEMA)
         except ValueError:
-            return {}  # Cut short: not a whole checkpoint.
-    return content
+            continue  # Cut short: the copy was not completed.
+        # The state names every other file, and is the first to arrive in some storage.
+        if all(f"{folder}/{part}" in files for part in state["files"]):
+            position = state["position"]
+            yield StoredCheckpoint(
+                prefix + folder, position["epoch"], position["batch"], state["files"]
+            )
+
+
+def _is_intact(stored: StoredCheckpoint) -> bool:
+    filesystem, path = open_filesystem(stored.location)
+    for name, expected in stored.checksums.items():
+        with filesystem.open_input_stream(f"{path}/{name}") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+                return False
+    return True
 
 
 def fetch(location: str, target: Path) -> Path:
@@ -80,7 +98,7 @@ def fetch(location: str, target: Path) -> Path:
     except OSError as error:
         raise RunError(f"Cannot read the checkpoint {location}: {error}.") from error
     if not is_whole(target):
-        raise RunError(f"The checkpoint {location} is damaged: a file is missing or cut short.")
+        raise RunError(f"The checkpoint {location} was damaged while it was copied. Try again.")
     return target
 
 

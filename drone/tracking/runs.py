@@ -1,12 +1,12 @@
 """Runs in MLflow; only the process that launched a run or study writes to it."""
 
+import contextlib
 import json
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,7 +29,9 @@ from mlflow.tracking import MlflowClient
 
 from drone.data.dataset import Dataset
 from drone.errors import RunError, TrackingError
+from drone.files import locked
 from drone.tracking.failures import FAILURES, first_line
+from drone.tracking.lease import Lease, hold
 from drone.training.best_epoch import History
 
 Run: TypeAlias = entities.Run
@@ -65,21 +67,33 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(_DEFAULT_STORE).resolve()}"
     mlflow.set_tracking_uri(uri)
     try:
-        # Here, before there are others: processes that create a sqlite database at once all crash.
-        if MlflowClient().get_experiment_by_name(experiment) is None:
-            local = uri.startswith("sqlite:")
-            # Absolute, since a later job may run in another folder.
-            artifacts = Path(_DEFAULT_ARTIFACTS).resolve().as_uri() if local else None
-            # Without its kind the UI takes a new experiment for one of language models.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            MlflowClient().create_experiment(experiment, artifact_location=artifacts, tags=tags)
-        mlflow.set_experiment(experiment)
+        with _creating(uri):
+            _open_experiment(experiment, local=uri.startswith("sqlite:"))
     except FAILURES as error:
         raise TrackingError(
             f"The tracking server {uri} cannot be used: {first_line(error)}. Start it, correct "
             f"MLFLOW_TRACKING_URI, or unset it to track in {_DEFAULT_STORE} here."
         ) from error
     return uri
+
+
+def _creating(uri: str) -> contextlib.AbstractContextManager[None]:
+    """Lets one process at a time open a sqlite store: several that create it at once all crash."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or not path:
+        return contextlib.nullcontext()
+    file = Path(path)
+    return locked(file.with_name(f".{file.name}.lock"), f"The store {file}", wait=True)
+
+
+def _open_experiment(experiment: str, *, local: bool) -> None:
+    if MlflowClient().get_experiment_by_name(experiment) is None:
+        # Absolute, since a later job may run in another folder.
+        artifacts = Path(_DEFAULT_ARTIFACTS).resolve().as_uri() if local else None
+        # Without its kind the UI takes a new experiment for one of language models.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        MlflowClient().create_experiment(experiment, artifact_location=artifacts, tags=tags)
+    mlflow.set_experiment(experiment)
 
 
 @dataclass
@@ -90,8 +104,18 @@ class TrackedRun:
     name: str
     warn: Callable[[str], None]
     _logged_epochs: set[int]
+    _lease: Lease | None = None
     _retry_at: float = 0.0
     _pending: tuple[int, ...] = ()
+
+    def check_lease(self) -> None:
+        """Fails if another process has taken the run over.
+
+        Raises:
+            LockedError: It has; names it.
+        """
+        if self._lease is not None:
+            self._lease.check()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs settings by dotted name."""
@@ -211,7 +235,7 @@ class TrackedRun:
             time.sleep(_CATCH_UP_INTERVAL_S)
 
 
-@contextmanager
+@contextlib.contextmanager
 def start_run(
     name: str,
     warn: Callable[[str], None],
@@ -220,7 +244,8 @@ def start_run(
 ) -> Iterator[TrackedRun]:
     """Starts or resumes a run, which lasts as long as the block.
 
-    It ends FINISHED, KILLED after an interruption, or FAILED after any other error.
+    It ends FINISHED, KILLED after an interruption, or FAILED after any other error. No other
+    process can resume it meanwhile.
 
     Args:
         name: Name of a new run.
@@ -229,26 +254,41 @@ def start_run(
         tags: Tags of a new run.
 
     Raises:
+        LockedError: Another process is writing the run.
         RunError: The store has no run of that id, or not in the chosen experiment.
     """
-    try:
-        run = mlflow.start_run(
-            run_id=resume_run_id,
-            run_name=None if resume_run_id else name,
-            tags=None if resume_run_id else dict(tags or {}),
-            log_system_metrics=True,
-        )
-    except MlflowException as error:
+    with contextlib.ExitStack() as stack:
         if resume_run_id is None:
-            raise
+            run = mlflow.start_run(run_name=name, tags=dict(tags or {}), log_system_metrics=True)
+            lease = stack.enter_context(hold(run.info.run_id, is_new=True, notify=warn))
+        else:
+            run, lease = _resume(resume_run_id, warn, stack)
+        yield stack.enter_context(_ending(run, lease, warn))
+
+
+def _resume(
+    run_id: str, warn: Callable[[str], None], stack: contextlib.ExitStack
+) -> tuple[mlflow.ActiveRun, Lease]:
+    try:
+        # First: until this process holds the run, nothing of it may change.
+        lease = stack.enter_context(hold(run_id, is_new=False, notify=warn))
+        return mlflow.start_run(run_id=run_id, log_system_metrics=True), lease
+    except MlflowException as error:
         raise RunError(
-            f"Cannot resume run {resume_run_id} in {mlflow.get_tracking_uri()}: "
-            f"{first_line(error)}. Resume in the folder that it was started in, or set its store "
-            f"with MLFLOW_TRACKING_URI and its experiment with --experiment."
+            f"Cannot resume run {run_id} in {mlflow.get_tracking_uri()}: {first_line(error)}. "
+            f"Resume in the folder that it was started in, or set its store with "
+            f"MLFLOW_TRACKING_URI and its experiment with --experiment."
         ) from error
+
+
+@contextlib.contextmanager
+def _ending(
+    run: mlflow.ActiveRun, lease: Lease, warn: Callable[[str], None]
+) -> Iterator[TrackedRun]:
+    """Ends a run with the status that says how the block ended."""
     run_id, status = run.info.run_id, "FAILED"
     try:
-        yield TrackedRun(run_id, run.info.run_name, warn, logged_epochs(run_id))
+        yield TrackedRun(run_id, run.info.run_name, warn, logged_epochs(run_id), lease)
         status = "FINISHED"
     except BaseException as error:
         interrupted = getattr(error, "exit_code", None) == 130
@@ -257,13 +297,14 @@ def start_run(
         raise
     finally:
         try:
-            # A store that is away must not replace the error that ended the run.
-            mlflow.end_run(status)
+            # A store that is away must not replace the error that ended the run. A run that has
+            # been taken over is its new holder's to end.
+            mlflow.end_run("RUNNING" if lease.is_lost else status)
         except FAILURES as error:
             warn(f"Run {run_id} could not be marked {status}: {first_line(error)}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def reopen_run(run_id: str) -> Iterator[TrackedRun]:
     """Writes to a run that has ended, and leaves its status as it was."""
     info = MlflowClient().get_run(run_id).info

@@ -3,14 +3,13 @@
     weights.pt      the model and the moving average of its weights, under "model" and "average"
     optimizer.pt    the optimiser
     best.pt         the weights of the best epoch so far, as they were evaluated
-    state.json      everything else; written last, with the sizes of the others
+    state.json      everything else; written last, with the checksums of the others and of itself
 
 A run resumes from, in this order: the launcher's newest checkpoint of this attempt; the newest of
 earlier attempts; a fresh start from the configured weights. No state of random generators is saved:
 every random number is a function of seed, epoch and image (drone.counter_rng).
 """
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor
 
 from drone.errors import RunError
+from drone.files import SchemaError, checksum, flush, seal, unseal
 from drone.training.best_epoch import History
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised whenever an older program could misread the folder."""
 
 STATE_FILE = "state.json"
@@ -83,24 +83,22 @@ def save(folder: Path, position: Position, identity: Identity, tensors: Tensors)
     contents = (tensors.weights, tensors.optimizer, tensors.best)
     for name, content in zip(_FILES, contents, strict=True):
         torch.save(content, building / name)
-    sizes = {name: (building / name).stat().st_size for name in _FILES}
     state = {
-        "schema": SCHEMA,
-        "files": sizes,
+        "files": {name: checksum(building / name) for name in _FILES},
         "position": asdict(position),
         **asdict(identity),
     }
-    (building / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n", "utf-8")
+    (building / STATE_FILE).write_bytes(seal(state, SCHEMA))
+    flush(building)
     building.rename(folder)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file is there in its full size."""
+    """Whether every file is what was saved; reads every byte, some 30 MB."""
     try:
-        # Sizes show an interrupted copy; checksums would read every file at each start.
-        sizes = json.loads((folder / STATE_FILE).read_text("utf-8"))["files"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+        files = unseal((folder / STATE_FILE).read_bytes(), SCHEMA)["files"]
+        return all(checksum(folder / name) == expected for name, expected in files.items())
+    except (OSError, ValueError, KeyError, AttributeError):
         return False
 
 
@@ -117,12 +115,7 @@ def read_position(folder: Path) -> tuple[Position, Identity]:
         RunError: The checkpoint is damaged or of another schema.
     """
     try:
-        state = json.loads((folder / STATE_FILE).read_text("utf-8"))
-        if state["schema"] != SCHEMA:
-            raise RunError(
-                f"Cannot read the checkpoint {folder}: it has schema {state['schema']}, this "
-                f"version reads {SCHEMA}. Start the run again with ray_jobs/train.py."
-            )
+        state = unseal((folder / STATE_FILE).read_bytes(), SCHEMA)
         identity = Identity(
             config=state["config"],
             classes=tuple(state["classes"]),
@@ -130,10 +123,15 @@ def read_position(folder: Path) -> tuple[Position, Identity]:
             commit=state["commit"],
         )
         return Position(**state["position"]), identity
+    except SchemaError as error:
+        raise RunError(
+            f"Cannot read the checkpoint {folder}: it has schema {error.schema}, this version "
+            f"reads {SCHEMA}. Start the run again with ray_jobs/train.py."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"The checkpoint {folder} is damaged ({error}). Delete it to resume from the one "
-            f"before."
+            f"The checkpoint {folder} is damaged: {STATE_FILE}: {error}. Remove its folder, and "
+            f"--resume continues from the one before."
         ) from error
 
 
@@ -145,7 +143,10 @@ def load(folder: Path) -> tuple[Position, Identity, Tensors]:
     """
     position, identity = read_position(folder)
     if not is_whole(folder):
-        raise RunError(f"The checkpoint {folder} is damaged: a file is missing or cut short.")
+        raise RunError(
+            f"The checkpoint {folder} is damaged: a file is missing or not what was saved. Remove "
+            f"its folder, and --resume continues from the one before."
+        )
     weights, optimizer, best = (
         # To the CPU, so that a run from a GPU can be resumed without one.
         torch.load(folder / name, map_location="cpu", weights_only=True)

@@ -1,8 +1,10 @@
 """Exports a run's model or a registered one: checks, calibrates and describes it."""
 
+import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from drone.evaluation import calibration, parity
 from drone.evaluation.batch_inference import predict_in_batches
 from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.parity import Parity
+from drone.files import locked
 from drone.model import export, quantization
 from drone.project import ROOT
 from drone.serving.predictor import Predictor
@@ -94,7 +97,7 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
     dataset = dataset_cache.open_at(request.data or spec.data, notify=display.show)
     if spec.config.model.mixed:
         dataset = dataset.at_bins()
-    with tempfile.TemporaryDirectory() as temporary:
+    with _writing(request.out), tempfile.TemporaryDirectory() as temporary:
         # Built aside and moved at the end, so that --out never holds a model that failed a check.
         building = Path(temporary)
         target = building / ONNX_FILE
@@ -125,6 +128,15 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
     if request.page:
         _write_page(request.page, request.out)
     return ExportResult(request.out, request.page, info, measured, quantized)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Holds the lock of a folder for exports."""
+    folder = out.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), f"The export {out}"):
+        yield
 
 
 def _check_dataset(logged: Predictor, dataset: Dataset) -> None:

@@ -15,7 +15,7 @@ from drone.data.bins import bin_sides
 from drone.data.dataset import Dataset
 from drone.data.prepare import history, ledger
 from drone.data.prepare.plan import Mapper, PreparePlan, PrepareSettings, Row, plan_dataset
-from drone.data.prepare.write import check_writable, undo_last, write_dataset
+from drone.data.prepare.write import check_content, undo_last, write_dataset, writing
 from drone.errors import ConfigError
 from drone.storage import dataset_cache
 from drone.storage.raw_roots import open_root
@@ -50,6 +50,7 @@ def prepare(
     request: PrepareRequest,
     settings: PrepareSettings = PrepareSettings(),  # noqa: B008  Frozen.
     show_plan: Callable[[Preparation], None] = lambda preparation: None,
+    notify: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Preparation, bool]:
     """Plans a data set and, unless it is a dry run, writes it.
 
@@ -57,6 +58,7 @@ def prepare(
         request: Raw folders, data set and decisions.
         settings: What decides which data set they become.
         show_plan: Called with the plan before anything is written.
+        notify: Called with what a run that was killed had left and this one has put in order.
 
     Returns:
         The preparation, and whether anything was written.
@@ -64,13 +66,10 @@ def prepare(
     Raises:
         DroneError: Anything that the user can fix.
     """
-    # Everything that can be refused is checked before the scan, which takes minutes.
-    out = _folder(request)
-    check_writable(out)
     decisions: list[ledger.Decision] = []
     if request.decisions:
         decisions = ledger.read_by_hand(request.decisions, settings.classes)
-    with _ray_mapper() as mapper:
+    with _opened(request, notify) as out, _ray_mapper() as mapper:
         plan = plan_dataset(
             request.raw,
             settings,
@@ -78,25 +77,47 @@ def prepare(
             out,
             decisions=decisions,
             cache_folder=dataset_cache.cache_folder("scans"),
+            rescan=request.rescan,
             opener=open_root,
         )
         preparation = Preparation(plan, decisions)
         show_plan(preparation)
         if request.dry_run:
             return preparation, False
-        _, written = write_dataset(plan, out, mapper, bins=request.bins, write_audit=write_audit)
+        _, written = write_dataset(
+            plan, out, mapper, bins=request.bins, write_audit=write_audit, notify=notify
+        )
     return preparation, written
 
 
-def undo(out: Path) -> Dataset:
+@contextlib.contextmanager
+def _opened(request: PrepareRequest, notify: Callable[[str], None]) -> Iterator[Path]:
+    """Yields the folder of the data set; locked from reading the ledger to writing, if it will.
+
+    What can be refused is refused here, before the scan, which takes minutes.
+    """
+    if request.out is None:
+        raise ConfigError("--out is missing: name the folder of the data set.")
+    if request.dry_run:
+        check_content(request.out)
+        yield request.out
+    else:
+        with writing(request.out, notify) as folder:
+            yield folder
+
+
+def undo(out: Path, notify: Callable[[str], None] = lambda sentence: None) -> Dataset:
     """Restores the version of a data set before the present one.
+
+    Args:
+        out: Folder of the data set.
+        notify: As for `prepare`.
 
     Raises:
         DataError: There is no earlier version, or its raw files are gone.
     """
-    check_writable(out)
-    with _ray_mapper() as mapper:
-        return undo_last(out, mapper, open_root, write_audit=write_audit)
+    with writing(out, notify) as folder, _ray_mapper() as mapper:
+        return undo_last(folder, mapper, open_root, write_audit=write_audit)
 
 
 @dataclass(frozen=True)
@@ -122,12 +143,6 @@ def compare(first: str, second: str) -> Comparison:
     """
     old, new = history.open_version(first), history.open_version(second)
     return Comparison((old.fingerprint, new.fingerprint), history.diff(old, new))
-
-
-def _folder(request: PrepareRequest) -> Path:
-    if request.out is None:
-        raise ConfigError("--out is missing: name the folder of the data set.")
-    return request.out
 
 
 @contextlib.contextmanager

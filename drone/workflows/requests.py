@@ -31,6 +31,9 @@ class PrepareRequest:
     """Also pack each image at the bin of its own size (224 to 3584 px), for the preset multires;
     takes up to 38 MB per image. A data set that has bins keeps them."""
 
+    rescan: bool = False
+    """Read every file again, also those that have not changed since the last scan."""
+
     undo: bool = False
     """Restore the version of --out before this one; its raw files must still exist."""
 
@@ -44,7 +47,7 @@ class PrepareRequest:
             return
         if self.out is None:
             raise ConfigError("--out is missing: name the folder of the data set.")
-        if self.undo and (self.raw or self.decisions or self.dry_run or self.bins):
+        if self.undo and (self.raw or self.decisions or self.dry_run or self.bins or self.rescan):
             raise ConfigError("--undo takes --out alone: the data set knows its raw folders.")
         if not self.undo and not self.raw:
             raise ConfigError("--raw is missing: name the folders with the collected images.")

@@ -1,9 +1,10 @@
 """Runs a search from its spec to a registered model: trials, confirmation, final fit, gate."""
 
+import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from drone.config import differing, override, to_dict
 from drone.data.dataset import Dataset
 from drone.errors import ConfigError, RunError
 from drone.evaluation.limits import Limits
+from drone.files import locked
 from drone.model import weights
 from drone.presets import get_preset
 from drone.search import space as search_space
@@ -140,10 +142,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     name = request.name or f"study-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     study = Study((request.studies / name).resolve())
     if study.exists:
-        raise ConfigError(
-            f"There is a study {name} in {request.studies} already. Continue it with --resume "
-            f"{name}, or choose another --name."
-        )
+        raise _exists_already(name, request.studies)
     # The preset first: the search has to beat what one would use without it.
     first_trials = [search_space.base_params(base, space)]
     if request.first_trials is not None:
@@ -213,9 +212,51 @@ def run_study(
         display: Shows the trials.
 
     Raises:
+        LockedError: Another process is running the study.
         Interrupted: Stopped by Ctrl-C or SIGTERM; the study can be resumed.
         DroneError: Anything else that the user can fix.
     """
+    with _writing(study, spec):
+        return _run_locked(
+            study,
+            spec,
+            resources,
+            after,
+            experiment=experiment,
+            check_cluster=check_cluster,
+            display=display,
+        )
+
+
+@contextlib.contextmanager
+def _writing(study: Study, spec: StudySpec) -> Iterator[None]:
+    """Holds the study's lock; between machines the lease of its run does the same."""
+    study.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = study.folder.with_name(f".{study.folder.name}.lock")
+    with locked(lock, f"The study {spec.name}"):
+        # Another process may have created it since the name was chosen.
+        if study.exists and not spec.run_id:
+            raise _exists_already(spec.name, study.folder.parent)
+        yield
+
+
+def _exists_already(name: str, studies: Path) -> ConfigError:
+    return ConfigError(
+        f"There is a study {name} in {studies} already. Continue it with --resume {name}, or "
+        f"choose another --name."
+    )
+
+
+def _run_locked(
+    study: Study,
+    spec: StudySpec,
+    resources: SearchResources,
+    after: AfterSearch,
+    *,
+    experiment: str,
+    check_cluster: bool,
+    display: Display,
+) -> SearchResult:
     dataset = _open_dataset(spec, display)
     store = runs.connect(experiment)
     starting = weights.load(spec.weights)

@@ -66,6 +66,7 @@ class StudyRunner:
         self.study, self.spec = study, study.read_spec()
         self.dataset, self.weights, self.resources = dataset, weights, resources
         self.progress = progress
+        self._run_of_study = run
         self.trial_runs = TrialRuns(run.run_id, run.warn)
         self.sampler = Sampler(
             study.folder,
@@ -169,7 +170,12 @@ class StudyRunner:
         )
 
     def publish(self, part: Part, record: TrialRecord) -> None:
-        """Updates MLflow, then Optuna, with a trial."""
+        """Updates MLflow, then Optuna, with a trial.
+
+        Raises:
+            LockedError: Another process has taken the study over.
+        """
+        self._run_of_study.check_lease()
         self.trial_runs.update(part, record)
         if part == "trials":
             self.sampler.tell(record)

@@ -242,7 +242,7 @@ def _fit(
         display.show(
             f"Other machines do not share {spec.storage}: checkpoints arrive over the network."
         )
-    stored = checkpoints.newest(storage)
+    stored = checkpoints.newest(storage, display.warn)
     if stored is not None:
         display.show(f"Resuming from epoch {stored.epoch}, step {stored.batch}")
         # Killed after its last epoch: only its model is missing.
@@ -281,6 +281,10 @@ def _listener(run: TrackedRun, progress: TrainingProgress, display: Display) -> 
         progress.epochs(history)
         run.log_history(history)
 
+    def on_poll() -> None:
+        run.check_lease()
+        run.log_history(latest)
+
     def on_cache_decision(decision: CacheDecision) -> None:
         display.show(f"This run {decision.reason}")
 
@@ -289,7 +293,7 @@ def _listener(run: TrackedRun, progress: TrainingProgress, display: Display) -> 
         on_notice=display.show,
         on_progress=progress.step,
         on_history=on_history,
-        on_poll=lambda: run.log_history(latest),
+        on_poll=on_poll,
         on_interrupt=lambda: display.show("Stopping: writing a checkpoint ..."),
     )
 

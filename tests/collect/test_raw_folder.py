@@ -13,7 +13,7 @@ from PIL import Image
 
 from drone.collect import provenance
 from drone.collect.raw_folder import collect, count_by_class, download_sequentially, plan_collection
-from drone.errors import DataError
+from drone.errors import DataError, LockedError
 from drone.labels import CLASSES
 from tests.collect.website import (
     QUICK,
@@ -92,7 +92,7 @@ def test_a_killed_run_resumes(site: Website, tmp_path: Path) -> None:
         urls[0].url,
         urls[1].url,
     ]
-    with pytest.raises(DataError, match="Another run is collecting"):
+    with pytest.raises(LockedError, match="The raw folder .* is being written by"):
         collect_all(urls, out)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -15,6 +15,7 @@ from drone.data.pixels import PixelStore, bin_shard_rows, shard_name
 from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
 from drone.data.prepare.write import undo_last, write_dataset
 from drone.errors import ConfigError, DataError
+from drone.files import checksum
 from drone.model.resizer import SIDES_PX, STACKS
 from drone.serving.preprocess import Preprocessing, to_pixels
 
@@ -119,15 +120,16 @@ def test_many_shards_need_few_open_files(tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(90):
         np.save(folder / shard_name(number), np.full((1, 4, 4, 3), number, np.uint8))
+    checksums = {file: checksum(file) for file in folder.iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     in_use = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 75, hard))
     try:
-        store = PixelStore(folder, 90, 4, shard_rows=1)
+        store = PixelStore(folder, 90, 4, checksums, shard_rows=1)
         pixels = store.gather(np.arange(90))
         resource.setrlimit(resource.RLIMIT_NOFILE, (in_use, hard))
         with pytest.raises(DataError, match="too many files are open.*ulimit"):
-            PixelStore(folder, 90, 4, shard_rows=1)
+            PixelStore(folder, 90, 4, checksums, shard_rows=1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert list(pixels[:, 0, 0, 0]) == list(range(90))

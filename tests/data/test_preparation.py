@@ -16,8 +16,9 @@ from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_data
 from drone.data.prepare.scan import RawFile, ScanRecord, list_raw_files, scan_file
 from drone.data.prepare.split import SplitSettings, assign_splits
 from drone.data.prepare.verdicts import ACROSS, BRIDGE, WITHIN
-from drone.data.prepare.write import check_writable, write_dataset
+from drone.data.prepare.write import write_dataset, writing
 from drone.errors import ConfigError, DataError
+from drone.files import seal
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing, to_pixels
 from tests.conftest import MadeUp
@@ -267,13 +268,15 @@ class TestBadInput:
 
     def test_an_output_that_is_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").touch()
-        with pytest.raises(DataError, match="not a prepared data set.*nothing of yours"):
-            check_writable(tmp_path)
+        refused = pytest.raises(DataError, match="not a prepared data set.*nothing of yours")
+        with refused, writing(tmp_path, print):
+            pass
 
     def test_an_output_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(DataError, match="cannot be written"):
-            check_writable(tmp_path / "file" / "set")
+        refused = pytest.raises(DataError, match="cannot be written")
+        with refused, writing(tmp_path / "file" / "set", print):
+            pass
 
     def test_a_damaged_data_set(self, dataset: Dataset, tmp_path: Path) -> None:
         damaged = tmp_path / "set"
@@ -283,7 +286,8 @@ class TestBadInput:
         with pytest.raises(DataError, match="damaged"):
             open_dataset(damaged).split("train")
         description = json.loads((damaged / "dataset.json").read_text())
-        (damaged / "dataset.json").write_text(json.dumps({**description, "schema": 99}))
+        del description["checksum"], description["schema"]
+        (damaged / "dataset.json").write_bytes(seal(description, 99))
         with pytest.raises(
             DataError, match=f"schema 99, and this version reads {SCHEMA}.*prepare.py --raw"
         ):

@@ -84,14 +84,14 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
         Study(tmp_path).read_spec()
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"schema": 2}', '{"schema": 2, "name'])
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"schema": 3}', '{"schema": 3, "name'])
 def test_a_damaged_study_names_its_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(RunError, match=r"study\.json is damaged"):
         Study(tmp_path).read_spec()
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / "0007.json").write_text(content)
-    with pytest.raises(RunError, match=r"0007\.json is damaged.*Delete it, then --resume"):
+    with pytest.raises(RunError, match=r"0007\.json is damaged.*or move it away and --resume"):
         Study(tmp_path).records("trials")
 
 

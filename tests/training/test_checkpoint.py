@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from drone.errors import ConfigError, RunError
+from drone.files import seal, unseal
 from drone.storage import checkpoints
 from drone.storage.filesystem import resolve_writable
 from drone.training import checkpoint
@@ -39,8 +40,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     elif damage == "missing":
         (bad / "optimizer.pt").unlink()
     else:
-        state = (bad / "state.json").read_text()
-        (bad / "state.json").write_text(state.replace('"schema": 2', '"schema": 9'))
+        state = unseal((bad / "state.json").read_bytes(), checkpoint.SCHEMA)
+        (bad / "state.json").write_bytes(seal(state, 9))
     with pytest.raises(RunError, match=r"checkpoint_2.*(damaged|schema 9)"):
         checkpoint.load(bad)
     if damage != "schema":

@@ -43,21 +43,21 @@ def versions(out: Path) -> list[Version]:
     return [Version(folder) for folder in sorted(folders)]
 
 
-def copy_history(out: Path, building: Path, *, without_last: bool = False) -> None:
+def copy_history(
+    out: Path, building: Path, *, add_present: bool = False, drop_last: bool = False
+) -> None:
     """Copies the history into the folder that is about to replace a data set.
 
     Args:
-        out: The data set as it is. If there is none, nothing is copied.
+        out: The data set as it is, if there is one.
         building: The folder that replaces it.
-        without_last: Leaves out the last version, for an undo. Otherwise the present version is
-            appended to the history.
+        add_present: Appends the present version to the history.
+        drop_last: Leaves out the last version, for an undo.
     """
-    if not (out / DATASET_FILE).is_file():
-        return
     earlier = versions(out)
-    for version in earlier[:-1] if without_last else earlier:
+    for version in earlier[:-1] if drop_last else earlier:
         shutil.copytree(version.folder, building / _HISTORY_FOLDER / version.folder.name)
-    if without_last:
+    if not add_present:
         return
     number = int(earlier[-1].folder.name) + 1 if earlier else 1
     target = building / _HISTORY_FOLDER / f"{number:04d}"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from drone.data.prepare.verdicts import BY_HAND
-from drone.errors import DataError
+from drone.errors import DamagedError, DataError
+from drone.files import write_whole
 from drone.labels import nearest
 
 LEDGER_FILE = "ledger.jsonl"
@@ -62,10 +63,61 @@ def drop_decisions(frame: pd.DataFrame, by: str, when: str) -> list[Decision]:
 
 
 def read(file: Path) -> list[Decision]:
-    """Returns the decisions in the ledger, oldest first; none if the file does not exist."""
+    """Returns the decisions in the ledger, oldest first; none if the file does not exist.
+
+    A last line that was cut short, by a full disk or a power cut, counts as not written.
+
+    Raises:
+        DataError: The file cannot be read, or another line is no decision; names the line.
+    """
     if not file.exists():
         return []
-    return [Decision(**json.loads(line)) for line in _lines(file) if line]
+    return _parse_ledger(file)[0]
+
+
+def repair(file: Path) -> list[str]:
+    """Cuts off a last line that was not written to its end.
+
+    Returns:
+        What was done, in sentences for the user.
+
+    Raises:
+        DataError: As for `read`.
+        OSError: The file cannot be written.
+    """
+    if not file.exists():
+        return []
+    decisions, torn = _parse_ledger(file)
+    if not torn:
+        return []
+    write_whole(file, _to_bytes(decisions))
+    return [f"{file}: its last line was cut short, and has been removed: {torn[:80]}"]
+
+
+def _parse_ledger(file: Path) -> tuple[list[Decision], str]:
+    """Returns the decisions, and the last line if it was cut short."""
+    try:
+        lines = _lines(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(file, str(error)) from error
+    decisions = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            decisions.append(Decision(**json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            if number == len(lines):
+                return decisions, line
+            raise _damaged(file, f"line {number} is no decision: {error}") from error
+    return decisions, ""
+
+
+def _damaged(file: Path, reason: str) -> DamagedError:
+    return DamagedError(
+        f"{file} is damaged: {reason}. It holds every decision on the images: correct the line in "
+        f"an editor, or restore the file from a copy. Nothing was changed."
+    )
 
 
 def read_by_hand(file: Path, classes: Sequence[str]) -> list[Decision]:
@@ -204,7 +256,19 @@ def verdict_changes(
 
 
 def append(file: Path, decisions: Iterable[Decision]) -> None:
-    """Appends decisions to the ledger."""
-    with file.open("a", encoding="utf-8") as stream:
-        for decision in decisions:
-            stream.write(json.dumps(asdict(decision), ensure_ascii=False, sort_keys=True) + "\n")
+    """Appends decisions to the ledger: all of them or, if it cannot be written, none.
+
+    Raises:
+        OSError: The disk is full or not writable.
+    """
+    # Copied and renamed: appending in place would leave half a line on a full disk.
+    before = file.read_bytes() if file.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    write_whole(file, before + _to_bytes(decisions))
+
+
+def _to_bytes(decisions: Iterable[Decision]) -> bytes:
+    lines = (json.dumps(asdict(one), ensure_ascii=False, sort_keys=True) for one in decisions)
+    # Half of a surrogate pair, which a name may hold, becomes an escape that JSON reads back.
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")

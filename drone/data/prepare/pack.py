@@ -15,10 +15,11 @@ from drone.data.pixels import SHARD_ROWS, bin_folder, bin_shard_rows, shard_name
 from drone.data.prepare.plan import Mapper, PreparePlan, Row
 from drone.data.prepare.roots import Opener
 from drone.errors import DataError, ImageError
+from drone.files import checksum
 from drone.serving.preprocess import Preprocessing, to_pixels
 
 
-def pack_images(plan: PreparePlan, folder: Path, mapper: Mapper, *, bins: bool) -> None:
+def pack_images(plan: PreparePlan, folder: Path, mapper: Mapper, *, bins: bool) -> dict[Path, str]:
     """Packs all images with a row in the pixels, one shard per task.
 
     Args:
@@ -26,6 +27,9 @@ def pack_images(plan: PreparePlan, folder: Path, mapper: Mapper, *, bins: bool) 
         folder: The `pixels` folder of the data set that is being built.
         mapper: Runs the packing.
         bins: Whether to pack larger images at the sides of their bins too.
+
+    Returns:
+        The SHA-256 of each shard.
 
     Raises:
         DataError: A raw file has changed since the scan, or is gone.
@@ -42,7 +46,8 @@ def pack_images(plan: PreparePlan, folder: Path, mapper: Mapper, *, bins: bool) 
                 tasks += _shard_tasks(images_of_bin, target, int(side), bin_shard_rows(side))
     settings = plan.settings.preprocessing
     pack_row = functools.partial(_pack_row, settings=settings, opener=plan.opener)
-    mapper(pack_row, tasks, "packing")
+    packed = mapper(pack_row, tasks, "packing")
+    return {Path(row["target"]): row["checksum"] for row in packed}
 
 
 def _shard_tasks(
@@ -62,7 +67,9 @@ def _shard_tasks(
 def _pack_row(row: Row, settings: Preprocessing, opener: Opener) -> Row:
     images = [_PackedFile(**image) for image in json.loads(row["images"])]
     settings = replace(settings, side_px=row["side_px"])
-    return {"packed": _pack_shard(images, Path(row["target"]), settings, opener)}
+    target = Path(row["target"])
+    _pack_shard(images, target, settings, opener)
+    return {"target": row["target"], "checksum": checksum(target)}
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,10 @@ class _PackedFile:
 
 def _pack_shard(
     images: Sequence[_PackedFile], target: Path, settings: Preprocessing, opener: Opener
-) -> int:
+) -> None:
     """Decodes the files into one .npy file of (rows, side_px, side_px, 3) uint8.
 
     The file is written under a temporary name and renamed, so a shard that exists is complete.
-
-    Returns:
-        The number of images packed.
 
     Raises:
         DataError: A file has changed since the scan, or is gone.
@@ -104,4 +108,3 @@ def _pack_shard(
     temporary = target.with_suffix(".tmp.npy")
     np.save(temporary, pixels)
     temporary.rename(target)
-    return len(images)

@@ -1,5 +1,6 @@
 """Plans a data set: scans raw folders and decides on every file; `write` carries the plan out."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from drone.config import to_dict
-from drone.data.dataset import SPLITS, fingerprint, is_dataset, open_dataset
-from drone.data.prepare import ledger
+from drone.data.dataset import SPLITS, Dataset, fingerprint, is_dataset, open_dataset
+from drone.data.prepare import history, ledger
 from drone.data.prepare.clean import NearDuplicates, assign_verdicts, steps_table
 from drone.data.prepare.near_duplicates import NEAR_DUPLICATE_THRESHOLD
 from drone.data.prepare.original_tables import original_counts
@@ -21,7 +22,7 @@ from drone.data.prepare.scan import RawFile, ScanRecord, list_raw_files, scan_fi
 from drone.data.prepare.scan_cache import ScanCache
 from drone.data.prepare.split import SplitSettings, assign_splits
 from drone.data.prepare.verdicts import Policy, gets_split
-from drone.errors import ConfigError
+from drone.errors import ConfigError, DamagedError
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
 
@@ -126,6 +127,7 @@ def plan_dataset(
     *,
     decisions: Sequence[ledger.Decision] = (),
     cache_folder: Path | None = None,
+    rescan: bool = False,
     opener: Opener = open_root,
 ) -> PreparePlan:
     """Scans every file and decides what becomes of it; writes no data set.
@@ -138,13 +140,19 @@ def plan_dataset(
             settings, and the user's decisions in its ledger stay in force.
         decisions: The user's decisions since, as `ledger.read_by_hand` gives them.
         cache_folder: Folder of the scan cache, so that unchanged files are not read again.
+        rescan: Reads them all the same, and stores what they are now.
         opener: Opens a root by its name.
 
     Raises:
         DataError: A root is missing, a class is empty, or there are too few images to split.
     """
     listing = list_raw_files(roots, settings.classes, opener=opener)
-    records = _scan(listing.files, settings.preprocessing, mapper, cache_folder, opener)
+    cache = ScanCache(cache_folder, settings.preprocessing) if cache_folder else None
+    cached = cache.lookup(listing.files) if cache and not rescan else {}
+    records = _scan(listing.files, settings.preprocessing, mapper, cached, opener)
+    # All records, since storing replaces those of a root.
+    if cache and len(cached) < len(records):
+        cache.store(dict(zip(listing.files, records, strict=True)))
     previous = _previous_splits(out, settings) if out else {}
     lines = ledger.read(out / ledger.LEDGER_FILE) if out else []
     new_decisions = ledger.new_by_hand(lines, decisions)
@@ -177,18 +185,14 @@ def _scan(
     files: Sequence[RawFile],
     settings: Preprocessing,
     mapper: Mapper,
-    cache_folder: Path | None,
+    cached: Mapping[RawFile, ScanRecord],
     opener: Opener,
 ) -> list[ScanRecord]:
-    cache = ScanCache(cache_folder, settings) if cache_folder else None
-    records = cache.lookup(files) if cache else {}
+    records = dict(cached)
     new = [file for file in files if file not in records]
     scan_row = functools.partial(_scan_row, settings=settings, opener=opener)
     rows = mapper(scan_row, [asdict(file) for file in new], "scanning") if new else []
     records |= {file: ScanRecord(**row) for file, row in zip(new, rows, strict=True)}
-    # All records, since storing replaces those of a root.
-    if cache and new:
-        cache.store({file: records[file] for file in files})
     return [records[file] for file in files]
 
 
@@ -197,16 +201,31 @@ def _scan_row(row: Row, settings: Preprocessing, opener: Opener) -> Row:
 
 
 def _previous_splits(out: Path, settings: PrepareSettings) -> Mapping[str, str]:
-    """Returns the split of each md5 of an earlier data set; none if it was split differently."""
-    if not is_dataset(out):
+    """Returns the split of each md5 of an earlier data set; none if it was split differently.
+
+    If it is damaged, the newest earlier version that is not takes its place.
+    """
+    earlier = _newest_intact(out)
+    if earlier is None:
         return {}
-    earlier = open_dataset(out)
-    before, now = earlier.description["settings"], to_dict(settings)
+    before, manifest = earlier.description["settings"], earlier.manifest
+    now = to_dict(settings)
     # Other settings (policy, preprocessing) change which images are kept, not how they are split.
     if any(before[name] != now[name] for name in ("classes", "near_duplicate_threshold", "split")):
         return {}
-    assigned = earlier.manifest[earlier.manifest["split"] != ""]
+    assigned = manifest[manifest["split"] != ""]
     return dict(zip(assigned["md5"], assigned["split"], strict=True))
+
+
+def _newest_intact(out: Path) -> Dataset | None:
+    for folder in (out, *(version.folder for version in reversed(history.versions(out)))):
+        if not is_dataset(folder):
+            continue
+        with contextlib.suppress(DamagedError):
+            dataset = open_dataset(folder)
+            _ = dataset.manifest  # Read and checked here.
+            return dataset
+    return None
 
 
 def map_sequentially(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:

@@ -5,8 +5,12 @@ adds object storage.
 """
 
 import functools
+import itertools
+import lzma
 import os
+import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +22,25 @@ from drone.errors import DataError
 
 _RESOURCE_FORKS = "__MACOSX"
 """Folder that macOS adds to archives; it holds none of the user's files."""
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
+"""What zipfile raises for damaged archives and entries, besides OSError."""
+
+
+def printable(name: str) -> str:
+    """Returns a file name that can be written to a table, whatever bytes it has on disk.
+
+    A byte that is not UTF-8 becomes an escape such as \\xff, and `on_disk` turns it back.
+    """
+    # A name may really hold such an escape: its backslash becomes one itself.
+    escaped = re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", os.fsencode(name))
+    return escaped.decode("utf-8", "backslashreplace")
+
+
+def on_disk(path: Path) -> Path:
+    """Returns the path of the file that `printable` gave this name."""
+    name = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), bytes(path))
+    return Path(os.fsdecode(name))
 
 
 @dataclass(frozen=True)
@@ -62,7 +85,7 @@ def open_root(name: str) -> Root:
     Raises:
         DataError: The name is neither.
     """
-    path = Path(name)
+    path = on_disk(Path(name))
     if path.is_dir():
         return _Folder(path)
     for file in (path, *path.parents):
@@ -89,28 +112,39 @@ class _Folder:
 
     def folders(self) -> list[str]:
         try:
-            return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
+            return sorted(printable(entry.name) for entry in self.path.iterdir() if entry.is_dir())
         except OSError as error:
             raise _unreadable(error) from error
 
     def entries(self, folder: str) -> Iterator[Entry]:
-        # os.walk skips folders that it cannot list, and their images would be missing silently.
-        def fail(error: OSError) -> None:
-            raise _unreadable(error) from error
+        # Not os.walk: it recurses, and folders may be nested a thousand deep.
+        waiting = [str(on_disk(self.path / folder))]
+        while waiting:
+            try:
+                with os.scandir(waiting.pop()) as listed:
+                    children = list(listed)
+            except OSError as error:  # Its images would be missing silently.
+                raise _unreadable(error) from error
+            for child in children:
+                if not child.is_dir():
+                    yield self._entry(child)
+                elif not child.is_symlink():
+                    waiting.append(child.path)
 
-        for directory, _, names in os.walk(self.path / folder, onerror=fail):
-            for name in names:
-                file = Path(directory) / name
-                try:
-                    status = file.stat()
-                    size, change_token = status.st_size, str(status.st_mtime_ns)
-                except OSError:  # A broken or circular link: the scan reports it as unreadable.
-                    size, change_token = 0, ""
-                yield Entry(file.relative_to(self.path).as_posix(), size, change_token)
+    def _entry(self, file: "os.DirEntry[str]") -> Entry:
+        path = printable(Path(file.path).relative_to(self.path).as_posix())
+        try:
+            status = file.stat()
+        except OSError:  # A broken or circular link: the scan reports it as unreadable.
+            return Entry(path, 0, "")
+        # The change time and the inode too: the other time can be set, and copies preserve it.
+        times = f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+        return Entry(path, status.st_size, times)
 
     def read(self, path: str, max_bytes: int) -> bytes:
+        file = on_disk(self.path / path)
         # Reading a pipe or a device might never end: opened without blocking, then refused.
-        with os.fdopen(os.open(self.path / path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise OSError(0, "it is not a regular file", path)
             return stream.read(max_bytes + 1)
@@ -129,16 +163,20 @@ class _ZipArchive:
     def __init__(self, file: Path, inner: str) -> None:
         try:
             self._zip = zipfile.ZipFile(file)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, NotImplementedError, *_DAMAGED) as error:
             raise DataError(f"{file} cannot be read as a zip archive: {error}.") from error
         prefix = "" if inner == "." else f"{inner}/"
-        self._files = {
-            item.filename.removeprefix(prefix): item
-            for item in self._zip.infolist()
-            if item.filename.startswith(prefix)
-            and not item.is_dir()
-            and not item.filename.startswith(f"{_RESOURCE_FORKS}/")
-        }
+        self._files: dict[str, zipfile.ZipInfo] = {}
+        for item in self._zip.infolist():
+            path = item.filename.removeprefix(prefix)
+            is_listed = item.filename.startswith(prefix) and not item.is_dir()
+            if is_listed and not item.filename.startswith(f"{_RESOURCE_FORKS}/"):
+                self._files[self._unused(path)] = item
+
+    def _unused(self, path: str) -> str:
+        """Returns the path, with a number if an entry before has it: an archive may repeat one."""
+        names = itertools.chain([path], (f"{path}#{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in self._files)
 
     def folders(self) -> list[str]:
         return sorted({path.split("/")[0] for path in self._files if "/" in path})
@@ -152,7 +190,7 @@ class _ZipArchive:
         try:
             with self._zip.open(self._files[path]) as stream:
                 return stream.read(max_bytes + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        except (KeyError, *_DAMAGED) as error:
             raise OSError(0, f"damaged in the archive ({error})", path) from error
         except (RuntimeError, NotImplementedError) as error:
             # zipfile raises these for encrypted members and unknown compression methods.

@@ -13,7 +13,7 @@ import pyarrow
 from drone.data.prepare.scan import UNREADABLE, RawFile, ScanRecord
 from drone.serving.preprocess import Preprocessing
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever `scan_file` gives another record for the same bytes."""
 
 _KEY = ("path", "size_bytes", "change_token")
@@ -22,7 +22,7 @@ _KEY = ("path", "size_bytes", "change_token")
 class ScanCache:
     """Records of earlier scans, in one parquet file for each root and set of limits.
 
-    A file counts as unchanged if its path, its size and its modification time (in an archive: its
+    A file counts as unchanged if its path, its size, its times and its inode (in an archive: its
     checksum) are the same. A damaged or missing cache only costs a scan.
     """
 

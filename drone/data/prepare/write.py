@@ -1,10 +1,9 @@
 """Writes a planned data set, or restores the version before the present one."""
 
+import contextlib
 import datetime
-import json
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,32 +25,69 @@ from drone.data.prepare.original_tables import duplicate_table
 from drone.data.prepare.pack import pack_images
 from drone.data.prepare.plan import Mapper, PreparePlan, PrepareSettings
 from drone.data.prepare.roots import Opener, open_root
-from drone.errors import ConfigError, DataError
+from drone.errors import ConfigError, DamagedError, DataError
+from drone.files import (
+    building_name,
+    checksum,
+    locked,
+    recover_folder,
+    replace_folder,
+    seal,
+)
 
 WriteAudit = Callable[[PreparePlan, Path, Mapper], None]
 """Writes the audit of a plan into the folder of its data set. `curation.audit_page.write_audit`
 is the one there is; it is passed in, since curation lies above data."""
 
 
-def check_writable(out: Path) -> None:
-    """Fails before any work is done if the data set could not be written.
+@contextlib.contextmanager
+def writing(out: Path, notify: Callable[[str], None]) -> Iterator[Path]:
+    """Holds the lock of a data set: from reading its ledger to writing it, there is one writer.
+
+    What a writer that was killed has left is put in order first.
+
+    Args:
+        out: Folder of the data set.
+        notify: Called with what was put in order, in sentences.
+
+    Yields:
+        The folder, with links resolved.
 
     Raises:
+        LockedError: Another process is writing the data set.
         DataError: `out` holds something else, or its parent folder is not writable.
     """
-    if out.exists() and not is_dataset(out) and (not out.is_dir() or any(out.iterdir())):
+    # A link is replaced where it points to, so that it stays a link.
+    folder = out.resolve()
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = locked(folder.with_name(f".{folder.name}.lock"), f"The data set {out}")
+            # This writes to the parent folder, so a read-only or full disk is found at once.
+            stack.enter_context(lock)
+            done = [*recover_folder(folder), *ledger.repair(folder / ledger.LEDGER_FILE)]
+        except OSError as error:
+            raise DataError(
+                f"{out} cannot be written: {error.strerror}. Choose another --out."
+            ) from error
+        for sentence in done:
+            notify(sentence)
+        check_content(folder)
+        yield folder
+
+
+def check_content(folder: Path) -> None:
+    """Fails if the folder holds something else than a data set.
+
+    Raises:
+        DataError: It does.
+    """
+    # With a ledger it is a data set, whatever else of it is lost: decisions cannot be made anew.
+    is_ours = is_dataset(folder) or (folder / ledger.LEDGER_FILE).is_file()
+    if folder.exists() and not is_ours and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
-            f"{out} exists and is not a prepared data set. Give a new folder as --out, so that "
+            f"{folder} exists and is not a prepared data set. Give a new folder as --out, so that "
             f"nothing of yours is overwritten."
-        )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Tried out, since permissions do not show a read-only mount or a full disk.
-        with tempfile.TemporaryDirectory(dir=out.parent):
-            pass
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}. Choose another --out.") from (
-            error
         )
 
 
@@ -62,11 +98,13 @@ def write_dataset(
     *,
     bins: bool = False,
     write_audit: WriteAudit | None = None,
+    notify: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Dataset, bool]:
-    """Writes the planned data set.
+    """Writes the planned data set; the caller holds its lock (`writing`).
 
-    It is built beside `out` and renamed when it is complete. An existing data set with the same
-    content is left alone; another one is replaced, and its ledger and history are carried over.
+    It is built beside `out` and takes its place when it is complete. An existing data set with the
+    same content is left alone, unless a file is damaged; then it is packed again. Another one is
+    replaced, and its ledger and history are carried over.
 
     Args:
         plan: The data set to write.
@@ -75,6 +113,7 @@ def write_dataset(
         bins: Packs images at the sides of their bins too. A data set that has bins keeps them
             regardless. They hold the same images, so the fingerprint does not change.
         write_audit: Writes the audit; None leaves it out.
+        notify: Called with each damaged file of the data set before it is packed again.
 
     Returns:
         The data set, and whether anything was written.
@@ -83,9 +122,12 @@ def write_dataset(
         ConfigError: Bins are requested and the images are not packed at the smallest bin's side.
         DataError: The disk is full, `out` is not writable, or a raw file has changed.
     """
-    check_writable(out)
+    check_content(out)
+    existing = _open_existing(out)
+    for file in existing.damage:
+        notify(f"Mending the data set: {file} is missing or not what was written.")
     # Runs that trained on the bins must still find them after an update without --bins.
-    bins = bins or (is_dataset(out) and open_dataset(out).has_bins)
+    bins = bins or existing.has_bins
     if bins and plan.settings.preprocessing.side_px != BIN_SIDES_PX[0]:
         raise ConfigError(
             f"--bins needs --preprocessing.side-px {BIN_SIDES_PX[0]}, the smallest bin; it is "
@@ -94,7 +136,8 @@ def write_dataset(
         )
     ledger_file = out / ledger.LEDGER_FILE
     lines = ledger.read(ledger_file)
-    if is_dataset(out) and _is_unchanged(open_dataset(out), plan, bins):
+    is_unchanged = existing.dataset is not None and _is_unchanged(existing.dataset, plan, bins)
+    if is_unchanged and not existing.damage:
         if plan.new_decisions:  # A decision to keep changes no image and is recorded all the same.
             ledger.append(ledger_file, plan.new_decisions)
         return open_dataset(out), bool(plan.new_decisions)
@@ -103,7 +146,14 @@ def write_dataset(
     verdicts = ledger.drop_decisions(plan.manifest, by, now)
     lines = [*lines, *plan.new_decisions, *ledger.verdict_changes(lines, verdicts, by, now)]
     build = _Build(plan, mapper, bins, write_audit)
-    _replace(build, out, lines, lambda building: history.copy_history(out, building))
+    # A version that is only mended is no earlier version.
+    add_present = existing.dataset is not None and not is_unchanged
+    _replace(
+        build,
+        out,
+        lines,
+        lambda building: history.copy_history(out, building, add_present=add_present),
+    )
     return open_dataset(out), True
 
 
@@ -151,13 +201,43 @@ def undo_last(
         _Build(plan, mapper, dataset.has_bins, write_audit),
         out,
         [*lines, *retractions, *changes],
-        lambda building: history.copy_history(out, building, without_last=True),
+        lambda building: history.copy_history(out, building, drop_last=True),
     )
     return open_dataset(out)
 
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class _Existing:
+    """The data set that is about to be updated."""
+
+    dataset: Dataset | None
+    """None if there is none, or if its description or manifest is damaged."""
+
+    has_bins: bool
+
+    damage: Sequence[Path]
+    """Files that are missing or not what was written."""
+
+
+def _open_existing(out: Path) -> _Existing:
+    if not (out / ledger.LEDGER_FILE).is_file() and not is_dataset(out):
+        return _Existing(None, has_bins=False, damage=())
+    try:
+        # A ledger without a description: that one was lost.
+        dataset = open_dataset(out) if is_dataset(out) else None
+    except DamagedError:
+        dataset = None
+    if dataset is None:
+        # Each bin has a folder, named by its side.
+        has_bins = any((out / PIXELS_FOLDER).glob("[0-9]*"))
+        return _Existing(None, has_bins, [out / DATASET_FILE])
+    damage = list(dataset.damaged_files())
+    is_readable = out / MANIFEST_FILE not in damage
+    return _Existing(dataset if is_readable else None, dataset.has_bins, damage)
 
 
 def _is_unchanged(dataset: Dataset, plan: PreparePlan, bins: bool) -> bool:
@@ -182,14 +262,14 @@ def _replace(
     copy_history: Callable[[Path], None],
 ) -> None:
     """Builds the data set beside `out` and moves it there when it is complete."""
-    # In the same file system, so that the final rename is atomic.
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    # In the same file system, so that it takes its place by a rename.
+    building = building_name(out)
     try:
-        building.chmod(0o755)  # mkdtemp gives 0700, and others may read the data set.
+        building.mkdir(parents=True)
         _write_files(build, building)
         ledger.append(building / ledger.LEDGER_FILE, ledger_lines)
         copy_history(building)
-        _swap(building, out)
+        replace_folder(building, out)
     except OSError as error:
         raise DataError(
             f"{out} could not be written: {error.strerror or error}. Nothing was changed. Free "
@@ -202,7 +282,7 @@ def _replace(
 def _write_files(build: _Build, building: Path) -> None:
     plan = build.plan
     (building / PIXELS_FOLDER).mkdir()
-    pack_images(plan, building / PIXELS_FOLDER, build.mapper, bins=build.bins)
+    checksums = pack_images(plan, building / PIXELS_FOLDER, build.mapper, bins=build.bins)
     tables = building / "tables"
     tables.mkdir()
     plan.steps.to_csv(tables / "steps.csv")
@@ -210,15 +290,19 @@ def _write_files(build: _Build, building: Path) -> None:
     duplicates = duplicate_table(plan.manifest, plan.settings.policy)
     duplicates.to_csv(tables / "eda_duplicate_list.csv", index=False)
     plan.manifest.to_parquet(building / MANIFEST_FILE, index=False)
+    checksums[building / MANIFEST_FILE] = checksum(building / MANIFEST_FILE)
     description = {
-        "schema": SCHEMA,
         "fingerprint": plan.fingerprint,
         "settings": to_dict(plan.settings),
         "counts": {"steps": _nested(plan.steps), "splits": _nested(plan.splits)},
         "unknown_folders": list(plan.unknown_folders),
         "bins": build.bins,
+        "checksums": {
+            file.relative_to(building).as_posix(): value
+            for file, value in sorted(checksums.items())
+        },
     }
-    (building / DATASET_FILE).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    (building / DATASET_FILE).write_bytes(seal(description, SCHEMA))
     if build.write_audit:
         build.write_audit(plan, building, build.mapper)
 
@@ -228,15 +312,3 @@ def _nested(table: pd.DataFrame) -> dict[str, dict[str, int]]:
         str(step): {str(name): int(count) for name, count in row.items()}
         for step, row in table.iterrows()
     }
-
-
-def _swap(building: Path, out: Path) -> None:
-    """Puts the new folder in the place of the old one, which is removed only afterwards."""
-    if out.exists():
-        # rename() does not replace a folder that has files in it.
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-        out.rename(old / out.name)
-        building.rename(out)
-        shutil.rmtree(old)
-    else:
-        building.rename(out)
