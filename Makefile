@@ -7,6 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# A variable as one word of the shell, whatever was typed: $(call quoted,NAME).
+quote = '$(subst ','\'',$(1))'
+quoted = $(call quote,$(value $(1)))
+
 # What `make demo` runs on: nothing (a made-up set), or your own folder of class folders and weights.
 DATA ?=
 WEIGHTS ?=
@@ -20,14 +24,15 @@ ARCHITECTURE ?= x86_64
 # Python environment that is on all of them, and a folder or URI that all of them share.
 HEAD ?=
 WORKERS ?=
-SSH_USER ?= $(shell id -un)
-SSH_KEY ?= ~/.ssh/id_ed25519
+SSH_USER ?=
+SSH_KEY ?=
 ENVIRONMENT ?=
 STORAGE ?=
 # Ray's newer autoscaler never starts the workers of a local cluster.
 RAY_LOCAL := RAY_UP_enable_autoscaler_v2=0 $(BIN)/ray
 
-.PHONY: help setup demo test test-all check bench ui page lambda cluster-local cluster-local-down clean
+.PHONY: help setup demo test test-all check bench ui page lambda lock cluster-aws cluster-local \
+	cluster-local-down clean
 
 help:
 	@echo "make setup   the virtual environment in $(VENV) with all dependencies"
@@ -39,20 +44,33 @@ help:
 	@echo "make ui      the MLflow UI on the default store"
 	@echo "make page    the champion behind a page in the browser"
 	@echo "make lambda ONNX=file   the AWS Lambda function as build/lambda/function.zip; or MODEL=models:/NAME@champion"
+	@echo "make lock    the exact versions and hashes of all packages, from requirements*.txt"
+	@echo "make cluster-aws                                        the Ray cluster of cluster.yaml"
 	@echo "make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'   a Ray cluster of your own machines"
 	@echo "make cluster-local-down                                 its end"
 
 setup: $(READY)
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY): requirements-dev.lock
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): about 240 packages, several GB with PyTorch for CUDA"
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
-		--log $(VENV)/pip.log -r requirements-dev.txt 2>&1 | awk -f .ci/pip_progress.awk
+		--log $(VENV)/pip.log --require-hashes -r requirements-dev.lock 2>&1 | awk -f .ci/pip_progress.awk
 	@touch $@
 
+# After a change of requirements*.txt. Versions that still fit stay; to renew one, or all, that
+# nothing names: make lock RENEW="--upgrade-package NAME" or RENEW=--upgrade.
+RENEW ?=
+LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
+
+lock: setup
+	$(LOCK) $(RENEW) requirements.txt --output-file requirements.lock
+	$(LOCK) $(RENEW) requirements-dev.txt --output-file requirements-dev.lock
+
 demo: setup
-	@$(BIN)/python ray_jobs/demo.py $(if $(DATA),--raw "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	@$(BIN)/python ray_jobs/demo.py $(if $(value DATA),--raw $(call quoted,DATA)) \
+		$(if $(value WEIGHTS),--weights $(call quoted,WEIGHTS))
 
 # Three files at a time on two cores, since tests often wait. Threads that wait for work do not take
 # the processors from the others.
@@ -83,12 +101,21 @@ page: setup
 	$(BIN)/python ray_jobs/serve.py --model models:/drone-classifier@champion --open
 
 lambda: setup
-	@$(BIN)/python deploy/lambda/package.py --architecture $(ARCHITECTURE) $(if $(ONNX),--onnx "$(ONNX)") $(if $(MODEL),--model "$(MODEL)")
+	@$(BIN)/python deploy/lambda/package.py --architecture $(call quoted,ARCHITECTURE) \
+		$(if $(value ONNX),--onnx $(call quoted,ONNX)) $(if $(value MODEL),--model $(call quoted,MODEL))
+
+cluster-aws: setup
+	@$(BIN)/python deploy/aws_cluster.py
+	$(BIN)/ray up -y cluster.yaml
 
 cluster-local: setup
-	@test -n "$(HEAD)" || { echo "error: name the machines: make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'"; exit 2; }
-	$(BIN)/python deploy/local_cluster.py --head $(HEAD) $(if $(WORKERS),--workers $(WORKERS)) --user $(SSH_USER) --key $(SSH_KEY) \
-		$(if $(ENVIRONMENT),--environment $(ENVIRONMENT)) $(if $(STORAGE),--storage $(STORAGE))
+	@test -n $(call quoted,HEAD) || { echo "error: name the machines: make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'"; exit 2; }
+	@$(BIN)/python deploy/local_cluster.py --head $(call quoted,HEAD) \
+		$(if $(value WORKERS),--workers $(foreach worker,$(value WORKERS),$(call quote,$(worker)))) \
+		$(if $(value SSH_USER),--user $(call quoted,SSH_USER)) \
+		$(if $(value SSH_KEY),--key $(call quoted,SSH_KEY)) \
+		$(if $(value ENVIRONMENT),--environment $(call quoted,ENVIRONMENT)) \
+		$(if $(value STORAGE),--storage $(call quoted,STORAGE))
 	$(RAY_LOCAL) up -y cluster-local.yaml
 
 cluster-local-down: setup

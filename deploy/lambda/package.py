@@ -4,12 +4,13 @@
     python deploy/lambda/package.py --model models:/drone-classifier@champion --architecture arm64
 
 Writes the folder `package` and `function.zip` to --out. The packages are wheels for Lambda's Linux
-in the versions of requirements.txt, whatever machine builds. The build is reproducible: the same
-model, code and versions give the same zip, byte for byte.
+in the versions and with the hashes of requirements.lock, whatever machine builds. The build is
+reproducible: the same model, code and versions give the same zip, byte for byte.
 """
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,13 @@ from ray_jobs.console import show, table
 _HANDLER_MODULE = "drone.serving.lambda_handler"
 _PACKAGES = ("numpy", "pillow", "onnxruntime", "python-multipart")
 
-_CODE = ("drone/__init__.py", "drone/errors.py", "drone/labels.py", "drone/serving/*.py")
+_CODE = (
+    "drone/__init__.py",
+    "drone/errors.py",
+    "drone/labels.py",
+    "drone/redaction.py",
+    "drone/serving/*.py",
+)
 """Modules of the project that are packaged, by pattern."""
 
 _PRUNED = (
@@ -149,17 +156,20 @@ def install(folder: Path, job: Package) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     command += ["--disable-pip-version-check", "--target", str(folder), "--only-binary=:all:"]
     command += ["--implementation=cp", f"--python-version={job.python}", *platforms]
-    command += pinned_requirements()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        requirements = Path(temporary) / "requirements.txt"
+        requirements.write_text(pinned_requirements(), "utf-8")
+        command += ["--require-hashes", "--requirement", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DroneError(f"pip cannot download the function's packages:\n{done.stderr.strip()}")
 
 
-def pinned_requirements() -> list[str]:
-    """Returns the function's packages in the versions of requirements.txt."""
-    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
-    requirements = [line.split("#")[0].strip() for line in lines]
-    return [line for line in requirements if line.split("==")[0] in _PACKAGES]
+def pinned_requirements() -> str:
+    """Returns the function's packages as requirements.lock has them: versions and hashes."""
+    # The hashes of a package are on indented lines of their own.
+    entries = re.split(r"\n(?=\S)", (ROOT / "requirements.lock").read_text("utf-8"))
+    return "\n".join(entry for entry in entries if entry.split("==")[0] in _PACKAGES)
 
 
 def prune(folder: Path) -> None:
