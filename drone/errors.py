@@ -4,11 +4,17 @@ Each message says what happened to which file or setting, and what to do next. T
 without a traceback and exit with `exit_code`.
 """
 
+from drone.redaction import redact
+
 
 class DroneError(Exception):
     """Base of all errors that a user can fix; any other exception is a bug, with a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        # Here, for all of them: messages quote URIs, and those of other libraries that do.
+        super().__init__(redact(message))
 
 
 class ConfigError(DroneError, ValueError):

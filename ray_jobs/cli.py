@@ -5,8 +5,10 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import tyro
@@ -16,6 +18,7 @@ from rich.markup import escape
 
 from drone.errors import ConfigError, DroneError
 from drone.project import user_cache
+from drone.redaction import redact
 from ray_jobs.console import console
 
 
@@ -47,6 +50,7 @@ def start(
 
     Exits with 0 done, 1 failed, 2 wrong usage or 130 interrupted.
     """
+    sys.excepthook = _show_traceback
     try:
         arguments: AnyJob
         if isinstance(job, type):
@@ -70,8 +74,15 @@ def start(
             raise
         _fail(f"Cannot write {error.filename or 'a file'}: {error.strerror}.", 1)
     if arguments.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(redact(json.dumps(result, ensure_ascii=False)))
     sys.exit(0)
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints an error that is a bug; the errors of other libraries quote URIs."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _interrupt(*_: object) -> None:

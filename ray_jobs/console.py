@@ -11,6 +11,7 @@ from rich.progress import track as rich_track
 from rich.table import Table
 from rich.text import Text
 
+from drone.redaction import redact
 from drone.training.best_epoch import BestEpochBy, History, best_epoch
 
 if TYPE_CHECKING:  # They import torch, which --help must not wait for.
@@ -23,12 +24,13 @@ console = Console()
 
 def show(message: str) -> None:
     """Prints a message as it is: file names may hold what looks like markup."""
-    console.print(message, soft_wrap=True, markup=False, highlight=False)
+    console.print(redact(message), soft_wrap=True, markup=False, highlight=False)
 
 
 def warn(message: str) -> None:
     """Prints a warning."""
-    console.print(message, style="bold yellow", soft_wrap=True, markup=False, highlight=False)
+    style = "bold yellow"
+    console.print(redact(message), style=style, soft_wrap=True, markup=False, highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -45,7 +47,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 def _cell(value: object) -> Text:
     if isinstance(value, Text):
         return value
-    return Text(f"{value:.4f}" if isinstance(value, float) else str(value))
+    return Text(f"{value:.4f}" if isinstance(value, float) else redact(str(value)))
 
 
 class ConsoleDisplay:

@@ -5,9 +5,10 @@
     ray submit cluster.yaml ray_jobs/doctor.py -- --data s3://bucket/drones --weights imagenet
 
 On each machine: Python, Ray, torch and torchvision and that they match, the project's code, the
-precision that it computes in, writing to the storage and seeing it from here, a round trip to the
-tracking server, the data set, the weights, GPUs, shared memory, disk, clock. train.py and tune.py
-run the same checks before they start on a cluster. Exit code 1 if a check fails.
+precision that it computes in, writing to the storage and seeing it from here, the data set, the
+weights, GPUs, shared memory, disk, clock. From this one: a round trip to the tracking server.
+train.py and tune.py run the same checks before they start on a cluster. Exit code 1 if a check
+fails.
 """
 
 import os

@@ -1,7 +1,8 @@
 """Serves MLflow for a cluster, with copies of its store where they outlive this machine.
 
     python ray_jobs/tracking.py                                  (for this machine, in ./mlflow)
-    python ray_jobs/tracking.py --host 10.0.0.5 --backup s3://bucket/mlflow  (a cluster's head)
+    python ray_jobs/tracking.py --backup s3://bucket/mlflow      (a cluster's head)
+    python ray_jobs/tracking.py --host 10.0.0.5                  (for other machines: a password)
 
 The store is a sqlite file on this machine's disk. With --backup it is copied there every minute in
 which it has changed, and at the end; a new machine starts from that copy. Artifacts are stored
@@ -25,7 +26,8 @@ class Tracking:
     """Arguments of the job."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; there is no password, so never a public one."""
+    """Address to listen on. With another than this machine's own (127.0.0.1), MLflow asks for a
+    password, which is generated: user admin, --folder/password."""
 
     port: int = 5000
     """Port to listen on."""

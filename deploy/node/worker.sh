@@ -10,10 +10,9 @@ interface="$(ip -o route get "$RAY_HEAD_IP" | sed -n 's/.* dev \([^ ]*\).*/\1/p'
 own="$(ip -o route get "$RAY_HEAD_IP" | sed -n 's/.* src \([^ ]*\).*/\1/p')"
 mkdir -p "$HOME/.drone"
 {
-    echo "export RAY_ADDRESS=$RAY_HEAD_IP:6379"
-    echo "export MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:5000"
+    printf 'export RAY_ADDRESS=%q\n' "$RAY_HEAD_IP:6379"
     # Without it gloo takes 127.0.0.1 where host names do not resolve.
-    if [ -n "$interface" ]; then echo "export GLOO_SOCKET_IFNAME=$interface"; fi
+    if [ -n "$interface" ]; then printf 'export GLOO_SOCKET_IFNAME=%q\n' "$interface"; fi
 } > "$HOME/.drone/node.env"
 . "$HOME/.drone/node.env"
 unset RAY_ADDRESS

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from drone import secret_file
 from drone.project import ROOT
 from drone.storage.filesystem import head_uri
 
@@ -74,6 +75,7 @@ def connected(
     elif in_job:  # The job server has set the working directory already.
         ray.init(runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
     else:
+        _protect_token()
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -90,6 +92,15 @@ def connected(
     finally:
         _connection["cluster"] = False
         ray.shutdown()
+
+
+def _protect_token() -> None:
+    """Generates the token that a local Ray would write for everyone on this machine to read."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        # Where it cannot be written, Ray says so.
+        with contextlib.suppress(OSError):
+            secret_file.read_or_create(secret_file.RAY_TOKEN.expanduser())
 
 
 def on_cluster() -> bool:

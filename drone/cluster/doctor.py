@@ -4,6 +4,7 @@ The checks that run on each machine are in `drone.cluster.node_report`. This mod
 reports, adds what only the job's machine can check, and judges them.
 """
 
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -26,12 +27,12 @@ Verdict = Literal["ok", "warning", "failure"]
 
 _FIXES = {
     "answers": "Check the machine: is it up, and is Ray running there (ray status)?",
-    "versions": "Install the same requirements.txt everywhere, by the setup_commands of ray up.",
-    "torchvision": "Install the versions of requirements.txt: torch and torchvision must match.",
+    "versions": "Install the same requirements.lock everywhere, by the setup_commands of ray up.",
+    "torchvision": "Install the versions of requirements.lock: torch and torchvision must match.",
     "code": "Start the job from one copy of the project; ray up copies it to all machines.",
     "precision": "The CPUs differ: set --precision fp32 so that all machines compute the same.",
     "storage": "Set --storage to a location that all machines can write, such as s3://bucket/runs.",
-    "tracking": "Is the server up, and does this machine reach MLFLOW_TRACKING_URI?",
+    "tracking": "Is the server up that MLFLOW_TRACKING_URI names? Its log: ~/.drone/tracking.log.",
     "data": "Copy the data set there, or set --data to a location that all machines reach.",
     "weights": "The machine received other bytes than were sent: check its memory and network.",
     "gpu": "Install the driver that this torch needs, or start Ray with --num-gpus=0 there.",
@@ -52,35 +53,44 @@ class Finding:
     fix: str = ""
 
 
-def examine(request: CheckRequest, notify: Callable[[str], None] = lambda _: None) -> list[Finding]:
-    """Checks every machine; Ray must be connected."""
+def examine(
+    request: CheckRequest, tracking: str, notify: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
+    """Checks every machine; Ray and the tracking store must be connected.
+
+    Args:
+        request: What the job will use on every machine.
+        tracking: URI of the tracking store. Only this machine uses it.
+        notify: Called with a message before the checks.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     notify(f"Checking {len(nodes)} machine{'s' if len(nodes) != 1 else ''} ...")
     marker = f".doctor-{uuid.uuid4().hex}"
-    # A server that is away fails one check on every machine; the other checks are still made.
-    run_id, tracking_error = None, ""
+    ids = [node["NodeID"] for node in nodes]
+    # From the object store: the request holds the weights, which are sent once to each machine.
+    results = connection.run_on_nodes(
+        inspect_node, ids, ray.put(request), marker, timeout_s=_TIMEOUT_S
+    )
+    reports = [_report_of(node, results[node["NodeID"]]) for node in nodes]
+    for report in reports:
+        # After the checks: a worker is running there by now, so no start-up delays the reply.
+        report.clock_offset_s = _clock_offset_s(report.node)
+        _check_marker(request.storage, marker, report)
+    return [*judge(reports, request), check_tracking(tracking)]
+
+
+def check_tracking(uri: str) -> Finding:
+    """Returns whether this machine, the only one that logs, can log to the tracking store."""
+    here = (socket.gethostname(),)
+    if not probe.is_server(uri):
+        return Finding("tracking", "ok", here, f"{uri} is a store of this machine")
     try:
-        run_id = probe.start_run(request.tracking)
+        arrived, problem = probe.round_trip(), f"what was sent to {uri} did not arrive"
     except probe.FAILURES as error:
-        tracking_error = describe_error(error)
-    try:
-        ids = [node["NodeID"] for node in nodes]
-        # From the object store: the request holds the weights, which are sent once to each machine.
-        results = connection.run_on_nodes(
-            inspect_node, ids, ray.put(request), marker, run_id, timeout_s=_TIMEOUT_S
-        )
-        reports = [_report_of(node, results[node["NodeID"]]) for node in nodes]
-        for report in reports:
-            if tracking_error:
-                report.errors["tracking"] = tracking_error
-            # After the checks: a worker is running there by now, so no start-up delays the reply.
-            report.clock_offset_s = _clock_offset_s(report.node)
-            _check_marker(request.storage, marker, report)
-            _check_artifact(request.tracking, run_id, report)
-    finally:
-        # Otherwise it would be listed among the user's runs.
-        probe.delete_run(request.tracking, run_id)
-    return judge(reports, request)
+        arrived, problem = False, describe_error(error)
+    if arrived:
+        return Finding("tracking", "ok", here, f"an artifact came back from {uri}")
+    return Finding("tracking", "failure", here, problem, _FIXES["tracking"])
 
 
 def _report_of(node: dict[str, object], result: object) -> NodeReport:
@@ -105,13 +115,6 @@ def _check_marker(storage: str, marker: str, report: NodeReport) -> None:
         delete_file(f"{storage}/{marker}-{report.node}")
     except OSError:
         report.errors["storage"] = f"what it writes to {storage} is not visible to this machine"
-
-
-def _check_artifact(uri: str | None, run_id: str | None, report: NodeReport) -> None:
-    if run_id is None or "tracking" in report.errors or "machine" in report.errors:
-        return
-    if not probe.has_artifact(str(uri), run_id, report.node):
-        report.errors["tracking"] = "what it sent to the tracking server did not arrive"
 
 
 def _clock_offset_s(node: str) -> float:
@@ -206,8 +209,6 @@ def _judge_access(
     findings: _Findings, reports: Sequence[NodeReport], request: CheckRequest
 ) -> None:
     findings.add_errors("storage", reports, f"written and read: {request.storage}")
-    if request.tracking is not None:
-        findings.add_errors("tracking", reports, f"an artifact came back from {request.tracking}")
     if request.data is not None:
         success = f"{request.data} is {str(request.fingerprint)[:12]}"
         findings.add_errors("data", reports, success)

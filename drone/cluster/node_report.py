@@ -16,7 +16,6 @@ from drone.cluster import head_files  # noqa: F401  Makes head:// reachable in t
 from drone.errors import DroneError
 from drone.model.weights import Weights
 from drone.storage.filesystem import write_text
-from drone.tracking import probe
 
 _PACKAGES = ("ray", "torch", "torchvision", "numpy", "pillow", "mlflow")
 
@@ -35,9 +34,6 @@ class CheckRequest:
     """Fingerprint of the data set."""
 
     weights: Weights | None = None
-    tracking: str | None = None
-    """URI of the tracking store; a store on the job's machine is not checked from the others."""
-
     activation_cache: str = ""
     """Folder of the activation cache on each machine."""
 
@@ -72,16 +68,15 @@ class NodeReport:
     """SHA-256 of the weights as they arrived."""
 
     errors: dict[str, str] = field(default_factory=dict)
-    """By check: torchvision, storage, tracking, data, weights, or machine if it did not answer."""
+    """By check: torchvision, storage, data, weights, or machine if it did not answer."""
 
 
-def inspect_node(request: CheckRequest, marker: str, run_id: str | None) -> NodeReport:
+def inspect_node(request: CheckRequest, marker: str) -> NodeReport:
     """Runs every check on this machine.
 
     Args:
         request: What the job is about to use.
         marker: Name of a file to write to the storage.
-        run_id: Run to log an artifact to, or None.
     """
     import torch
 
@@ -103,8 +98,6 @@ def inspect_node(request: CheckRequest, marker: str, run_id: str | None) -> Node
         # Only written here: that the job's machine can read it shows that the storage is shared.
         "storage": lambda: write_text(f"{request.storage}/{marker}-{node}", marker),
     }
-    if run_id is not None:
-        checks["tracking"] = lambda: probe.log_artifact(str(request.tracking), run_id, node)
     if request.data is not None:
         checks["data"] = lambda: _check_data(str(request.data), request.fingerprint)
     if request.weights is not None:

@@ -8,6 +8,7 @@ These files are the truth that a study resumes from: MLflow and Optuna are broug
 them. Each is written to another name and renamed.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from drone.config import override, to_dict
 from drone.errors import RunError
 from drone.files import SchemaError, seal, unseal, write_whole
+from drone.redaction import redact, without_mask
 from drone.search.domain import Choice, Domain, Range
 from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
@@ -119,6 +121,8 @@ class Study:
                 name: Choice(tuple(domain["values"])) if "values" in domain else Range(**domain)
                 for name, domain in content["space"].items()
             }
+            for name in ("data", "storage"):
+                content[name] = without_mask(content[name])
             return StudySpec(**content)
         except OSError as error:
             raise RunError(f"{self.folder} holds no study (no {STUDY_FILE}).") from error
@@ -165,4 +169,6 @@ def _read_record(file: Path) -> TrialRecord:
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, seal(content, SCHEMA))
+    # Before it is sealed: the checksum is of what the file holds.
+    redacted = json.loads(redact(json.dumps(content)))
+    write_whole(file, seal(redacted, SCHEMA))

@@ -15,7 +15,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from PIL import Image
 
 from drone.errors import RunError
-from drone.project import ROOT
+from drone.tracking import pyfunc
 from drone.tracking.failures import FAILURES
 from drone.tracking.runs import find_run
 
@@ -38,11 +38,10 @@ def log_model(onnx_file: Path, classes: Sequence[str], metadata: Mapping[str, st
     outputs += [ColSpec(DataType.double, name) for name in classes]
     info = mlflow.pyfunc.log_model(
         name=_MODEL_NAME,
-        # As code, so that nothing is pickled.
-        python_model=str(Path(__file__).with_name("pyfunc.py")),
-        artifacts={"onnx": str(onnx_file)},
-        # With the code beside it, whoever loads the model needs no checkout.
-        code_paths=[str(ROOT / "drone")],
+        # A module of the checkout: no code, and nothing pickled, comes from the artifacts, which
+        # whoever reaches the store can replace.
+        loader_module=pyfunc.__name__,
+        data_path=str(onnx_file),
         signature=ModelSignature(
             inputs=Schema([ColSpec(DataType.string, "image")]), outputs=Schema(outputs)
         ),

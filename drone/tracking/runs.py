@@ -30,6 +30,7 @@ from mlflow.tracking import MlflowClient
 from drone.data.dataset import Dataset
 from drone.errors import RunError, TrackingError
 from drone.files import locked
+from drone.redaction import redact
 from drone.tracking.failures import FAILURES, first_line
 from drone.tracking.lease import Lease, hold
 from drone.training.best_epoch import History
@@ -120,12 +121,12 @@ class TrackedRun:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs settings by dotted name."""
         # By id, not through the active run: trials' runs are written while their parent is active.
-        entries = [Param(name, str(value)) for name, value in params.items()]
+        entries = [Param(name, redact(str(value))) for name, value in params.items()]
         MlflowClient().log_batch(self.run_id, params=entries)
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Logs facts to filter runs by."""
-        entries = [RunTag(name, str(value)) for name, value in tags.items()]
+        entries = [RunTag(name, redact(str(value))) for name, value in tags.items()]
         MlflowClient().log_batch(self.run_id, tags=entries)
 
     def log_dataset(self, dataset: Dataset) -> None:

@@ -1,7 +1,9 @@
 """MLflow's server for a cluster: one supervised process, and a store that outlives the machine."""
 
 import contextlib
+import ipaddress
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -17,10 +19,14 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from drone import secret_file
 from drone.errors import ConfigError, TrackingError
 from drone.storage.filesystem import absolute
 
 STORE_FILE = "mlflow.db"
+USER = "admin"
+"""User of a server with a password: MLFLOW_TRACKING_USERNAME."""
+
 # A service that is being restarted listens again within a minute.
 _START_TIMEOUT_S, _POLL_S, _CLOSED_S = 120.0, 1.0, 60.0
 
@@ -48,6 +54,20 @@ class ServerSettings:
         """The sqlite file."""
         return self.folder / STORE_FILE
 
+    @property
+    def password_file(self) -> Path:
+        """The password, if the server has one: MLFLOW_TRACKING_PASSWORD."""
+        return self.folder / "password"
+
+    @property
+    def needs_password(self) -> bool:
+        """Whether other machines reach the server."""
+        if self.host == "localhost":
+            return False
+        with contextlib.suppress(ValueError):
+            return not ipaddress.ip_address(self.host).is_loopback
+        return True
+
 
 def serve(settings: ServerSettings, notify: Callable[[str], None]) -> None:
     """Serves until it is interrupted or the other service has closed; copies the store at the end.
@@ -70,6 +90,8 @@ def serve(settings: ServerSettings, notify: Callable[[str], None]) -> None:
         process.start()
         url = f"http://{settings.host}:{settings.port}"
         notify(f"MLflow on {url}, its store is {settings.store}")
+        if settings.needs_password:
+            notify(f"User {USER}, password in {settings.password_file}")
         _supervise(settings, process, backup, notify)
     finally:
         process.stop()
@@ -131,16 +153,18 @@ class _ServerProcess:
     """MLflow's server process; it can be started again when it has ended."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        artifacts = f"{absolute(settings.backup or str(settings.folder))}/artifacts"
+        self._settings = settings
         hosts = ("localhost", "127.0.0.1", settings.host)
         self._command = [sys.executable, "-m", "mlflow", "server"]
         # One worker starts in 5 s; MLflow's default takes 12 s and 1.7 GB.
         self._command += ["--host", settings.host, "--port", str(settings.port), "--workers", "1"]
         self._command += ["--backend-store-uri", f"sqlite:///{settings.store.resolve()}"]
-        self._command += ["--artifacts-destination", artifacts, "--serve-artifacts"]
+        self._command += ["--serve-artifacts"]
         # MLflow refuses requests to other host names, against DNS rebinding.
         allowed = ",".join(f"{host}:{settings.port}" for host in hosts)
         self._command += ["--allowed-hosts", allowed]
+        if settings.needs_password:
+            self._command += ["--app-name", "basic-auth"]
         self._health = f"http://{settings.host}:{settings.port}/health"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -150,9 +174,7 @@ class _ServerProcess:
         Raises:
             TrackingError: The process ended, or did not answer in time.
         """
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        # On a cluster every shell has it, and it names this very server.
-        environment.pop("MLFLOW_TRACKING_URI", None)
+        environment = _server_environment(self._settings)
         # A session of its own: Ctrl-C reaches this process alone, and stop() MLflow's children too.
         self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
         give_up_at = time.monotonic() + _START_TIMEOUT_S
@@ -180,6 +202,32 @@ class _ServerProcess:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=15)
                 return
+
+
+def _server_environment(settings: ServerSettings) -> dict[str, str]:
+    """Returns the environment of MLflow's process; unlike a command line, only its user sees it."""
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # On a cluster every shell has it, and it names this very server.
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    artifacts = f"{absolute(settings.backup or str(settings.folder))}/artifacts"
+    environment["MLFLOW_ARTIFACTS_DESTINATION"] = artifacts
+    if not settings.needs_password:
+        return environment
+    # MLflow ignores the password of a user that exists, so the one user is made again.
+    users = settings.folder / "users.db"
+    users.unlink(missing_ok=True)
+    auth = settings.folder / "auth.ini"
+    database = f"sqlite:///{users}".replace("%", "%%")  # As configparser wants it.
+    auth.write_text(
+        f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {database}\n", "utf-8"
+    )
+    return {
+        **environment,
+        "MLFLOW_AUTH_CONFIG_PATH": str(auth),
+        "MLFLOW_AUTH_ADMIN_USERNAME": USER,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": secret_file.read_or_create(settings.password_file),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+    }
 
 
 class _Backup:

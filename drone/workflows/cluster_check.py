@@ -106,7 +106,6 @@ def _examine(
         data=connection.readable_uri(absolute(data)) if data else None,
         fingerprint=dataset.fingerprint if dataset else None,
         weights=starting,
-        tracking=store,
         activation_cache=str(activation_cache),
     )
-    return examine(request, display.show)
+    return examine(request, store, display.show)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from drone.errors import ConfigError
 from drone.project import ROOT
+from drone.redaction import redact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,13 @@ class PrepareRequest:
             raise ConfigError("--undo takes --out alone: the data set knows its raw folders.")
         if not self.undo and not self.raw:
             raise ConfigError("--raw is missing: name the folders with the collected images.")
+        for name in self.raw:
+            # The manifest names them, for --undo and later updates.
+            if "://" in name and redact(name) != name:
+                raise ConfigError(
+                    f"--raw {name} holds credentials, which the data set would record. Set them in "
+                    f"the environment instead, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

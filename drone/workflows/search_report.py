@@ -12,6 +12,7 @@ from drone.config import flatten, to_dict
 from drone.data.dataset import Dataset
 from drone.errors import TrainingError
 from drone.evaluation import plots as evaluation_plots
+from drone.redaction import redact
 from drone.search import plots, report, summary
 from drone.search.study import StudySpec, TrialRecord
 from drone.search.summary import ConfirmedConfig
@@ -102,12 +103,13 @@ def _report(
     curves = folder / "learning_curves.png"
     evaluation_plots.save(plots.learning_curves(records, _best(records).number), curves)
     preset = spec.base.preset
-    command = f"python ray_jobs/train.py {preset} --data {spec.data} --config {config_file}"
+    data = redact(spec.data)
+    command = f"python ray_jobs/train.py {preset} --data {data} --config {config_file}"
     return report.StudyReport(
         title=f"Study {spec.name}",
         facts={
             "run": run.run_id,
-            "data set": spec.data,
+            "data set": data,
             "fingerprint": spec.fingerprint,
             "trials": _counts(records),
             "use it": command,

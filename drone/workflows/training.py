@@ -15,6 +15,7 @@ from drone.errors import RunError
 from drone.model import mobilenet, weights
 from drone.model.weights import Weights
 from drone.project import commit
+from drone.redaction import redact, without_mask
 from drone.storage import checkpoints, dataset_cache
 from drone.storage.filesystem import absolute, read_text, resolve_writable
 from drone.tracking import runs
@@ -63,7 +64,7 @@ class RunSpec:
     """Folder or URI of the run's checkpoints."""
 
     def to_json(self) -> str:
-        """Returns the artifact from which the run can be resumed."""
+        """Returns the artifact from which the run can be resumed, without credentials."""
         # Paths are absolute, since a run may be resumed from another folder.
         by_name = self.weights in ("imagenet", "none")
         content = {
@@ -72,7 +73,7 @@ class RunSpec:
             "weights": self.weights if by_name else str(Path(self.weights).resolve()),
             "storage": self.storage,
         }
-        return json.dumps(content, indent=1)
+        return redact(json.dumps(content, indent=1))
 
 
 def read_spec(run_id: str) -> RunSpec:
@@ -90,9 +91,9 @@ def read_spec(run_id: str) -> RunSpec:
         ) from error
     return RunSpec(
         config=override(TrainConfig(), content["config"], f"run {run_id}"),
-        data=content["data"],
+        data=without_mask(content["data"]),
         weights=content["weights"],
-        storage=content["storage"],
+        storage=without_mask(content["storage"]),
     )
 
 

@@ -14,7 +14,6 @@ REQUEST = CheckRequest(
     data="s3://bucket/drones",
     fingerprint="f" * 64,
     weights=WEIGHTS,
-    tracking="http://10.0.0.1:5000",
 )
 
 
@@ -39,7 +38,7 @@ def test_healthy_machines() -> None:
     findings = judge([machine("a"), machine("b")], REQUEST)
     assert all(finding.verdict == "ok" and not finding.fix for finding in findings)
     checks = {finding.check for finding in findings}
-    assert {"torch", "torchvision", "code", "precision", "storage", "tracking"} <= checks
+    assert {"torch", "torchvision", "code", "precision", "storage"} <= checks
     assert {"data", "weights", "GPUs", "shared memory", "disk", "clock", "answers"} <= checks
 
 
@@ -61,7 +60,6 @@ def test_healthy_machines() -> None:
         ("clock", "warning", "-7 s off", machine("b", clock_offset_s=-7.0)),
         ("storage", "failure", "is not seen", machine("b", errors={"storage": "is not seen"})),
         ("data", "failure", "no such place", machine("b", errors={"data": "no such place"})),
-        ("tracking", "failure", "refused", machine("b", errors={"tracking": "refused"})),
         ("torchvision", "failure", "nms", machine("b", errors={"torchvision": "no nms"})),
         ("answers", "failure", "lost", machine("b", errors={"machine": "lost"})),
     ],

@@ -105,6 +105,7 @@ def test_what_is_in_the_package(built: Built) -> None:
         "drone/__init__.py",
         "drone/errors.py",
         "drone/labels.py",
+        "drone/redaction.py",
         *(f"drone/serving/{file.name}" for file in (ROOT / "drone/serving").glob("*.py")),
     }
     assert not [name for name in names if "/tests/" in name or name.endswith((".h", ".pyi"))]
@@ -221,7 +222,7 @@ def test_make_passes_its_variables_on(variable: str, option: list[str]) -> None:
     # `make test` runs this test, and an inner make would then print its folders.
     alone = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
-    last = shlex.split(done.stdout.splitlines()[-1])
+    last = shlex.split(done.stdout.replace("\\\n", "").splitlines()[-1])
     assert last[1:] == ["deploy/lambda/package.py", "--architecture", "arm64", *option]
 
 

@@ -1,0 +1,33 @@
+"""Removes passwords and keys from text that is shown or stored."""
+
+import re
+
+_MASK = "***"
+
+# S3 first: its secret keys may hold slashes, and a bucket has no port.
+_CREDENTIALS = (
+    re.compile(r"(?i)\b(s3[an]?://)[^\s/:@\"'<>]+:[^\s@\"'<>]*@"),
+    re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>]*@"),
+    # A slash in a password that was not encoded; `host:5000/path@2` is none.
+    re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#:@\[\"'<>]+:(?!\d+(?:\W|$))[^\s@\"'<>]*@"),
+)
+_PARAMETER = re.compile(
+    r"(?i)([?&;](?:[\w.-]*(?:secret|token|passw|signature|credential|access[_-]?key)[\w.-]*"
+    r"|(?:api[_-]?)?key|sig|pwd)=)[^\s&;#\"'<>]+"
+)
+
+
+def redact(text: str) -> str:
+    """Returns the text with a mask for the credentials in its URIs.
+
+    These are user and password before a host or bucket (http://user:password@host), and secrets
+    in a query (?secret_key=...).
+    """
+    for pattern in _CREDENTIALS:
+        text = pattern.sub(rf"\g<1>{_MASK}@", text)
+    return _PARAMETER.sub(rf"\g<1>{_MASK}", text)
+
+
+def without_mask(location: str) -> str:
+    """Returns a stored location as it can be opened: with the credentials of the environment."""
+    return location.replace(f"://{_MASK}@", "://")
