@@ -6,16 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.two_hosts.policies import ACCOUNT, BUCKET, REGION, allows, resources, statements_of
 
 pytest.importorskip("moto")
-
-REGION = "eu-west-1"
 
 
 @pytest.fixture
@@ -34,6 +35,18 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with mock_aws():
         yield
+
+
+def create_stack() -> None:
+    """deploy/aws-base.yaml, with the bucket some-bucket."""
+    import boto3
+
+    boto3.client("cloudformation", region_name=REGION).create_stack(
+        StackName="drone",
+        TemplateBody=(ROOT / "deploy" / "aws-base.yaml").read_text(),
+        Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "some-bucket"}],
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+    )
 
 
 def test_rays_own_schema(described: dict) -> None:
@@ -76,17 +89,12 @@ def test_it_launches_on_a_make_believe_aws(aws: None, described: dict, tmp_path:
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    boto3.client("cloudformation", region_name=REGION).create_stack(
-        StackName="drone",
-        TemplateBody=(ROOT / "deploy" / "aws-base.yaml").read_text(),
-        Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "some-bucket"}],
-        Capabilities=["CAPABILITY_NAMED_IAM"],
-    )
+    create_stack()
     assert [one["Name"] for one in boto3.client("s3").list_buckets()["Buckets"]] == ["some-bucket"]
     ec2 = boto3.client("ec2", region_name=REGION)
     image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
     for kind in described["available_node_types"].values():
-        kind["node_config"]["ImageId"] = image  # The make-believe one does not resolve names.
+        kind["node_config"]["ImageId"] = image
     described["provider"]["_config_cache_path"] = str(tmp_path)
     described["auth"]["ssh_private_key"] = str(tmp_path / "key.pem")
     ec2.create_key_pair(KeyName="key")
@@ -131,6 +139,110 @@ def test_the_stack_is_sound_and_no_machine_may_do_everything() -> None:
     assert '"*:*"' not in template.read_text() and "Action: '*'" not in template.read_text()
 
 
+@dataclass(frozen=True)
+class Stack:
+    """What the stack allows: the statements of each role's policies, and of the bucket's."""
+
+    head: list[dict[str, Any]]
+    worker: list[dict[str, Any]]
+    bucket: list[dict[str, Any]]
+
+    def starts(
+        self, instance_type: str = "g6.2xlarge", region: str = REGION, **context: str
+    ) -> bool:
+        """Whether the head may start an instance as cluster.yaml has it, but for this context."""
+        given: dict[str, str | list[str]] = {
+            "ec2:InstanceType": instance_type,
+            "ec2:MetadataHttpTokens": "required",
+            "ec2:InstanceProfile": profile("drone-worker"),
+            "aws:RequestTag/ray-cluster-name": "drone",
+            **context,
+        }
+        resource = f"arn:aws:ec2:{region}:{ACCOUNT}:instance/*"
+        return allows(self.head, "ec2:RunInstances", resource, given)
+
+
+def profile(name: str) -> str:
+    return f"arn:aws:iam::{ACCOUNT}:instance-profile/{name}"
+
+
+@pytest.fixture(scope="module")
+def stack() -> Stack:
+    bucket = resources()["StorePolicy"]["PolicyDocument"]["Statement"]
+    return Stack(statements_of("HeadRole"), statements_of("WorkerRole"), bucket)
+
+
+INSTANCE = f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/i-0"
+OWN = {"aws:ResourceTag/ray-cluster-name": "drone"}
+FOREIGN = {"aws:ResourceTag/ray-cluster-name": "other"}
+
+
+def test_the_head_starts_only_workers_of_its_own_cluster(stack: Stack) -> None:
+    assert stack.starts()
+    assert not stack.starts(instance_type="p5.48xlarge")
+    assert not stack.starts(region="us-east-1")
+    assert not stack.starts(**{"aws:RequestTag/ray-cluster-name": "other"})
+    assert not stack.starts(**{"ec2:InstanceProfile": profile("administrator")})
+    assert not stack.starts(**{"ec2:MetadataHttpTokens": "optional"})
+    image = f"arn:aws:ec2:{REGION}::image/ami-0"
+    assert allows(stack.head, "ec2:RunInstances", image, {"ec2:Owner": "amazon"})
+    assert not allows(stack.head, "ec2:RunInstances", image, {"ec2:Owner": "999999999999"})
+    for kind in ("key-pair", "network-interface", "security-group", "subnet", "volume"):
+        resource = f"arn:aws:ec2:{REGION}:{ACCOUNT}:{kind}/x"
+        assert allows(stack.head, "ec2:RunInstances", resource, {})
+    roles = [f"arn:aws:iam::{ACCOUNT}:role/drone-{name}" for name in ("worker", "head")]
+    to_ec2 = {"iam:PassedToService": "ec2.amazonaws.com"}
+    assert [allows(stack.head, "iam:PassRole", role, to_ec2) for role in roles] == [True, False]
+
+
+def test_the_head_ends_no_machine_that_it_did_not_start(stack: Stack) -> None:
+    def tags(context: dict[str, Any]) -> bool:
+        return allows(stack.head, "ec2:CreateTags", INSTANCE, context)
+
+    assert allows(stack.head, "ec2:TerminateInstances", INSTANCE, OWN)
+    assert not allows(stack.head, "ec2:TerminateInstances", INSTANCE, FOREIGN)
+    assert not allows(stack.head, "ec2:TerminateInstances", INSTANCE, {})
+    # The tag that lets it: only as a machine starts.
+    name = {"aws:RequestTag/ray-cluster-name": "drone", "aws:TagKeys": ["ray-cluster-name"]}
+    assert tags({**name, "ec2:CreateAction": "RunInstances"})
+    assert not tags(name)
+    assert not tags({**name, **FOREIGN})
+    assert not tags({**name, **OWN})
+    # Ray's notes: on machines of the cluster alone.
+    status = {"aws:TagKeys": ["ray-node-status"]}
+    assert tags({**status, **OWN})
+    assert not tags(status) and not tags({**status, **FOREIGN})
+    assert not tags({"aws:TagKeys": ["ray-node-status", "Name"], **OWN})
+    assert not tags(OWN)
+    for action in ("ec2:DeleteTags", "ec2:StopInstances", "ec2:ModifyInstanceAttribute"):
+        assert not allows(stack.head, action, INSTANCE, OWN)
+
+
+def test_the_bucket_keeps_what_a_machine_deletes_and_workers_stay_out_of_mlflow(
+    stack: Stack,
+) -> None:
+    assert resources()["Store"]["VersioningConfiguration"] == {"Status": "Enabled"}
+    for statements in (stack.head, stack.worker):
+        for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"):
+            assert allows(statements, action, f"{BUCKET}/runs/1/state.json", {})
+        assert not allows(statements, "s3:DeleteObjectVersion", f"{BUCKET}/runs/1", {})
+        assert not allows(statements, "s3:PutBucketVersioning", BUCKET, {})
+    for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"):
+        for key in ("mlflow/mlflow.db", "team/mlflow/artifacts/1/MLmodel"):
+            assert allows(stack.head, action, f"{BUCKET}/{key}", {})
+            assert not allows(stack.worker, action, f"{BUCKET}/{key}", {})
+    # Whoever asks: not without encryption on the way.
+    everyone = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    for secure in ("true", "false"):
+        allowed = allows(
+            [*stack.bucket, everyone],
+            "s3:GetObject",
+            f"{BUCKET}/x",
+            {"aws:SecureTransport": secure},
+        )
+        assert allowed == (secure == "true")
+
+
 @pytest.fixture
 def local(tmp_path: Path) -> dict:
     """The description for two your own machines."""
@@ -145,7 +257,8 @@ def local(tmp_path: Path) -> dict:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / ".ray" / "auth_token").read_text()
+    token = tmp_path / ".ray" / "auth_token"
+    assert len(token.read_text()) == 64 and token.stat().st_mode & 0o777 == 0o600
     return yaml.safe_load((tmp_path / "local.yaml").read_text())
 
 
@@ -160,6 +273,11 @@ def test_the_local_cluster_shares_the_settings_of_aws(local: dict, described: di
     ]
     assert set(local["file_mounts"]) == set(described["file_mounts"])
     assert local["provider"]["worker_ips"] == ["10.0.0.2"]
+    # Both the user's machine and the head check host keys.
+    for part in ("auth", "provider"):
+        command = local[part]["ssh_proxy_command"]
+        assert "StrictHostKeyChecking=accept-new" in command
+        assert "UserKnownHostsFile=~/.drone/known_hosts-drone-local" in command
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -101,6 +101,34 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Itera
             )
 
 
+def test_only_the_head_reaches_mlflow(cluster: Cluster) -> None:
+    def is_open(host: Host, address: str) -> bool:
+        return host.run(f": < /dev/tcp/{address}/5000 && echo open", check=False).strip() == "open"
+
+    assert is_open(cluster.head, "127.0.0.1")
+    assert not is_open(cluster.worker, cluster.head.address)
+    assert not is_open(cluster.head, cluster.head.address)
+    assert "MLFLOW" not in cluster.worker.read(".drone/node.env")
+    for host in (cluster.head, cluster.worker):
+        assert host.run("stat -c %a .ray/auth_token").strip() == "600"
+
+
+def test_a_machine_with_another_host_key_is_refused(cluster: Cluster) -> None:
+    known = ".drone/known_hosts-drone-local"
+    # The user's machine recorded the head's key, and the head the worker's.
+    assert cluster.head.address in cluster.client.read(known)
+    assert cluster.worker.address in cluster.head.read(known)
+    cluster.client.run(f"cp {known} kept; ssh-keygen -q -t ed25519 -N '' -f other")
+    key = cluster.client.read("other.pub").split()[1]
+    cluster.client.run(f"echo {cluster.head.address} ssh-ed25519 {key} > {known}")
+    cluster.client.run("rm -rf /tmp/ray_ssh_*")  # No connection of before is used again.
+    cluster.client.run("ray exec ~/cluster-local.yaml 'touch reached'", check=False)
+    assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in cluster.client.read(".drone/ssh.log")
+    assert not (cluster.head.home / "reached").exists()
+    cluster.client.run(f"mv kept {known}; ray exec ~/cluster-local.yaml 'touch reached'")
+    assert (cluster.head.home / "reached").exists()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster) -> dict:
     """A run of two workers on two machines."""
