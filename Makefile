@@ -106,7 +106,7 @@ lambda: setup
 
 cluster-aws: setup
 	@$(BIN)/python deploy/aws_cluster.py
-	$(BIN)/ray up -y cluster.yaml
+	$(BIN)/ray up cluster.yaml
 
 cluster-local: setup
 	@test -n $(call quoted,HEAD) || { echo "error: name the machines: make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'"; exit 2; }

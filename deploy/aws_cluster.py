@@ -24,11 +24,11 @@ _IMAGE_ID = re.compile(r"ami-[0-9a-f]{8,17}")
 
 def problems(description: dict[str, Any]) -> Iterator[str]:
     """Yields what has to be set before the cluster can start."""
-    if "YOUR-BUCKET" in description["provider"]["storage"]:
+    if "YOUR-BUCKET" in description["provider"].get("storage", ""):
         yield "provider.storage is s3://YOUR-BUCKET; name the bucket of the stack."
     for name, kind in description["available_node_types"].items():
-        image = kind["node_config"]["ImageId"]
-        if not _IMAGE_ID.fullmatch(image):
+        image = kind["node_config"].get("ImageId")
+        if not _IMAGE_ID.fullmatch(str(image)):
             yield (
                 f"ImageId of {name} is {image}; it must be the id of an image (ami-...), which the "
                 f"command in the comment above it finds."
@@ -37,7 +37,10 @@ def problems(description: dict[str, Any]) -> Iterator[str]:
 
 def main(file: Path) -> None:
     """Exits with 1 if the description is not ready."""
-    found = list(problems(yaml.safe_load(file.read_text("utf-8"))))
+    try:
+        found = list(problems(yaml.safe_load(file.read_text("utf-8"))))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        found = [f"it describes no cluster ({type(error).__name__}: {error})"]
     for problem in found:
         print(f"error: {file}: {problem}", file=sys.stderr)
     if found:

@@ -4,15 +4,19 @@ import re
 
 _MASK = "***"
 
-# S3 first: its secret keys may hold slashes, and a bucket has no port.
+# The lengths are bounded, or long texts would take quadratic time. S3 first: its secret keys may
+# hold slashes, and a bucket has no port.
 _CREDENTIALS = (
-    re.compile(r"(?i)\b(s3[an]?://)[^\s/:@\"'<>]+:[^\s@\"'<>]*@"),
-    re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>]*@"),
+    re.compile(r"(?i)\b(s3[an]?://)[^\s/:@\"'<>]{1,2000}:[^\s@\"'<>]{0,2000}@"),
+    re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}://)[^\s/?#\"'<>]{0,2000}@"),
     # A slash in a password that was not encoded; `host:5000/path@2` is none.
-    re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#:@\[\"'<>]+:(?!\d+(?:\W|$))[^\s@\"'<>]*@"),
+    re.compile(
+        r"(?i)\b([a-z][a-z0-9+.-]{0,20}://)"
+        r"[^\s/?#:@\[\"'<>]{1,2000}:(?!\d{1,5}(?:\W|$))[^\s@\"'<>]{0,2000}@"
+    ),
 )
 _PARAMETER = re.compile(
-    r"(?i)([?&;](?:[\w.-]*(?:secret|token|passw|signature|credential|access[_-]?key)[\w.-]*"
+    r"(?i)([?&;](?:[\w.-]{0,40}(?:secret|token|passw|signature|credential|access[_-]?key)[\w.-]{0,40}"
     r"|(?:api[_-]?)?key|sig|pwd)=)[^\s&;#\"'<>]+"
 )
 

@@ -16,6 +16,7 @@ from drone.serving.predictor import Predictor
 from drone.tracking import model as tracked_model
 from drone.tracking import runs
 from tests.conftest import ROOT
+from tests.jobs.processes import wait_for
 from tests.serving import conftest as serving
 
 linear = serving.linear
@@ -75,13 +76,12 @@ def test_what_was_typed_for_make_is_one_word_of_the_shell(name: str, tmp_path: P
         ("lambda", "MODEL"),
         ("lambda", "ARCHITECTURE"),
     ):
-        # A dollar sign is make's own escape for one.
-        command = ["make", "-s", target, f"{variable}={typed.replace('$', '$$')}"]
+        command = ["make", "-s", target, f"{variable}={typed}"]
         done = subprocess.run(
             command, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert typed.replace("$", "$$") in printed.read_text().splitlines()
+        assert typed in printed.read_text().splitlines()
         assert not mark.exists()
 
 
@@ -95,20 +95,60 @@ def test_credentials_are_not_written_into_the_clusters_description(tmp_path: Pat
     assert option.returncode == 1 and "no user or address" in option.stderr
 
 
+def start_head(home: Path, **provider: object) -> dict[str, str]:
+    """Runs head.sh with stubs for Ray and MLflow.
+
+    Returns the variables that a shell on the head gets, and `tracking`: the server's arguments.
+    """
+    programs = home / "env" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("ip", "ray"):
+        (programs / name).write_text("#!/bin/bash\n")
+    (programs / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    (programs / "setsid").write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" > {home}/tracking\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    description = {"provider": provider, "auth": {"ssh_user": "me"}}
+    (home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(description))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "DRONE_ENV": str(home / "env")}
+    node = ROOT / "deploy" / "node"
+    script = f"bash {node}/head.sh 10.0.0.5 && . {node}/env.sh && env -0"
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: (home / "tracking").exists() and (home / "tracking").stat().st_size, 10)
+    variables = dict(entry.split("=", 1) for entry in done.stdout.split("\0") if "=" in entry)
+    return {**variables, "tracking": (home / "tracking").read_text().replace("\0", "|")}
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_settings_of_the_cluster_stay_values_on_the_head(name: str, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     typed = name.format(mark=mark)
-    file = tmp_path / "description.yaml"
-    provider = {"storage": typed, "region": "eu", "ssh_proxy_command": "ssh -W x"}
-    file.write_text(yaml.safe_dump({"provider": provider, "auth": {"ssh_user": "me"}}))
-    printed = deploy("node/settings.py", file, home=tmp_path).stdout
-    script = f'{printed}\nprintf "export DRONE_STORAGE=%q\\n" "$storage" > {tmp_path}/node.env\n'
-    script += f'storage=; . {tmp_path}/node.env; printf "%s" "$DRONE_STORAGE"'
-    shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert shell.stdout == typed and not mark.exists()
+    head = start_head(tmp_path, storage=typed, region="eu", ssh_proxy_command="ssh -W x")
+    assert head["DRONE_STORAGE"] == typed and f"|--backup|{typed}/mlflow|" in head["tracking"]
+    assert head["AWS_DEFAULT_REGION"] == "eu" and not mark.exists()
     # The head checks the workers' host keys.
-    assert yaml.safe_load(file.read_text())["auth"]["ssh_proxy_command"] == "ssh -W x"
+    description = yaml.safe_load((tmp_path / "ray_bootstrap_config.yaml").read_text())
+    assert description["auth"]["ssh_proxy_command"] == "ssh -W x"
+
+
+def test_the_head_shares_mlflow_only_if_it_is_told_to_and_with_a_password(tmp_path: Path) -> None:
+    alone = start_head(tmp_path / "alone", storage="", share_tracking=False)
+    assert alone["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
+    assert "|--host|127.0.0.1|" in alone["tracking"]
+    assert "MLFLOW_TRACKING_PASSWORD" not in alone
+    shared = start_head(tmp_path / "shared", storage="", share_tracking=True)
+    assert shared["MLFLOW_TRACKING_URI"] == "http://10.0.0.5:5000"
+    assert "|--host|10.0.0.5|" in shared["tracking"]
+    # The file that the server reads, which only its owner can.
+    file = tmp_path / "shared" / ".drone" / "mlflow" / "password"
+    assert f"|--folder|{file.parent}|" in shared["tracking"]
+    assert shared["MLFLOW_TRACKING_PASSWORD"] == file.read_text()
+    assert shared["MLFLOW_TRACKING_USERNAME"] == "admin"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.read_text() not in (tmp_path / "shared" / ".drone" / "node.env").read_text()
 
 
 def test_mlflow_listens_on_the_heads_loopback_alone() -> None:
@@ -137,6 +177,8 @@ def test_a_cluster_on_aws_starts_with_a_bucket_and_an_image_that_were_chosen(
     assert refused.returncode == 1
     assert f"ImageId of gpu-spot is {image}" in refused.stderr and "YOUR-BUCKET" in refused.stderr
     assert not (tmp_path / ".ray").exists()
+    file.write_text("max_workers: 8")
+    assert "it describes no cluster" in deploy("aws_cluster.py", file, home=tmp_path).stderr
     text = text.replace(image, "ami-0123456789abcdef0").replace("YOUR-BUCKET", "bucket")
     file.write_text(text)
     accepted = deploy("aws_cluster.py", file, home=tmp_path)

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,15 @@ def test_credentials_are_masked(text: str, shown: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
+
+
+def test_long_texts_are_redacted_in_linear_time() -> None:
+    token = "t" * 1500
+    assert redact(f"http://user:{token}@host/x") == "http://***@host/x"
+    for part in ("http://", "http://a:", "s3://a:", "?secret", "a.a-a", "&key"):
+        start = time.process_time()
+        redact(part * (200_000 // len(part)))
+        assert time.process_time() - start < 5, part
 
 
 def test_every_error_is_redacted_in_other_processes_too() -> None:
