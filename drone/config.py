@@ -135,7 +135,10 @@ def _converted(value: Any, hint: Any, location: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{location} is {value}; it must be a finite number.")
     # In Python True is an int; as a number of epochs it is a mistake.

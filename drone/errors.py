@@ -8,7 +8,7 @@ from drone.redaction import redact
 
 
 class DroneError(Exception):
-    """Base of all errors that a user can fix; any other exception is a bug, with a traceback."""
+    """Base of all errors that a user can fix; any other exception is a bug."""
 
     exit_code = 1
 

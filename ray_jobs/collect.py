@@ -18,6 +18,10 @@ from typing import Annotated
 ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
 sys.path.insert(0, str(next(root for root in ROOTS if (root / "drone").is_dir())))
 
+from ray_jobs import bug_report
+
+bug_report.install(__name__)
+
 import tyro
 
 from drone.collect.settings import FetchSettings, SearchSettings

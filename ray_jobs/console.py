@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.progress import track as rich_track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from drone.names import printable
 from drone.redaction import redact
 from drone.training.best_epoch import BestEpochBy, History, best_epoch
 
@@ -18,28 +18,29 @@ if TYPE_CHECKING:  # They import torch, which --help must not wait for.
     from drone.search.study import TrialRecord
     from drone.training.context import Progress as StepProgress
 
-console = Console()
+# Names may look like markup ("[/x]"), emoji codes (":x:") or what the highlighter colours.
+console = Console(markup=False, emoji=False, highlight=False)
 """Console for messages to the user; with --json it writes to standard error."""
 
 
-def show(message: str) -> None:
-    """Prints a message as it is: file names may hold what looks like markup."""
-    console.print(redact(message), soft_wrap=True, markup=False, highlight=False)
+def show(*lines: str) -> None:
+    """Prints lines; a line break within one of them belongs to a name, and is escaped."""
+    for line in lines:
+        console.print(printable(redact(line)), soft_wrap=True)
 
 
-def warn(message: str) -> None:
-    """Prints a warning."""
-    style = "bold yellow"
-    console.print(redact(message), style=style, soft_wrap=True, markup=False, highlight=False)
+def warn(*lines: str) -> None:
+    """Prints lines as a warning."""
+    for line in lines:
+        console.print(printable(redact(line)), style="bold yellow", soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a table: the first column left-aligned, the others right."""
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=printable(title), title_justify="left")
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="right" if number else "left")
+        grid.add_column(printable(column), justify="right" if number else "left")
     for row in rows:
-        # As text: paths in a cell may look like markup.
         grid.add_row(*(_cell(value) for value in row))
     console.print(grid)
 
@@ -47,23 +48,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 def _cell(value: object) -> Text:
     if isinstance(value, Text):
         return value
-    return Text(f"{value:.4f}" if isinstance(value, float) else redact(str(value)))
+    return Text(f"{value:.4f}" if isinstance(value, float) else printable(redact(str(value))))
 
 
 class ConsoleDisplay:
     """A `drone.workflows.display.Display` on the terminal."""
 
-    def show(self, message: str) -> None:
+    def show(self, *lines: str) -> None:
         """Prints a message."""
-        show(message)
+        show(*lines)
 
-    def warn(self, message: str) -> None:
+    def warn(self, *lines: str) -> None:
         """Prints a warning."""
-        warn(message)
+        warn(*lines)
 
     def track(self, items: Iterable[int], label: str, total: int) -> Iterable[int]:
         """Passes the items on and shows a progress bar."""
-        return rich_track(items, label, total, console=console, transient=True)
+        columns = (_text("description"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+            yield from progress.track(items, total, description=printable(label))
 
     @contextlib.contextmanager
     def training(
@@ -80,12 +83,17 @@ class ConsoleDisplay:
             yield SearchDisplay(bar)
 
 
+def _text(field: str) -> TextColumn:
+    # These columns read markup by default, whatever the console does.
+    return TextColumn(f"{{task.{field}}}", markup=False)
+
+
 def _bar() -> Progress:
     """Returns a bar that disappears when the work is done; invisible without a terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        _text("description"),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[note]}"),
+        _text("fields[note]"),
         TimeElapsedColumn(),
         console=console,
         transient=True,

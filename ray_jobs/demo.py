@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING
 ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
 sys.path.insert(0, str(next(root for root in ROOTS if (root / "drone").is_dir())))
 
+from ray_jobs import bug_report
+
+bug_report.install(__name__)
+
 from drone.workflows.requests import DemoRequest
 from ray_jobs import cli, console
 
@@ -76,14 +80,14 @@ def _show(result: "DemoResult") -> None:
     answers = result.answers
     champion = result.champion or "unchanged: the best run did not pass the gate"
     console.show(
-        f"Report of the best run:  {result.best['report']}\n"
-        f"Champion:                {champion}\n"
+        f"Report of the best run:  {result.best['report']}",
+        f"Champion:                {champion}",
         f"Answers over HTTP:       {answers.num_right} of {answers.num_images} test images right, "
-        f"{answers.num_as_reported} as in the report\n"
-        f"One of them:             {answers.example}\n"
-        f"Compare the runs:        make ui     (then http://127.0.0.1:5000)\n"
-        f"Try the champion:        make page   (then http://127.0.0.1:8000)\n"
-        f"Done in {result.seconds:.0f} s."
+        f"{answers.num_as_reported} as in the report",
+        f"One of them:             {answers.example}",
+        "Compare the runs:        make ui     (then http://127.0.0.1:5000)",
+        "Try the champion:        make page   (then http://127.0.0.1:8000)",
+        f"Done in {result.seconds:.0f} s.",
     )
 
 

@@ -17,6 +17,10 @@ from pathlib import Path
 ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
 sys.path.insert(0, str(next(root for root in ROOTS if (root / "drone").is_dir())))
 
+from ray_jobs import bug_report
+
+bug_report.install(__name__)
+
 from drone.workflows.requests import ExportRequest
 from ray_jobs import cli, console
 
@@ -50,8 +54,8 @@ def main(job: Export) -> cli.Result:
         )
     info = result.info
     console.show(
-        f"Temperature {info['temperature']}, unsure below {info['unsure_below']}.\n"
-        f"Wrote {job.out}. Next: python ray_jobs/serve.py --onnx {job.out / 'model.onnx'}"
+        f"Temperature {info['temperature']}, unsure below {info['unsure_below']}.",
+        f"Wrote {job.out}. Next: python ray_jobs/serve.py --onnx {job.out / 'model.onnx'}",
     )
     if job.page:
         console.show(f"The page: {job.page}")

@@ -18,6 +18,10 @@ from pathlib import Path
 ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
 sys.path.insert(0, str(next(root for root in ROOTS if (root / "drone").is_dir())))
 
+from ray_jobs import bug_report
+
+bug_report.install(__name__)
+
 from drone.errors import ConfigError, RunError
 from drone.evaluation.limits import Limits
 from ray_jobs import cli, console

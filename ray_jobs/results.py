@@ -45,7 +45,7 @@ def show_evaluation(result: "EvaluationResult") -> None:
         console.table("By size", names, by_size.astype(object).to_numpy().tolist())
     for comparison in evaluated.comparisons:
         console.show(comparison.sentence)
-    console.show(f"{describe(scores)}\nReport: {result.report}")
+    console.show(describe(scores), f"Report: {result.report}")
 
 
 def show_findings(findings: "list[Finding]") -> None:

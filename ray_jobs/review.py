@@ -17,6 +17,10 @@ from pathlib import Path
 ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
 sys.path.insert(0, str(next(root for root in ROOTS if (root / "drone").is_dir())))
 
+from ray_jobs import bug_report
+
+bug_report.install(__name__)
+
 from drone.labels import SHORT
 from drone.workflows.requests import ReviewRequest
 from ray_jobs import cli, console, dataset_tables
@@ -46,9 +50,9 @@ def main(job: Review) -> cli.Result:
     console.table(title, ["given", *names], dataset_tables.rows_of(table))
     console.show(
         f"{result.num_suspects} labels are doubtful. A model without errors would get "
-        f"{review.describe(result.ceiling)} on the test split as it is labelled.\n"
-        f"Decide in a browser: {job.out.resolve()}\n"
-        f"Then: python ray_jobs/prepare.py --raw ... --out {job.data} --decisions FILE"
+        f"{review.describe(result.ceiling)} on the test split as it is labelled.",
+        f"Decide in a browser: {job.out.resolve()}",
+        f"Then: python ray_jobs/prepare.py --raw ... --out {job.data} --decisions FILE",
     )
     return {
         "page": str(job.out),

@@ -19,6 +19,10 @@ from typing import Annotated
 ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
 sys.path.insert(0, str(next(root for root in ROOTS if (root / "drone").is_dir())))
 
+from ray_jobs import bug_report
+
+bug_report.install(__name__)
+
 import tyro
 
 from drone.config import override
@@ -26,6 +30,7 @@ from drone.errors import ConfigError
 from drone.presets import PRESETS, get_preset
 from drone.training.config import TrainConfig
 from ray_jobs import cli, console
+from ray_jobs.settings_file import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,7 @@ def parse(arguments: Sequence[str]) -> Train:
     # Read before the flags, whose defaults it sets: a flag must win over the file.
     file = _value_of("--config", flags)
     if file is not None:
-        settings = override(settings, cli.read_yaml(Path(file)), file)
+        settings = override(settings, read_yaml(Path(file)), file)
     # A resumed run has a data set of its own, so that --data is not required then.
     default = Train(data="" if resumes else tyro.MISSING, train=settings)
     return tyro.cli(Train, args=flags, default=default, description=_help())
@@ -143,8 +148,8 @@ def main(job: Train) -> cli.Result:
         )
     best = result.best
     console.show(
-        f"Best epoch {best['epoch']:.0f}: macro F1 {best['macro_f1']:.4f} on validation.\n"
-        f"Next: python ray_jobs/evaluate.py --run {result.run_id}"
+        f"Best epoch {best['epoch']:.0f}: macro F1 {best['macro_f1']:.4f} on validation.",
+        f"Next: python ray_jobs/evaluate.py --run {result.run_id}",
     )
     return vars(result)
 

@@ -24,8 +24,13 @@ from typing import TYPE_CHECKING, Literal
 ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
 sys.path.insert(0, str(next(root for root in ROOTS if (root / "drone").is_dir())))
 
+from ray_jobs import bug_report
+
+bug_report.install(__name__)
+
 from drone.errors import ConfigError
 from ray_jobs import cli, console, results
+from ray_jobs.settings_file import read_yaml
 
 if TYPE_CHECKING:
     from drone.workflows.search import NewStudy
@@ -198,7 +203,7 @@ def _new_study(job: Tune) -> "NewStudy":
     from drone.search.space import DEFAULT
     from drone.workflows import search
 
-    settings = cli.read_yaml(job.config) if job.config else {}
+    settings = read_yaml(job.config) if job.config else {}
     flags = {"epochs": job.epochs, "views": job.views, "seed": job.seed}
     # The flags come last, as they win over the file.
     settings |= {name: value for name, value in flags.items() if value is not None}
@@ -209,10 +214,10 @@ def _new_study(job: Tune) -> "NewStudy":
         preset=job.preset,
         settings=settings,
         settings_source=str(job.config or "command line"),
-        space_changes=flatten_changes(cli.read_yaml(job.space)) if job.space else {},
+        space_changes=flatten_changes(read_yaml(job.space)) if job.space else {},
         space_source=str(job.space or "--space"),
         varied=parse_changes(job.vary, DEFAULT),
-        first_trials=cli.read_yaml(job.first, list) if job.first else None,
+        first_trials=read_yaml(job.first, list) if job.first else None,
         first_source=str(job.first or "--first"),
         num_trials=job.num_trials,
         scheduler=job.scheduler,

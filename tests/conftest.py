@@ -1,11 +1,13 @@
 """Data sets, folders and commands that several tests need."""
 
+import contextlib
 import json
 import os
 import runpy
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +184,19 @@ def run_job(tmp_path: Path) -> RunJob:
     return run
 
 
+@contextlib.contextmanager
+def restored_process() -> Iterator[None]:
+    """Restores what a job sets for its own process: signals, and hooks for exceptions."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
+
+
 @pytest.fixture
 def call_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -196,14 +211,12 @@ def call_job(
         monkeypatch.chdir(cwd)
         _, script, *arguments = job_command(name, *args)
         monkeypatch.setattr(sys, "argv", [f"ray_jobs/{name}.py", *arguments])
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        try:
-            runpy.run_path(script, run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            signal.signal(signal.SIGTERM, on_sigterm)
+        with restored_process():
+            try:
+                runpy.run_path(script, run_name="__main__")
+                code = 0
+            except SystemExit as end:
+                code = int(end.code or 0)
         out, err = capfd.readouterr()
         return Done(code, out, err)
 

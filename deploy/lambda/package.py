@@ -24,9 +24,14 @@ from typing import Literal
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from ray_jobs import bug_report
+
+bug_report.install(__name__)
+
 import onnx
 
 from drone.errors import ConfigError, DroneError
+from drone.serving.checksum import check_exported
 from drone.serving.predictor import Predictor
 from ray_jobs import cli
 from ray_jobs.console import show, table
@@ -162,7 +167,8 @@ def install(folder: Path, job: Package) -> None:
         command += ["--require-hashes", "--requirement", str(requirements)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise DroneError(f"pip cannot download the function's packages:\n{done.stderr.strip()}")
+        show(*done.stderr.strip().splitlines())
+        raise DroneError("pip cannot download the function's packages; see its messages above.")
 
 
 def pinned_requirements() -> str:
@@ -194,13 +200,14 @@ def copy_code(folder: Path) -> None:
 def resolve_model(job: Package, folder: Path) -> tuple[Path, dict[str, str]]:
     """Returns the exported model, and its registered name and version if it has them."""
     if job.onnx is not None:
+        check_exported(job.onnx)
         return job.onnx, {}
     from drone.tracking import model as mlflow_model
     from drone.tracking import runs as tracking
 
     tracking.connect(job.experiment)
     registered = mlflow_model.resolve_model(job.model, None)
-    onnx = mlflow_model.fetch_onnx(registered.run_id, folder)
+    onnx = mlflow_model.fetch_onnx(registered, folder)
     return onnx, {"name": registered.name, "version": registered.version}
 
 
@@ -294,7 +301,8 @@ def try_import(folder: Path, python: str) -> None:
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise DroneError(f"The packaged function does not start:\n{done.stderr.strip()}")
+        show(*done.stderr.strip().splitlines())
+        raise DroneError("The packaged function does not start; see its messages above.")
 
 
 def report(folder: Path, archive: Path, checks: Mapping[str, bool]) -> cli.Result:

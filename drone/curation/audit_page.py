@@ -1,5 +1,6 @@
 """The audit of a data set: one self-contained HTML page, and its tables as CSV files."""
 
+import csv
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,9 @@ def write_audit(plan: PreparePlan, folder: Path, mapper: Mapper) -> None:
     tables = _tables(plan)
     (folder / "tables").mkdir(exist_ok=True)
     for name, table in tables.items():
-        table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+        # Quoted: a carriage return in a path would end the line for those who read it.
+        file = folder / "tables" / f"{name}.csv"
+        table.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC)
     sections = _sections(plan, tables)
     environment = Environment(
         loader=PackageLoader("drone.curation"),

@@ -4,6 +4,7 @@ Both models were evaluated on the same test images, so they are compared image b
 Axes: N images, K classes.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from scipy.stats import binomtest
 
 from drone.errors import DataError
 from drone.evaluation.limits import Limits
+from drone.names import printable
 
 _NUM_RESAMPLES = 2000
 _SIGNIFICANCE_LEVEL = 0.05
@@ -280,15 +282,21 @@ def markdown(decision: dict[str, Any]) -> str:
     verdict = "**passed**" if decision["passed"] else "**did not pass**"
     champion = decision["champion"] or "no champion yet"
     lines = [
-        f"# {decision['name']}, version {decision['version']}",
+        f"# {_plain(decision['name'])}, version {decision['version']}",
         "",
-        f"{decision['candidate']} {verdict} the gate on {decision['when']}, against {champion}.",
+        f"{_plain(decision['candidate'])} {verdict} the gate on {decision['when']}, against "
+        f"{champion}.",
         "",
         "| rule | | figures |",
         "|---|---|---|",
     ]
     lines += [
-        f"| {rule['name']} | {'pass' if rule['passed'] else 'FAIL'} | {rule['figures']} |"
+        f"| {rule['name']} | {'pass' if rule['passed'] else 'FAIL'} | {_plain(rule['figures'])} |"
         for rule in decision["rules"]
     ]
     return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Returns text that Markdown shows as it is: names of runs and classes may be anything."""
+    return re.sub(r"([\\`*_\[\]<>#|&])", r"\\\1", printable(text))

@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 
 from drone.evaluation.metrics import Predictions
 from drone.labels import SHORT
+from drone.names import printable
 
 matplotlib.use("Agg")  # Servers have no display.
+
+_MAX_NAME = 30
+"""Characters of a class name; longer ones would leave no room for the matrix."""
 
 
 def save(figure: Figure, target: Path) -> None:
@@ -26,7 +30,7 @@ def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     figure = Figure(figsize=(10.5, 4.6))
     rows_K = matrix_KK.sum(axis=1, keepdims=True)
     shares_KK = matrix_KK / np.maximum(rows_K, 1)
-    names = [SHORT.get(name, name) for name in classes]
+    names = [SHORT.get(name, printable(name)[:_MAX_NAME]) for name in classes]
     for position, (title, values, form) in enumerate(
         [("Images", matrix_KK, "d"), ("Share of the true class", shares_KK, ".2f")], start=1
     ):
@@ -43,8 +47,9 @@ def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
                 va="center",
                 color="white" if dark else "black",
             )
-        axes.set_xticks(range(len(names)), names)
-        axes.set_yticks(range(len(names)), names)
+        # A class name is no formula, whatever it contains.
+        axes.set_xticks(range(len(names)), names, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set(xlabel="predicted", ylabel="true", title=title)
     figure.tight_layout()
     return figure

@@ -1,5 +1,6 @@
 """The evaluation report: one self-contained HTML file, and its tables and figures beside it."""
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -67,14 +68,18 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures = _save_figures(folder, predictions, scores, header)
-    predictions.table().to_csv(folder / "predictions.csv", index=False)
+    # Quoted: a carriage return in a path would end the line for those who read it.
+    quoting = csv.QUOTE_NONNUMERIC
+    predictions.table().to_csv(folder / "predictions.csv", index=False, quoting=quoting)
     if header.comparisons:
         header.by_size.to_csv(folder / "by_size.csv", index=False)
     metrics = json.dumps(_metrics(scores, header), indent=1) + "\n"
     (folder / "metrics.json").write_text(metrics, "utf-8")
     gallery = _gallery(predictions, load_pixels)
     target = folder / "report.html"
-    target.write_text(_render(predictions, scores, header, figures, gallery), "utf-8")
+    html = _render(predictions, scores, header, figures, gallery)
+    # The folder that was evaluated may have a name that is not UTF-8.
+    target.write_text(html, "utf-8", errors="backslashreplace")
     return target
 
 
@@ -125,6 +130,20 @@ def _metrics(scores: Scores, header: ReportHeader) -> dict[str, Any]:
         metrics["by_size"] = header.by_size.to_dict("records")
         metrics["comparisons"] = [asdict(comparison) for comparison in header.comparisons]
     return metrics
+
+
+def check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Checks that metrics.json holds what the gate and a study read from it.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: It does not.
+    """
+    for name in ("accuracy", "macro_f1", "ece"):
+        float(metrics[name])
+    for row in metrics["by_class"].values():
+        float(row["recall"]), float(row["support"])
+    for row in metrics.get("by_size", []):
+        float(row["images"]), int(row["side_px"])
 
 
 def _gallery(predictions: Predictions, load_pixels: LoadPixels) -> dict[str, dict[str, object]]:

@@ -17,6 +17,7 @@ from drone.data.prepare.roots import open_root
 from drone.data.prepare.scan import RawFile, ScanRecord, list_raw_files, scan_file
 from drone.errors import DataError, ImageError
 from drone.evaluation.batch_inference import Track
+from drone.names import storable
 from drone.serving.preprocess import Preprocessing, to_pixels
 
 
@@ -97,7 +98,7 @@ def load_unseen(
         )
     records = tuple(record for record, _ in new)
     return Unseen(
-        paths=tuple(record.path for record in records),
+        paths=tuple(storable(record.path) for record in records),
         labels_N=np.array([list(classes).index(record.class_name) for record in records]),
         pixels_NHWC=np.stack([pixels for _, pixels in new]),
         sides_N=nearest_bin_side([max(record.width, record.height) for record in records]),
@@ -135,11 +136,13 @@ def _leave_out(
     trained_on: pd.DataFrame | None,
 ) -> tuple[list[tuple[ScanRecord, NDArray[np.uint8]]], dict[str, str]]:
     """Returns the images that are new to the model, and by path why others are left out."""
-    left_out = {record.path: record.detail for record, pixels in scanned if pixels is None}
+    left_out = {
+        storable(record.path): record.detail for record, pixels in scanned if pixels is None
+    }
     usable = [(record, pixels) for record, pixels in scanned if pixels is not None]
     seen_N = _seen([record for record, _ in usable], trained_on)
     left_out |= {
-        record.path: "the model was trained or selected on it, or on a near duplicate"
+        storable(record.path): "the model was trained or selected on it, or on a near duplicate"
         for (record, _), seen in zip(usable, seen_N, strict=True)
         if seen
     }

@@ -48,7 +48,8 @@ def _parse_range(argument: str, text: str, default: object) -> dict[str, Any]:
     low, high = (_parse_value(part) for part in text.split("..", 1))
     if isinstance(low, str) or isinstance(high, str):
         raise ConfigError(f"--vary {argument!r}: a range needs two numbers, as in 1e-4..1e-2.")
-    log = default.log if isinstance(default, Range) else low > 0 and high / low >= _MIN_LOG_RATIO
+    # Multiplied, since whole numbers of any length cannot be divided.
+    log = default.log if isinstance(default, Range) else low > 0 and high >= low * _MIN_LOG_RATIO
     # A default that is logarithmic may be changed to start at 0, which has no logarithm.
     return {"low": low, "high": high, "log": log and low > 0}
 

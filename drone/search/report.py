@@ -54,5 +54,6 @@ def write(folder: Path, report: StudyReport) -> Path:
         figures={figure.stem: data_uri(figure.read_bytes()) for figure in report.figures},
     )
     target = folder / "report.html"
-    target.write_text(html, "utf-8")
+    # The data set may be in a folder whose name is not UTF-8.
+    target.write_text(html, "utf-8", errors="backslashreplace")
     return target

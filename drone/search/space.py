@@ -227,10 +227,12 @@ def _domain(name: str, change: Any, source: str) -> Domain:
 def _range(name: str, change: Mapping[str, Any], source: str) -> Range:
     try:
         domain = Range(**{**change, "low": float(change["low"]), "high": float(change["high"])})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{source}: {name} is {dict(change)}; a range has low, high and perhaps log."
         ) from error
+    if not isinstance(domain.log, bool):
+        raise ConfigError(f"{source}: log of {name} is {domain.log!r}; it must be true or false.")
     if not math.isfinite(domain.low) or not math.isfinite(domain.high):
         raise ConfigError(f"{source}: {name} is {domain}; a range needs finite numbers.")
     if not domain.low < domain.high or (domain.log and domain.low <= 0):

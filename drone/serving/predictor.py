@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from drone.errors import RunError
+from drone.errors import ConfigError, RunError
 from drone.labels import BIRD
 from drone.serving.preprocess import Preprocessing, decode_and_resize, open_header
 from drone.serving.weighted_semaphore import WeightedSemaphore
@@ -222,13 +222,32 @@ class Predictor:
                 str(self.model), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no narrower common base.
-            raise RunError(f"{self.model} is not a model that can be loaded: {error}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise RunError(f"{self.model} is not a model that can be loaded: {reason}") from error
         self._metadata = dict(session.get_modelmeta().custom_metadata_map)
+        advice = "Export the model again with ray_jobs/export.py."
         try:
-            self._info = ModelInfo.from_metadata(self._metadata)
+            info = ModelInfo.from_metadata(self._metadata)
         except KeyError as error:
-            raise RunError(
-                f"{self.model} has no {error} in its metadata. Export the model again with "
-                f"ray_jobs/export.py."
-            ) from error
+            raise RunError(f"{self.model} has no {error} in its metadata. {advice}") from error
+        except (AttributeError, TypeError, ValueError, RecursionError, ConfigError) as error:
+            raise RunError(f"The metadata of {self.model} is damaged: {error}. {advice}") from error
+        problem = _interface_problem(session, len(info.classes))
+        if problem:
+            raise RunError(f"{self.model} {problem}. {advice}")
+        self._info = info
         return session
+
+
+def _interface_problem(session: onnxruntime.InferenceSession, num_classes: int) -> str | None:
+    """Returns how a model's inputs and outputs differ from those that our export writes."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if [item.name for item in inputs] != ["pixels"] or inputs[0].type != "tensor(uint8)":
+        return "does not take pixels as our models do"
+    if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        return "does not return probabilities as our models do"
+    num_outputs = outputs[0].shape[1]
+    # A name, or nothing, where the graph leaves the number open.
+    if isinstance(num_outputs, int) and num_outputs != num_classes:
+        return f"returns {num_outputs} probabilities, but its metadata names {num_classes} classes"
+    return None

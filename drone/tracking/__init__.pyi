@@ -1,7 +1,6 @@
 from .model import ModelRef as ModelRef
 from .model import fetch_onnx as fetch_onnx
 from .model import resolve_model as resolve_model
-from .registry import RegisteredVersion as RegisteredVersion
 from .registry import register as register
 from .runs import Run as Run
 from .runs import TrackedRun as TrackedRun
@@ -12,7 +11,6 @@ from .study_runs import TrialRuns as TrialRuns
 
 __all__ = [
     "ModelRef",
-    "RegisteredVersion",
     "Run",
     "TrackedRun",
     "TrialRuns",

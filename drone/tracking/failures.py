@@ -2,9 +2,10 @@
 
 import requests
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-# MlflowException: the store refuses. The others: it cannot be reached, or cannot be written.
-FAILURES = (MlflowException, requests.RequestException, OSError)
+# The store refuses; it cannot be reached, or cannot be written; its database is damaged.
+FAILURES = (MlflowException, requests.RequestException, OSError, SQLAlchemyError)
 
 
 def first_line(error: Exception) -> str:

@@ -10,14 +10,20 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from PIL import Image
 
 from drone.errors import RunError
+from drone.serving.checksum import check_sha256, file_sha256
 from drone.tracking import pyfunc
-from drone.tracking.failures import FAILURES
+from drone.tracking.failures import FAILURES, first_line
 from drone.tracking.runs import find_run
+
+CHECKSUM_TAG = "onnx_sha256"
+"""Tag of a logged model and of a registered version: SHA-256 of the ONNX file, hexadecimal."""
 
 _MODEL_NAME = "model"
 _REQUIREMENTS = ("mlflow", "onnxruntime", "pillow", "numpy", "pandas")
@@ -49,6 +55,8 @@ def log_model(onnx_file: Path, classes: Sequence[str], metadata: Mapping[str, st
         # Named here: MLflow would spend 5 s to infer them.
         pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
         metadata=dict(metadata),
+        # In the database of the store, away from the file that it is compared with.
+        tags={CHECKSUM_TAG: file_sha256(onnx_file)},
     )
     return str(info.model_uri)
 
@@ -75,8 +83,14 @@ class ModelRef:
     name: str
     """Of the registered model, or of the run."""
 
-    version: str
+    version: str = ""
     """Of the registered model; empty for a run's."""
+
+    sha256: str = ""
+    """Checksum of the ONNX file when the version was registered; empty for a run's model."""
+
+    def __str__(self) -> str:
+        return f"Version {self.version} of {self.name}" if self.version else f"Run {self.name}"
 
 
 def resolve_model(uri: str | None, run: str | None) -> ModelRef:
@@ -92,7 +106,7 @@ def resolve_model(uri: str | None, run: str | None) -> ModelRef:
     if uri is not None:
         return _registered(uri)
     info = find_run(str(run)).info
-    return ModelRef(info.run_id, str(info.run_name), "")
+    return ModelRef(info.run_id, str(info.run_name))
 
 
 def _registered(uri: str) -> ModelRef:
@@ -107,18 +121,31 @@ def _registered(uri: str) -> ModelRef:
             name, _, number = name.partition("/")
             entry = client.get_model_version(name, number)
     except FAILURES as error:
-        names = [model.name for model in client.search_registered_models()]
         raise RunError(
-            f"There is no model {uri}. Registered models: {', '.join(names) or 'none yet'}."
+            f"There is no model {uri}. Registered models: {_registered_names()}."
         ) from error
-    return ModelRef(str(entry.run_id), name, str(entry.version))
+    return model_ref(entry)
 
 
-def logged_model(run_id: str) -> str:
-    """Returns the URI of the model that a run logged last.
+def _registered_names() -> str:
+    try:
+        models = mlflow.MlflowClient().search_registered_models()
+    except FAILURES as error:
+        return f"they cannot be listed ({first_line(error)})"
+    return ", ".join(model.name for model in models) or "none yet"
+
+
+def model_ref(entry: ModelVersion) -> ModelRef:
+    """Returns the model that an entry of the registry stands for."""
+    tag = entry.tags.get(CHECKSUM_TAG, "")
+    return ModelRef(str(entry.run_id), str(entry.name), str(entry.version), tag)
+
+
+def logged_model(run_id: str) -> LoggedModel:
+    """Returns the model that a run logged last.
 
     Raises:
-        RunError: The run logged no model.
+        RunError: The run logged no model, or it cannot be read.
     """
     run = find_run(run_id)
     outputs = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
@@ -127,26 +154,46 @@ def logged_model(run_id: str) -> str:
             f"Run {run.info.run_name} ({run_id}, {run.info.status}) has no model. If it was "
             f"stopped, finish it with python ray_jobs/train.py --resume {run_id}."
         )
-    # The last one: a run that was killed after logging its model logs it again when resumed.
-    return f"models:/{outputs[-1]}"
+    try:
+        # The last one: a run that was killed after logging its model logs it again when resumed.
+        return mlflow.MlflowClient().get_logged_model(outputs[-1])
+    except FAILURES as error:
+        raise RunError(f"Cannot read the model of run {run_id}: {first_line(error)}.") from error
 
 
-def fetch_onnx(run_id: str, target: Path) -> Path:
-    """Downloads the exported model of a run.
+def fetch_onnx(model: ModelRef, target: Path) -> Path:
+    """Downloads an exported model and compares it with its checksum.
 
     Returns:
         The ONNX file.
 
     Raises:
-        RunError: The run logged no model.
+        RunError: There is no such model, or the file is not the one that was logged.
     """
-    uri = logged_model(run_id)
+    logged = logged_model(model.run_id)
     try:
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))
+        folder = mlflow.artifacts.download_artifacts(
+            artifact_uri=logged.model_uri, dst_path=str(target)
+        )
     except FAILURES as error:
-        raise RunError(f"Cannot read the model of run {run_id}: {error}") from error
+        raise RunError(
+            f"{model}: its model cannot be read from the artifact store: {first_line(error)}."
+        ) from error
     # The path below the folder of the model is for MLflow to choose.
     files = sorted(Path(folder).rglob("*.onnx"))
     if not files:
-        raise RunError(f"The model of run {run_id} holds no ONNX file.")
+        raise RunError(
+            f"{model}: its model holds no ONNX file. Restore the artifacts from a copy, or train "
+            f"and promote a run again."
+        )
+    checksums = [tag for tag in (model.sha256, logged.tags.get(CHECKSUM_TAG)) if tag]
+    if not checksums:
+        raise RunError(f"{model}: its model has no checksum, so it was not logged by train.py.")
+    for expected in checksums:
+        check_sha256(
+            files[0],
+            expected,
+            str(model),
+            "Restore the artifact from a copy, or promote another run.",
+        )
     return files[0]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import mlflow
@@ -10,9 +9,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from drone.errors import RunError, TrackingError
-from drone.tracking.failures import FAILURES
-from drone.tracking.model import logged_model
-from drone.tracking.runs import read_json, reopen_run
+from drone.tracking.failures import FAILURES, first_line
+from drone.tracking.model import CHECKSUM_TAG, ModelRef, logged_model, model_ref
+from drone.tracking.runs import MissingArtifactError, read_json, reopen_run
 
 DEFAULT_NAME = "drone-classifier"
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -21,15 +20,7 @@ _NO_SUCH_ALIAS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's error codes where there is no such model, and where the model has no such alias."""
 
 
-@dataclass(frozen=True)
-class RegisteredVersion:
-    """A version of a registered model."""
-
-    version: str
-    run_id: str
-
-
-def version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
+def version_by_alias(name: str, alias: str) -> ModelRef | None:
     """Returns the version of a registered model that has an alias; None if no version has it.
 
     Raises:
@@ -42,9 +33,10 @@ def version_by_alias(name: str, alias: str) -> RegisteredVersion | None:
         if getattr(error, "error_code", None) in _NO_SUCH_ALIAS:
             return None
         raise TrackingError(
-            f"Cannot read which version of {name} is {alias}, so nothing was changed: {error}"
+            f"Cannot read which version of {name} is {alias}, so nothing was changed: "
+            f"{first_line(error)}."
         ) from error
-    return RegisteredVersion(version=str(entry.version), run_id=str(entry.run_id))
+    return model_ref(entry)
 
 
 def version_of_run(name: str, run_id: str) -> str | None:
@@ -80,11 +72,14 @@ def register(name: str, run_id: str, tags: Mapping[str, str]) -> str:
     existing = version_of_run(name, run_id)
     if existing is not None:
         return existing
-    uri = logged_model(run_id)
+    logged = logged_model(run_id)
+    checksum = {CHECKSUM_TAG: logged.tags.get(CHECKSUM_TAG, "")}
     try:
-        entry: ModelVersion = mlflow.register_model(uri, name, tags=dict(tags))
+        entry: ModelVersion = mlflow.register_model(
+            logged.model_uri, name, tags={**tags, **checksum}
+        )
     except FAILURES as error:
-        raise RunError(f"Cannot register run {run_id} as {name}: {error}") from error
+        raise RunError(f"Cannot register run {run_id} as {name}: {first_line(error)}.") from error
     return str(entry.version)
 
 
@@ -98,7 +93,7 @@ def promote(name: str, version: str) -> None:
     client.set_registered_model_alias(name, CHAMPION, version)
 
 
-def rollback(name: str) -> tuple[RegisteredVersion, RegisteredVersion]:
+def rollback(name: str) -> tuple[ModelRef, ModelRef]:
     """Exchanges champion and previous.
 
     Returns:
@@ -167,9 +162,27 @@ def read_gate_decision(name: str, version: str) -> dict[str, Any]:
             f"{name} has no version {version}. Its versions are: {versions or 'none yet'}."
         ) from error
     try:
-        return read_json(run_id, _decision_artifact(name, version))
-    except RunError as error:
+        document = read_json(run_id, _decision_artifact(name, version))
+    except MissingArtifactError as error:
         raise RunError(
             f"The gate was never applied to version {version} of {name}: it was registered "
             f"without promote.py. Apply it with python ray_jobs/promote.py --run {run_id}"
         ) from error
+    if not _is_decision(document):
+        raise RunError(
+            f"The decision on version {version} of {name} is damaged: "
+            f"{_decision_artifact(name, version)} of run {run_id} is not what promote.py wrote. "
+            f"Restore it from a copy; the version's description has the same figures."
+        )
+    return document
+
+
+def _is_decision(document: Mapping[str, Any]) -> bool:
+    """Whether a document holds what is shown of a gate decision."""
+    rules = document.get("rules")
+    return {"passed", "candidate", "when"} <= set(document) and (
+        isinstance(rules, list)
+        and all(
+            isinstance(rule, dict) and {"name", "passed", "figures"} <= set(rule) for rule in rules
+        )
+    )

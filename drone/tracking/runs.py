@@ -30,7 +30,9 @@ from mlflow.tracking import MlflowClient
 from drone.data.dataset import Dataset
 from drone.errors import RunError, TrackingError
 from drone.files import locked
+from drone.names import check_name, storable
 from drone.redaction import redact
+from drone.tracking import sqlite_store
 from drone.tracking.failures import FAILURES, first_line
 from drone.tracking.lease import Lease, hold
 from drone.training.best_epoch import History
@@ -41,9 +43,12 @@ Run: TypeAlias = entities.Run
 DEFAULT_EXPERIMENT = "drone"
 _DEFAULT_STORE = "mlflow.db"
 _DEFAULT_ARTIFACTS = "mlartifacts"
+_SQLITE = "sqlite:///"
 
 _IMAGES_FILE = "images.parquet"
 """Artifact of a run: which image was in which split."""
+
+_IMAGE_COLUMNS = ["md5", "phash", "class_name", "split", "group", "path"]
 
 _RETRY_INTERVAL_S = 15.0
 _CATCH_UP_INTERVAL_S = 2.0
@@ -61,16 +66,19 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
 
     Raises:
         TrackingError: The store does not answer or cannot be used.
+        ConfigError: The experiment has no valid name.
     """
     # alembic reports each of its migrations when it creates a database.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(_DEFAULT_STORE).resolve()}"
+    check_name(experiment, "--experiment")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path(_DEFAULT_STORE).resolve()}"
     mlflow.set_tracking_uri(uri)
     try:
-        with _creating(uri):
-            _open_experiment(experiment, local=uri.startswith("sqlite:"))
-    except FAILURES as error:
+        with _checked(uri):
+            _open_experiment(experiment, local=uri.startswith(_SQLITE))
+    # ValueError: the URI is none. ImportError: it names a database whose driver is not installed.
+    except (*FAILURES, ValueError, ImportError) as error:
         raise TrackingError(
             f"The tracking server {uri} cannot be used: {first_line(error)}. Start it, correct "
             f"MLFLOW_TRACKING_URI, or unset it to track in {_DEFAULT_STORE} here."
@@ -78,13 +86,17 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
     return uri
 
 
-def _creating(uri: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _checked(uri: str) -> Iterator[None]:
     """Lets one process at a time open a sqlite store: several that create it at once all crash."""
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or not path:
-        return contextlib.nullcontext()
-    file = Path(path)
-    return locked(file.with_name(f".{file.name}.lock"), f"The store {file}", wait=True)
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    file = Path(uri.removeprefix(_SQLITE).partition("?")[0]).absolute()
+    sqlite_store.check_writable(file)
+    with locked(file.with_name(f".{file.name}.lock"), f"The store {file}", wait=True):
+        sqlite_store.check(file)
+        yield
 
 
 def _open_experiment(experiment: str, *, local: bool) -> None:
@@ -135,13 +147,13 @@ class TrackedRun:
         # MLflow takes at most 36 characters.
         digest = dataset.fingerprint[:36]
         mlflow.log_input(
-            MetaDataset(source, name=dataset.folder.name, digest=digest), context="training"
+            MetaDataset(source, name=storable(dataset.folder.name), digest=digest),
+            context="training",
         )
         kept = dataset.manifest["kept"]
-        columns = ["md5", "phash", "class_name", "split", "group", "path"]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / _IMAGES_FILE
-            dataset.manifest.loc[kept, columns].to_parquet(file, index=False)
+            dataset.manifest.loc[kept, _IMAGE_COLUMNS].to_parquet(file, index=False)
             mlflow.log_artifact(str(file))
 
     def log_history(self, history: History) -> None:
@@ -332,14 +344,16 @@ def find_run(id_or_name: str) -> Run:
         RunError: There is no such run.
     """
     client = MlflowClient()
-    try:
-        # A name is no valid id, which MLflow reports as an error.
-        return client.get_run(id_or_name)
-    except MlflowException:
-        pass
-    run = find_by_name(id_or_name)
-    if run is not None:
-        return run
+    # No run has such a name, and some databases cannot even be asked for it.
+    if id_or_name.isprintable():
+        try:
+            # A name is no valid id, which MLflow reports as an error.
+            return client.get_run(id_or_name)
+        except MlflowException:
+            pass
+        run = find_by_name(id_or_name)
+        if run is not None:
+            return run
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     newest = client.search_runs(experiments, max_results=5, order_by=["attributes.start_time DESC"])
     names = ", ".join(run.info.run_name or run.info.run_id for run in newest) or "none yet"
@@ -359,11 +373,16 @@ def find_by_name(name: str) -> Run | None:
     return runs[0] if runs else None
 
 
+class MissingArtifactError(RunError):
+    """A run has no artifact of that name."""
+
+
 def download(run_id: str, artifact: str, target: Path) -> Path:
     """Downloads a file or folder of a run's artifacts.
 
     Raises:
-        RunError: The run has no artifact of that name.
+        MissingArtifactError: The run has no artifact of that name.
+        RunError: The artifact cannot be read.
     """
     try:
         return Path(
@@ -372,29 +391,60 @@ def download(run_id: str, artifact: str, target: Path) -> Path:
             )
         )
     except FAILURES as error:
-        raise RunError(f"Run {run_id} has no {artifact}: {first_line(error)}") from error
+        reason = first_line(error)
+        # Listed only now: the stores do not agree on the error for what is missing.
+        if _has_artifact(run_id, artifact):
+            raise RunError(f"Cannot read {artifact} of run {run_id}: {reason}.") from error
+        raise MissingArtifactError(f"Run {run_id} has no {artifact}: {reason}.") from error
+
+
+def _has_artifact(run_id: str, artifact: str) -> bool:
+    folder = artifact.rpartition("/")[0] or None
+    try:
+        return artifact in {item.path for item in MlflowClient().list_artifacts(run_id, folder)}
+    except FAILURES:
+        # The store does not answer, which says nothing about the artifact.
+        return True
 
 
 def read_json(run_id: str, artifact: str) -> dict[str, Any]:
     """Reads a JSON artifact of a run.
 
     Raises:
-        RunError: The run has no artifact of that name.
+        MissingArtifactError: The run has no artifact of that name.
+        RunError: The artifact is damaged, or cannot be read.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        text = download(run_id, artifact, Path(temporary)).read_text("utf-8")
-    content: dict[str, Any] = json.loads(text)
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            content = json.loads(download(run_id, artifact, Path(temporary)).read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(run_id, artifact, error) from error
     return content
+
+
+def damaged(run_id: str, artifact: str, error: Exception) -> RunError:
+    """Returns the error of an artifact that does not hold what was logged."""
+    return RunError(
+        f"{artifact} of run {run_id} is damaged ({type(error).__name__}: {first_line(error)}). "
+        f"Restore the artifacts from a copy."
+    )
 
 
 def images_of(run_id: str) -> pd.DataFrame:
     """Returns the images of a run's data set: md5, phash, class_name, split, group and path.
 
     Raises:
-        RunError: The run has no list of its images.
+        RunError: The run has no list of its images, or the list is damaged.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        return pd.read_parquet(download(run_id, _IMAGES_FILE, Path(temporary)))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            images = pd.read_parquet(download(run_id, _IMAGES_FILE, Path(temporary)))
+        # All of them must be there, whichever the caller needs.
+        return images[_IMAGE_COLUMNS]
+    except (OSError, ValueError, KeyError) as error:
+        raise damaged(run_id, _IMAGES_FILE, error) from error
 
 
 def training_md5(run_id: str) -> "pd.Series[str]":

@@ -141,13 +141,13 @@ def choose_recipe(request: DemoRequest, display: Display = SILENT) -> tuple[str,
     if source != "none":
         return source, PRETRAINED
     display.warn(
-        "\nTRAINING FROM RANDOM WEIGHTS with the preset scratch: all layers, images of 96 px.\n"
-        + (
-            "The task is made up and easy: drawings, not photos. Its score says nothing about "
-            "real drones and birds.\n"
-            if request.raw is None
-            else "It is meant for simple drawings: expect low scores on photos.\n"
-        )
+        "",
+        "TRAINING FROM RANDOM WEIGHTS with the preset scratch: all layers, images of 96 px.",
+        "The task is made up and easy: drawings, not photos. Its score says nothing about real "
+        "drones and birds."
+        if request.raw is None
+        else "It is meant for simple drawings: expect low scores on photos.",
+        "",
     )
     return source, SCRATCH
 
@@ -216,7 +216,7 @@ def _ask(model: Sequence[str], data: Path, report: Path, display: Display) -> An
 def _served(model: Sequence[str], display: Display) -> Iterator[str]:
     """Serves a model on a free port; yields the URL."""
     arguments = [*model, "--port", "0"]
-    display.show(f"\n$ python ray_jobs/serve.py {' '.join(arguments)}")
+    display.show("", f"$ python ray_jobs/serve.py {' '.join(arguments)}")
     command = [sys.executable, str(ROOT / "ray_jobs" / "serve.py"), *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -240,7 +240,7 @@ def _predict(url: str, image: bytes) -> dict[str, Any]:
 def _call(job: str, *arguments: object, display: Display) -> dict[str, Any]:
     """Runs a job as the user would, after showing its command; returns its result."""
     flags = [str(argument) for argument in arguments]
-    display.show(f"\n$ python ray_jobs/{job}.py {' '.join(flags)}")
+    display.show("", f"$ python ray_jobs/{job}.py {' '.join(flags)}")
     command = [sys.executable, str(ROOT / "ray_jobs" / f"{job}.py"), *flags, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == 130:

@@ -40,10 +40,10 @@ class SearchProgress(Protocol):
 class Display(Protocol):
     """Shows messages and progress of a workflow."""
 
-    def show(self, message: str) -> None:
-        """Shows a message."""
+    def show(self, *lines: str) -> None:
+        """Shows a message; a line break within a line belongs to a name, and is escaped."""
 
-    def warn(self, message: str) -> None:
+    def warn(self, *lines: str) -> None:
         """Shows a warning."""
 
     def track(self, items: Iterable[int], label: str, total: int) -> Iterable[int]:
@@ -67,10 +67,10 @@ class Display(Protocol):
 class SilentDisplay:
     """Shows nothing: for use from Python."""
 
-    def show(self, message: str) -> None:
+    def show(self, *lines: str) -> None:
         """Does nothing."""
 
-    def warn(self, message: str) -> None:
+    def warn(self, *lines: str) -> None:
         """Does nothing."""
 
     def track(self, items: Iterable[int], label: str, total: int) -> Iterable[int]:

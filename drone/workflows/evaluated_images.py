@@ -169,7 +169,8 @@ def predict_folder(
         classes=predictor.info.classes,
     )
     evaluated = EvaluatedImages(
-        name=f"images-{normalised(folder.resolve().name)}",
+        # Part of the names of metrics, which MLflow limits.
+        name=f"images-{normalised(folder.resolve().name)[:60]}",
         title=str(folder),
         predictions=predictions,
         load_pixels=squashed,

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drone.errors import RunError
 from drone.evaluation import report
 from drone.evaluation.metrics import Scores, score
+from drone.names import file_name
 from drone.serving.predictor import Predictor
 from drone.tracking import runs
 from drone.tracking.model import fetch_onnx, resolve_model
@@ -55,10 +55,11 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
         DroneError: Anything else that the user can fix.
     """
     runs.connect(request.experiment)
-    run = _find(request.run, request.model)
+    model = resolve_model(request.model, request.run)
+    run = runs.find_run(model.run_id)
     with tempfile.TemporaryDirectory() as temporary:
         # The exported model and not the checkpoint: what is evaluated is what is served.
-        predictor = Predictor(fetch_onnx(run.info.run_id, Path(temporary)))
+        predictor = Predictor(fetch_onnx(model, Path(temporary)))
         baseline = None
         if request.against:
             baseline = _baseline(request.against, Path(temporary) / "baseline")
@@ -70,14 +71,9 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
     return EvaluationResult(run.info.run_id, evaluated, scores, file)
 
 
-def _find(run: str | None, model: str | None) -> Run:
-    """Returns the run that is named, or that a registered model came from."""
-    return runs.find_run(resolve_model(model, None).run_id if model else str(run))
-
-
 def _baseline(name: str, folder: Path) -> Baseline:
-    info = runs.find_run(name).info
-    return Baseline(info.run_name, info.run_id, Predictor(fetch_onnx(info.run_id, folder)))
+    model = resolve_model(None, name)
+    return Baseline(model.name, model.run_id, Predictor(fetch_onnx(model, folder)))
 
 
 def _write(run: Run, evaluated: EvaluatedImages, out: Path) -> tuple[Scores, Path]:
@@ -98,8 +94,8 @@ def _write(run: Run, evaluated: EvaluatedImages, out: Path) -> tuple[Scores, Pat
         by_size=evaluated.by_size,
         comparisons=evaluated.comparisons,
     )
-    # Run names repeat; the id keeps the reports apart.
-    folder = out / f"{run.info.run_name}-{run_id[:8]}" / evaluated.name
+    # Run names repeat; the id keeps the reports apart. A run can be renamed to anything.
+    folder = out / f"{file_name(str(run.info.run_name))}-{run_id[:8]}" / evaluated.name
     file = report.write(folder, evaluated.predictions, scores, header, evaluated.load_pixels)
     # Last, so that an evaluation that fails leaves no trace on the run.
     with runs.reopen_run(run_id) as reopened:
@@ -124,10 +120,19 @@ def _metrics(evaluated: EvaluatedImages, scores: Scores) -> dict[str, float]:
 
 
 def test_result(run_id: str, fingerprint: str, own: bool) -> dict[str, Any] | None:
-    """Returns a run's logged metrics on the test split of a data set; None if there are none."""
-    name = test_split_name(fingerprint, own)
+    """Returns a run's logged metrics on the test split of a data set; None if there are none.
+
+    Raises:
+        RunError: They are damaged, or cannot be read.
+    """
+    artifact = f"evaluation/{test_split_name(fingerprint, own)}/metrics.json"
     try:
         # The file is logged with each evaluation, so without it there was none.
-        return runs.read_json(run_id, f"evaluation/{name}/metrics.json")
-    except RunError:
+        metrics = runs.read_json(run_id, artifact)
+    except runs.MissingArtifactError:
         return None
+    try:
+        report.check_metrics(metrics)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise runs.damaged(run_id, artifact, error) from error
+    return metrics

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from drone.evaluation.parity import Parity
 from drone.files import locked
 from drone.model import export, quantization
 from drone.project import ROOT
+from drone.serving.checksum import INFO_FILE, file_sha256
 from drone.serving.predictor import Predictor
 from drone.storage import checkpoints, dataset_cache
 from drone.tracking import runs
@@ -30,7 +31,7 @@ from drone.workflows.model_logging import ONNX_FILE, load_best_model
 from drone.workflows.requests import ExportRequest
 from drone.workflows.training import RunSpec, read_spec
 
-INT8_FILE, INFO_FILE, REPORT_FILE = "model.int8.onnx", "model.json", "export.json"
+INT8_FILE, REPORT_FILE = "model.int8.onnx", "export.json"
 _MAX_ACCURACY_LOSS = 0.005
 """Validation accuracy that quantization may cost."""
 
@@ -102,20 +103,23 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
         building = Path(temporary)
         target = building / ONNX_FILE
         # A copy: name, version and calibration are added to its metadata.
-        shutil.copy(fetch_onnx(model.run_id, building / "fetched"), target)
+        shutil.copy(fetch_onnx(model, building / "fetched"), target)
         logged = Predictor(target)
         _check_dataset(logged, dataset)
         measured = _check_parity(request, spec, logged, dataset, building, display)
         calibrated = calibration.calibrate(
             logged, dataset.split("validation"), request.unsure_below
         ).as_metadata()
-        names = {"name": model.name, "version": model.version}
-        export.add_metadata(target, {**names, **calibrated})
+        identity = {"name": model.name, "version": model.version}
+        export.add_metadata(target, {**identity, **calibrated})
         quantized = None
         if request.int8:
             display.show("Trying 8-bit integers ...")
             quantized = _quantize(target, building / INT8_FILE, dataset)
+        with_int8 = bool(quantized and quantized.kept)
+        names = [ONNX_FILE, *([INT8_FILE] if with_int8 else [])]
         info = Predictor(target).info.to_dict()
+        info["sha256"] = {name: file_sha256(building / name) for name in names}
         _write_json(building / INFO_FILE, info)
         report = {
             **{name: info[name] for name in ("name", "version", "fingerprint")},
@@ -124,7 +128,7 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
             "int8": asdict(quantized) if quantized else None,
         }
         _write_json(building / REPORT_FILE, report)
-        _install(building, request.out, with_int8=bool(quantized and quantized.kept))
+        _install(building, request.out, names)
     if request.page:
         _write_page(request.page, request.out)
     return ExportResult(request.out, request.page, info, measured, quantized)
@@ -205,12 +209,11 @@ def _write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
-def _install(building: Path, out: Path, *, with_int8: bool) -> None:
-    """Moves the files to their folder; each appears there complete."""
+def _install(building: Path, out: Path, models: Sequence[str]) -> None:
+    """Moves the models and their descriptions to their folder; each appears there complete."""
     out.mkdir(parents=True, exist_ok=True)
     (out / INT8_FILE).unlink(missing_ok=True)  # Of an earlier export, of another model perhaps.
-    names = [ONNX_FILE, INFO_FILE, REPORT_FILE, *([INT8_FILE] if with_int8 else [])]
-    for name in names:
+    for name in (*models, INFO_FILE, REPORT_FILE):
         # First under another name: between file systems a move is a copy, which can be cut short.
         shutil.move(building / name, out / f"{name}.tmp")
         (out / f"{name}.tmp").rename(out / name)

@@ -14,13 +14,17 @@ from drone.errors import RunError
 from drone.evaluation.gate import Contender, apply_gate, markdown
 from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.limits import Limits
+from drone.names import check_model_name
 from drone.serving.predictor import Predictor
 from drone.tracking import registry, runs
-from drone.tracking.model import fetch_onnx
-from drone.tracking.registry import CHAMPION, PREVIOUS, RegisteredVersion
+from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
+from drone.tracking.registry import CHAMPION, PREVIOUS
 from drone.workflows.display import SILENT, Display
 from drone.workflows.evaluated_images import test_split_name
 from drone.workflows.evaluation import test_result
+
+_COLUMNS = ["path", "true", "predicted", "right"]
+"""Columns of predictions.csv that the gate compares."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def promote(
         RunError: The run or the champion has not been evaluated, or one of them was trained on the
             test images.
     """
+    check_model_name(name, "--name")
     runs.connect(experiment)
     run = runs.find_run(id_or_name)
     run_id, run_name = run.info.run_id, str(run.info.run_name)
@@ -98,7 +103,8 @@ def promote(
     if champion_version is not None and champion_version.run_id == run_id:
         return PromotionResult(name, run_id, run_name, champion_version.version, True, None)
     fingerprint = run.data.tags.get("fingerprint", "")
-    candidate = _contender(run_id, fingerprint, own=True, name=f"run {run_name}")
+    model = resolve_model(None, run_id)
+    candidate = _contender(model, fingerprint, own=True, name=f"run {run_name}")
     if candidate is None:
         raise RunError(
             f"Run {run_name} has not been evaluated on its test split. First: "
@@ -149,6 +155,7 @@ def explain(
     Raises:
         RunError: There is no such version, or the gate was never applied to it.
     """
+    check_model_name(name, "--name")
     runs.connect(experiment)
     document = registry.read_gate_decision(name, version)
     _show_rules(document, display)
@@ -157,7 +164,7 @@ def explain(
 
 def rollback(
     name: str, *, dry_run: bool = False, experiment: str = runs.DEFAULT_EXPERIMENT
-) -> tuple[RegisteredVersion | None, RegisteredVersion | None]:
+) -> tuple[ModelRef | None, ModelRef | None]:
     """Makes the previous champion the champion again.
 
     Args:
@@ -171,6 +178,7 @@ def rollback(
     Raises:
         RunError: There is no previous champion.
     """
+    check_model_name(name, "--name")
     runs.connect(experiment)
     if dry_run:
         previous = registry.version_by_alias(name, PREVIOUS)
@@ -178,18 +186,22 @@ def rollback(
     return registry.rollback(name)
 
 
-def _contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender | None:
-    """Returns a run's model with its results on the test split of a data set.
+def _contender(model: ModelRef, fingerprint: str, own: bool, name: str) -> Contender | None:
+    """Returns a model with its results on the test split of a data set.
 
     Args:
-        run_id: Id of the run.
+        model: The model, of a run or of the registry.
         fingerprint: Fingerprint of the data set.
         own: Whether the run was trained on that data set.
         name: Name to show to the user.
 
     Returns:
         None if the model was not evaluated there.
+
+    Raises:
+        RunError: The results are damaged, or the model is not the one that was logged.
     """
+    run_id = model.run_id
     metrics = test_result(run_id, fingerprint, own)
     if metrics is None:
         return None
@@ -199,11 +211,15 @@ def _contender(run_id: str, fingerprint: str, own: bool, name: str) -> Contender
         folder = Path(temporary)
         artifact = f"evaluation/{test_split_name(fingerprint, own)}/predictions.csv"
         table = runs.download(run_id, artifact, folder)
-        onnx_file = fetch_onnx(run_id, folder / "model")
+        onnx_file = fetch_onnx(model, folder / "model")
+        try:
+            # A class may be called None or NA, which pandas would read as missing.
+            predictions = pd.read_csv(table, keep_default_na=False)[_COLUMNS]
+        except (OSError, ValueError, KeyError) as error:
+            raise runs.damaged(run_id, artifact, error) from error
         return Contender(
             name=name,
-            # A class may be called None or NA, which pandas would read as missing.
-            predictions=pd.read_csv(table, keep_default_na=False),
+            predictions=predictions,
             metrics=metrics,
             onnx_difference=float(onnx_difference),
             size_mb=onnx_file.stat().st_size / 1e6,
@@ -223,15 +239,11 @@ def _latency_ms(predictor: Predictor, metrics: Mapping[str, Any]) -> float:
     return float(total_ms / sum(row["images"] for row in rows))
 
 
-def _champion(
-    name: str, version: RegisteredVersion, candidate_run_id: str, fingerprint: str
-) -> Contender:
+def _champion(name: str, version: ModelRef, candidate_run_id: str, fingerprint: str) -> Contender:
     """Returns the champion with its results on the candidate's test split."""
     tags = runs.find_run(version.run_id).data.tags
     own = tags.get("fingerprint") == fingerprint
-    champion = _contender(
-        version.run_id, fingerprint, own, f"the champion (version {version.version})"
-    )
+    champion = _contender(version, fingerprint, own, f"the champion (version {version.version})")
     if champion is None:
         differ = "" if own else f", and was trained on another one than {fingerprint[:12]}"
         raise RunError(

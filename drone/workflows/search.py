@@ -16,6 +16,7 @@ from drone.errors import ConfigError, RunError
 from drone.evaluation.limits import Limits
 from drone.files import locked
 from drone.model import weights
+from drone.names import check_folder_name, check_model_name
 from drone.presets import get_preset
 from drone.search import space as search_space
 from drone.search.grammar import Changes
@@ -83,6 +84,9 @@ class AfterSearch:
 
     model_name: str = registry.DEFAULT_NAME
 
+    def __post_init__(self) -> None:
+        check_model_name(self.model_name, "--model-name")
+
 
 @dataclass(frozen=True)
 class FinalModel:
@@ -139,7 +143,10 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     }
     base, space = search_space.resolve_space(base, changes, request.space_source)
     base, space = search_space.resolve_space(base, request.varied, "--vary", space)
-    name = request.name or f"study-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    name = request.name
+    if name is None:
+        name = f"study-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    check_folder_name(name, "--name")
     study = Study((request.studies / name).resolve())
     if study.exists:
         raise _exists_already(name, request.studies)
@@ -283,7 +290,7 @@ def _run_locked(
             runner.search()
             confirmed = runner.confirm(*after.confirm) if min(after.confirm) else []
         best = conclude(runner, parent, confirmed)
-    display.show(f"{best.sentence}\nConfiguration: {best.config_file}\nReport: {best.report}")
+    display.show(best.sentence, f"Configuration: {best.config_file}", f"Report: {best.report}")
     final = None
     if after.final:
         final = _finish(study, spec, best.config, resources, after, experiment, display)
@@ -314,7 +321,7 @@ def _finish(
 ) -> FinalModel:
     """Trains the winner, evaluates it on test, registers and promotes it; each once."""
     name = _final_name(spec, config)
-    display.show(f"\nTraining the winner once more ({name})")
+    display.show("", f"Training the winner once more ({name})")
     run_id = _train_final(name, spec, config, resources, experiment, display)
     # Test is read once: a resumed study takes the result of the earlier attempt.
     scores, evaluated = evaluation.test_result(run_id, spec.fingerprint, own=True), None

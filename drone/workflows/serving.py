@@ -13,6 +13,7 @@ from pathlib import Path
 from drone.cluster import serve as ray_serve
 from drone.errors import ConfigError
 from drone.serving.api import Api, ApiSettings
+from drone.serving.checksum import check_exported
 from drone.serving.http import HttpApp, HttpSettings
 from drone.serving.predictor import Predictor
 from drone.workflows.display import SILENT, Display
@@ -64,6 +65,7 @@ def _fetch_model(request: ServeRequest, api: ApiSettings, folder: Path) -> tuple
     if request.onnx is not None:
         if not request.onnx.is_file():
             raise ConfigError(f"There is no file {request.onnx} for --onnx.")
+        check_exported(request.onnx)
         return request.onnx, api
     # MLflow takes seconds to import, which a server of an exported model does not need.
     from drone.tracking import model as tracked_model
@@ -71,7 +73,7 @@ def _fetch_model(request: ServeRequest, api: ApiSettings, folder: Path) -> tuple
 
     runs.connect(request.experiment)
     model = tracked_model.resolve_model(request.model, request.run)
-    onnx = tracked_model.fetch_onnx(model.run_id, folder)
+    onnx = tracked_model.fetch_onnx(model, folder)
     return onnx, replace(api, name=api.name or model.name, version=api.version or model.version)
 
 

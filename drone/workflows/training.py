@@ -11,9 +11,10 @@ from drone.cluster import train as ray_train
 from drone.cluster.train_job import TrainJob
 from drone.config import flatten, override, to_dict
 from drone.data.dataset import Dataset
-from drone.errors import RunError
+from drone.errors import ConfigError, RunError
 from drone.model import mobilenet, weights
 from drone.model.weights import Weights
+from drone.names import check_name
 from drone.project import commit
 from drone.redaction import redact, without_mask
 from drone.storage import checkpoints, dataset_cache
@@ -80,21 +81,24 @@ def read_spec(run_id: str) -> RunSpec:
     """Returns the spec that a run was started with.
 
     Raises:
-        RunError: The run stopped before it had a spec.
+        RunError: The run stopped before it had a spec, or the spec is damaged.
     """
     try:
         content = runs.read_json(run_id, _SPEC_FILE)
-    except RunError as error:
+    except runs.MissingArtifactError as error:
         raise RunError(
             f"Cannot resume run {run_id}: it stopped before training started, or was not created "
             f"by train.py. Start it again."
         ) from error
-    return RunSpec(
-        config=override(TrainConfig(), content["config"], f"run {run_id}"),
-        data=without_mask(content["data"]),
-        weights=content["weights"],
-        storage=without_mask(content["storage"]),
-    )
+    try:
+        return RunSpec(
+            config=override(TrainConfig(), content["config"], f"run {run_id}"),
+            data=without_mask(str(content["data"])),
+            weights=str(content["weights"]),
+            storage=without_mask(str(content["storage"])),
+        )
+    except (AttributeError, KeyError, ConfigError) as error:
+        raise runs.damaged(run_id, _SPEC_FILE, error) from error
 
 
 @dataclass(frozen=True)
@@ -128,11 +132,12 @@ def train(
     Raises:
         DroneError: Anything that the user can fix.
     """
+    name = f"{spec.config.preset}-s{spec.config.seed}" if name is None else name
+    check_name(name, "--name")
     store = runs.connect(experiment)
     # Before anything starts: a run that cannot store checkpoints is wasted.
     spec = replace(spec, storage=resolve_writable(spec.storage))
     dataset, starting = _open(spec, display)
-    name = name or f"{spec.config.preset}-s{spec.config.seed}"
     with runs.start_run(name, display.warn) as run:
         display.show(f"Run {run.name} ({run.run_id}) in {store}")
         # By id: run names repeat.

@@ -18,8 +18,8 @@ class Recorder(SilentDisplay):
     def __init__(self) -> None:
         self.warnings = ""
 
-    def warn(self, message: str) -> None:
-        self.warnings += message
+    def warn(self, *lines: str) -> None:
+        self.warnings += "\n".join(lines)
 
 
 def no_download() -> bytes:

@@ -1,0 +1,86 @@
+"""Names that come from users, files and folders: which are allowed, and how they are shown."""
+
+import re
+
+from drone.errors import ConfigError
+
+_MAX_LENGTH = 200
+"""MLflow and file systems take at most 250 to 255 characters, and suffixes are added."""
+
+_NOT_IN_FILE_NAMES = re.compile(r"[^\w.-]+")
+
+
+def printable(text: str) -> str:
+    r"""Returns a text on one line, with control characters and the like as escapes: `\n`, `\x1b`.
+
+    A name may hold anything. Printed as it is, it could forge a line or move the cursor; a lone
+    surrogate (a file name that is not UTF-8) could not be printed at all.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def storable(text: str) -> str:
+    r"""Returns a text as UTF-8 can store it: lone surrogates become escapes, such as `\udce9`.
+
+    They stand for the bytes of a file name that is not UTF-8. No database and no table takes them.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def check_name(name: str, setting: str, forbidden: str = "") -> None:
+    """Checks a name that is stored, shown and typed again.
+
+    Args:
+        name: The name.
+        setting: Where it comes from, for error messages: a flag, for example.
+        forbidden: Characters that it must not contain.
+
+    Raises:
+        ConfigError: It is empty, too long, or contains what a name cannot.
+    """
+    shown = f"{setting} is {name[:_MAX_LENGTH]!r}"
+    if not name.strip():
+        raise ConfigError(f"{shown}; it must not be empty.")
+    if len(name.encode("utf-8", "surrogatepass")) > _MAX_LENGTH:
+        raise ConfigError(f"{shown} ...; it may have at most {_MAX_LENGTH} bytes.")
+    if not name.isprintable():
+        raise ConfigError(f"{shown}; it must not contain control characters or line breaks.")
+    # Later commands take the name as an argument, which would be read as a flag.
+    if name.startswith("-"):
+        raise ConfigError(f"{shown}; it must not start with a dash.")
+    used = [letter for letter in forbidden if letter in name]
+    if used:
+        raise ConfigError(f"{shown}; it must not contain {' '.join(used)}")
+
+
+def check_folder_name(name: str, setting: str) -> None:
+    """Checks a name that becomes a folder, which must not lie outside of its parent.
+
+    Raises:
+        ConfigError: It is no name (see `check_name`), or a path.
+    """
+    check_name(name, setting, forbidden="/\\")
+    if name.startswith("."):
+        raise ConfigError(f"{setting} is {name!r}; it must not start with a dot.")
+
+
+def check_model_name(name: str, setting: str) -> None:
+    """Checks the name of a registered model.
+
+    Raises:
+        ConfigError: It is no name (see `check_name`), or not one that a URI can hold.
+    """
+    # In models:/NAME@ALIAS and models:/NAME/VERSION these would end the name.
+    check_name(name, setting, forbidden="/\\:@%")
+    if name.startswith("."):
+        raise ConfigError(f"{setting} is {name!r}; it must not start with a dot.")
+
+
+def file_name(name: str) -> str:
+    """Returns a name as part of a file's name: letters, digits, dots, dashes and underscores."""
+    return _NOT_IN_FILE_NAMES.sub("_", name).lstrip(".-")[:80]
