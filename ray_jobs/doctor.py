@@ -35,7 +35,7 @@ class Doctor:
     data: str | None = None
     """Data set that every machine should be able to read: a folder or URI."""
 
-    weights: str | None = os.environ.get("DRONE_WEIGHTS")
+    weights: str | None = os.environ.get("DRONE_WEIGHTS") or None
     """Weights to send to every machine: imagenet or a file."""
 
     storage: str = field(default_factory=cli.default_storage)
@@ -51,13 +51,14 @@ class Doctor:
 def main(job: Doctor) -> cli.Result:
     """Runs the job."""
     # Imported late: it takes seconds, for which --help and wrong usage should not wait.
+    from drone.storage.filesystem import absolute
     from drone.workflows import cluster_check
 
     request = cluster_check.ClusterCheck(
         data=job.data,
         weights=job.weights,
         storage=job.storage,
-        activation_cache=job.activation_cache.expanduser(),
+        activation_cache=Path(absolute(str(job.activation_cache))),
     )
     findings = cluster_check.check(request, console.ConsoleDisplay())
     results.show_findings(findings)

@@ -9,6 +9,7 @@ which it has changed, and at the end; a new machine starts from that copy. Artif
 there directly, through this server, so that clients need no access to the location. Ctrl-C ends it.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,21 +55,23 @@ class Tracking:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ConfigError(f"--port is {self.port}; it must be 1 to 65535.")
-        if self.copy_interval_s <= 0:
+        if not 0 < self.copy_interval_s < math.inf:
             raise ConfigError(f"--copy-interval-s is {self.copy_interval_s}; it must be above 0.")
-        if self.until_closed and not self.until_closed.rpartition(":")[2].isdecimal():
+        port = (self.until_closed or ":1").rpartition(":")[2]
+        if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(f"--until-closed is {self.until_closed!r}; it must be HOST:PORT.")
 
 
 def main(job: Tracking) -> cli.Result:
     """Runs the job."""
     # Imported late: it takes seconds, for which --help and wrong usage should not wait.
+    from drone.storage.filesystem import absolute
     from drone.tracking import server
 
     settings = server.ServerSettings(
         host=job.host,
         port=job.port,
-        folder=job.folder.expanduser().resolve(),
+        folder=Path(absolute(str(job.folder))),
         backup=job.backup,
         copy_interval_s=job.copy_interval_s,
         until_closed=job.until_closed,

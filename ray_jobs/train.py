@@ -124,10 +124,11 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
 def main(job: Train) -> cli.Result:
     """Runs the job."""
     # Imported late: it takes seconds, for which --help and wrong usage should not wait.
+    from drone.storage.filesystem import absolute
     from drone.training.activation_cache.store import CacheSpec
     from drone.workflows import training
 
-    folder = job.activation_cache.expanduser().resolve()
+    folder = Path(absolute(str(job.activation_cache)))
     resources = training.Resources(
         num_workers=job.num_workers,
         min_workers=job.min_workers,

@@ -166,6 +166,7 @@ class Tune:
 def main(job: Tune) -> cli.Result:
     """Runs the job."""
     # Imported late: it takes seconds, for which --help and wrong usage should not wait.
+    from drone.storage.filesystem import absolute
     from drone.training.activation_cache.store import CacheSpec
     from drone.workflows import search
     from drone.workflows.search_trials import SearchResources
@@ -174,7 +175,7 @@ def main(job: Tune) -> cli.Result:
         study, spec = search.reopen_study(job.resume, job.studies, job.add_trials)
     else:
         study, spec = search.create_study(_new_study(job))
-    folder = job.activation_cache.expanduser().resolve()
+    folder = Path(absolute(str(job.activation_cache)))
     resources = SearchResources(
         concurrency=job.concurrency,
         workers_per_trial=job.workers_per_trial,

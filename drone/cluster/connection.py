@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from drone import secret_file
+from drone.errors import RunError
 from drone.project import ROOT
 from drone.storage.filesystem import head_uri
 
@@ -55,6 +56,9 @@ def connected(
     Args:
         num_cpus: CPUs of a local Ray; None uses all of this machine's.
         environment: Environment variables of every worker process.
+
+    Raises:
+        RunError: There is no cluster at RAY_ADDRESS.
     """
     address = os.environ.get("RAY_ADDRESS")
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -67,11 +71,7 @@ def connected(
 
     runtime_env: dict[str, Any] = {"env_vars": dict(environment)} if environment else {}
     if address and not in_job:
-        ray.init(
-            runtime_env={"working_dir": str(ROOT), "excludes": _NOT_UPLOADED, **runtime_env},
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        _join(address, runtime_env)
     elif in_job:  # The job server has set the working directory already.
         ray.init(runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
     else:
@@ -101,6 +101,25 @@ def _protect_token() -> None:
         # Where it cannot be written, Ray says so.
         with contextlib.suppress(OSError):
             secret_file.read_or_create(secret_file.RAY_TOKEN.expanduser())
+
+
+def _join(address: str, runtime_env: dict[str, Any]) -> None:
+    """Joins the cluster that RAY_ADDRESS names."""
+    import ray
+
+    try:
+        ray.init(
+            runtime_env={"working_dir": str(ROOT), "excludes": _NOT_UPLOADED, **runtime_env},
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    # ConnectionError: nothing answers there. ValueError: it is no address.
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).split("\n")[0][:300].rstrip(".")
+        raise RunError(
+            f"There is no Ray cluster at RAY_ADDRESS={address} ({reason}). Start it, correct the "
+            f"address, or unset RAY_ADDRESS to use a local Ray."
+        ) from error
 
 
 def on_cluster() -> bool:

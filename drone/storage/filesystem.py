@@ -13,8 +13,17 @@ _HEAD = f"{SCHEME}://"
 
 
 def absolute(location: str) -> str:
-    """Returns an absolute path, which is valid in every process; a URI is returned unchanged."""
-    return location if "://" in location else str(Path(location).expanduser().resolve())
+    """Returns an absolute path, which is valid in every process; a URI is returned unchanged.
+
+    Raises:
+        ConfigError: It starts with the home folder of a user that does not exist.
+    """
+    if "://" in location:
+        return location
+    try:
+        return str(Path(location).expanduser().resolve())
+    except RuntimeError as error:
+        raise ConfigError(f"{location} cannot be found: {error} Write ./~ for a name.") from error
 
 
 def head_uri(folder: str) -> str:

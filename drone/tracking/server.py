@@ -105,9 +105,11 @@ def _check_port(settings: ServerSettings) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
-        except OSError as error:
+        # The others: the text cannot be an address.
+        except (OSError, TypeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "this is no address"
             raise ConfigError(
-                f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Is a "
+                f"Cannot listen on {settings.host}:{settings.port}: {reason}. Is a "
                 f"tracking server running already? Otherwise choose another --host or --port."
             ) from error
 

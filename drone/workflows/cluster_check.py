@@ -36,7 +36,7 @@ class ClusterCheck:
 def check(request: ClusterCheck, display: Display = SILENT) -> list[Finding]:
     """Checks every machine of the cluster, or this machine without one."""
     store = runs.connect()
-    starting = weights.load(request.weights) if request.weights else None
+    starting = weights.load(request.weights) if request.weights is not None else None
     storage = resolve_writable(request.storage)
     dataset = None
     if request.data:

@@ -82,10 +82,12 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except OSError as error:
+    # The others: the text cannot be an address.
+    except (OSError, TypeError, ValueError) as error:
         listener.close()
+        reason = getattr(error, "strerror", None) or "this is no address"
         raise ConfigError(
-            f"Cannot listen on {_location(host, port)}: {error.strerror}. Is another server "
+            f"Cannot listen on {_location(host, port)}: {reason}. Is another server "
             f"running there? Choose another --host or --port."
         ) from error
     return listener

@@ -134,7 +134,8 @@ def test_an_interrupt_is_no_bug(tmp_path: Path, body: str) -> None:
 
 @pytest.mark.parametrize("where", ["imports", "body"])
 def test_ctrl_c_ends_quietly_at_any_moment(tmp_path: Path, where: str) -> None:
-    waiting = "import time; print('ready', flush=True); time.sleep(60)"
+    # In short sleeps: a signal just before a long one would not end it.
+    waiting = "import time; print('ready', flush=True); [time.sleep(0.1) for _ in range(600)]"
     file = write_job(tmp_path, **{where: waiting})
     with subprocess.Popen(
         [sys.executable, file],
@@ -157,7 +158,8 @@ def test_ctrl_c_in_a_finalizer_is_not_lost(tmp_path: Path) -> None:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
     Finalized()
-    time.sleep(30)
+    for _ in range(300):
+        time.sleep(0.1)
     """
     start = time.monotonic()
     done = run(tmp_path, body=body)

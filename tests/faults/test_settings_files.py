@@ -13,6 +13,7 @@ import pytest
 import torch
 from torchvision.models import mobilenet_v2
 
+from drone.cluster import connection
 from drone.config import coerce
 from drone.data.dataset import Dataset
 from drone.errors import ConfigError, RunError, TrackingError, WeightsError
@@ -340,3 +341,34 @@ def test_a_model_that_is_missing_in_the_store(tracked: TrackedModel, call: RunJo
     tracked.onnx.unlink()
     for job in (["evaluate", "--run", "linear"], ["serve", "--run", "linear", "--port", "0"]):
         fails(call(*job), 1, "Run linear: its model holds no ONNX file")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://x y"])
+def test_an_address_of_no_cluster(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("PYTHONPATH", "")
+    message = f"no Ray cluster at RAY_ADDRESS={address} "
+    with pytest.raises(RunError, match=message) as raised, connection.connected():
+        pass
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["\udce9", "a\nb", "n" * 300, "no such host"])
+def test_a_host_that_is_no_address(call: RunJob, tracked: TrackedModel, host: str) -> None:
+    for done in (
+        call("serve", "--onnx", tracked.onnx, f"--host={host}"),
+        call("tracking", f"--host={host}"),
+    ):
+        fails(done, 2, "Cannot listen on ")
+        assert len(done.err.splitlines()) == 1
+
+
+def test_the_home_of_nobody(call_job: RunJob) -> None:
+    for args in (
+        ["train", "smoke", "--data", "x", "--storage", "~no-such-user/x"],
+        ["train", "smoke", "--data", "x", "--activation-cache", "~no-such-user/x"],
+        ["tune", "--data", "x", "--storage", "~no-such-user/x"],
+        ["tracking", "--host", "203.0.113.1", "--backup", "~no-such-user/x"],
+        ["tracking", "--host", "203.0.113.1", "--folder", "~no-such-user/x"],
+    ):
+        fails(call_job(*args), 2, "~no-such-user/x cannot be found")

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -19,12 +18,12 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import onnx
 import pytest
 
+from drone.labels import CLASSES
 from drone.serving.predictor import Predictor
 from ray_jobs.console import console
-from tests.conftest import ROOT
+from tests.conftest import ROOT, restored_process
 from tests.serving import hostile
 from tests.serving.lambda_events import (
     ENCODINGS,
@@ -170,15 +169,17 @@ def test_a_registered_model_is_packaged_under_its_name_and_version(
 ) -> None:
     import mlflow
 
+    from drone.tracking import registry
+    from drone.tracking.model import log_model
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_experiment("packages")  # Another test may have left its own.
     for _ in range(2):
-        with mlflow.start_run():
-            mlflow.onnx.log_model(
-                onnx.load(exported), name="model", pip_requirements=[], registered_model_name="fly"
-            )
+        with mlflow.start_run() as run:
+            log_model(exported, CLASSES, {})
+        registry.register("fly", run.info.run_id, {})
     mlflow.MlflowClient().set_registered_model_alias("fly", "champion", "2")
 
     def install(folder: Path, _: object) -> None:
@@ -191,13 +192,9 @@ def test_a_registered_model_is_packaged_under_its_name_and_version(
     monkeypatch.setattr(packager, "install", install)
     args = ["--model", "models:/fly@champion", "--out", str(tmp_path / "out"), "--json"]
     monkeypatch.setattr(sys, "argv", ["package.py", *args, "--python", version])
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as end:
-            packager.cli.start(packager.Package, packager.main)
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
-        console.stderr = False
+    with restored_process(), pytest.raises(SystemExit) as end:
+        packager.cli.start(packager.Package, packager.main)
+    console.stderr = False
     assert end.value.code == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     with zipfile.ZipFile(result["zip"]) as packed:
