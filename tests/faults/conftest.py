@@ -1,4 +1,4 @@
-"""A small raw folder, drawn once and copied for each test."""
+"""A small raw folder, drawn once and copied for each test; the models of the serving tests."""
 
 import shutil
 from pathlib import Path
@@ -7,6 +7,9 @@ import pytest
 
 from drone.synth.raw_folder import SynthSettings, write_raw_folder
 from tests.faults.updated import Updated
+from tests.serving.conftest import exported, function, linear, model
+
+__all__ = ["exported", "function", "linear", "model"]
 
 
 @pytest.fixture(scope="session")
