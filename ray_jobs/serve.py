@@ -28,6 +28,7 @@ import tyro
 
 from drone.cluster.serve import ReplicaSettings
 from drone.serving.api import ApiSettings
+from drone.serving.connections import ConnectionSettings
 from drone.serving.http import HttpSettings
 from drone.workflows.requests import ServeRequest
 from ray_jobs import cli, console
@@ -43,6 +44,9 @@ class Serve(ServeRequest):
     # Without names, the flags of these groups have no prefix: --max-bytes.
     api: Annotated[ApiSettings, tyro.conf.arg(name="")] = field(default_factory=ApiSettings)
     http: Annotated[HttpSettings, tyro.conf.arg(name="")] = field(default_factory=HttpSettings)
+    connections: Annotated[ConnectionSettings, tyro.conf.arg(name="")] = field(
+        default_factory=ConnectionSettings
+    )
     ray: Annotated[ReplicaSettings, tyro.conf.arg(name="")] = field(default_factory=ReplicaSettings)
 
 
@@ -51,7 +55,9 @@ def main(job: Serve) -> cli.Result:
     # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import serving
 
-    settings = serving.ServerSettings(api=job.api, http=job.http, replicas=job.ray)
+    settings = serving.ServerSettings(
+        api=job.api, http=job.http, connections=job.connections, replicas=job.ray
+    )
     url = serving.serve(job, settings, console.ConsoleDisplay())
     return {"url": url, "pid": os.getpid()}
 

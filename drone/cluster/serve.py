@@ -9,7 +9,6 @@ import contextlib
 import logging
 import math
 import os
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 from drone.cluster import connection
 from drone.errors import ConfigError, ImageError
 from drone.serving.http import HttpSettings, overloaded
+from drone.serving.memory import limit_kept_memory
 from drone.serving.predictor import Prediction, Predictor
 
 # Ray Serve's default of 10 s would notice a burst later than `upscale_delay_s` asks for.
@@ -81,11 +81,11 @@ class Replica:
     """The Ray Serve deployment: a model on a worker of the cluster."""
 
     def __init__(self, model: bytes, engines: int) -> None:
-        with tempfile.TemporaryDirectory(prefix="drone-serve-") as folder:
-            file = Path(folder) / "model.onnx"
-            file.write_bytes(model)
-            self._predictor = Predictor(file, threads=1, max_concurrency=engines)
-            self._predictor.start()  # Once loaded, the file is not needed any more.
+        limit_kept_memory()
+        self._predictor = Predictor(
+            Path("model.onnx"), threads=1, max_concurrency=engines, content=model
+        )
+        self._predictor.start()
 
     def predict(self, data: bytes, max_pixels: int | None) -> Prediction | ImageError:
         """Classifies one image, or returns the error; a raised one would be logged by Ray."""
@@ -102,15 +102,16 @@ class Replica:
 class ReplicatedPredictor(Predictor):
     """A predictor that sends images to the replicas; the model's info is read locally."""
 
-    def __init__(self, model: Path, handle: Any, retry_after_s: int) -> None:
+    def __init__(self, model: Path, content: bytes, handle: Any, retry_after_s: int) -> None:
         """Creates the predictor.
 
         Args:
-            model: Exported model, the same as in the replicas.
+            model: Exported model.
+            content: Its content, the same as in the replicas.
             handle: Ray Serve's deployment handle.
             retry_after_s: Seconds that an overload error tells the client to wait.
         """
-        super().__init__(model, threads=1)
+        super().__init__(model, threads=1, content=content)
         self._handle = handle
         self._retry_after_s = retry_after_s
 
@@ -144,7 +145,7 @@ class ReplicatedPredictor(Predictor):
 
 @contextlib.contextmanager
 def replicated(
-    onnx: Path,
+    checked: Predictor,
     http: HttpSettings,
     settings: ReplicaSettings,
     name: str,
@@ -153,7 +154,7 @@ def replicated(
     """Runs replicas for the block and yields a predictor that uses them.
 
     Args:
-        onnx: Exported model.
+        checked: The exported model, loaded.
         http: Concurrency of each replica.
         settings: Autoscaling of the replicas.
         name: Name of the application on the cluster; one of that name is replaced.
@@ -186,9 +187,10 @@ def replicated(
         )
         try:
             # The model travels as bytes: workers may not share a file system with the job.
-            application = deployment.bind(onnx.read_bytes(), engines)
+            application = deployment.bind(checked.content, engines)
             handle = serve.run(application, name=name, route_prefix=None)
-            yield ReplicatedPredictor(onnx, handle, http.retry_after_s)
+            model, content = checked.model, checked.content
+            yield ReplicatedPredictor(model, content, handle, http.retry_after_s)
         finally:
             _shut_down(name)
 

@@ -1,13 +1,16 @@
 """Serves an exported model: from an image's bytes to a prediction, over HTTP and on AWS Lambda.
 
 Needs only numpy, pillow, onnxruntime and python-multipart, so it starts fast and fits a Lambda
-package; the HTTP app also needs starlette. From the rest of the project it imports `drone.labels`
-and `drone.errors` alone.
+package; the HTTP server also needs starlette and uvicorn. From the rest of the project it imports
+`drone.labels` and `drone.errors` alone.
 
 preprocess: `Preprocessing` and `to_pixels`, the one way from bytes to the model's input.
+decode_limits: rejects files that would take a decoder too long.
 predictor: `Predictor` loads an ONNX file and returns a `Prediction`; `ModelInfo` describes it.
 api: `Api` handles requests without a server; `ApiSettings` has its limits.
 http: `HttpApp` is the ASGI application with a queue; `HttpSettings` has its concurrency.
+connections: `LimitedServer` runs the app; `ConnectionSettings` has its limits on clients.
+memory: lets the process return the memory of images.
 lambda_handler: `handler` is the AWS Lambda function.
 openapi: the OpenAPI schema of the interface and the page at /docs.
 """

@@ -229,6 +229,14 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     return request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
 
 
+def loggable(target: str) -> str:
+    """Returns a request's method and path for the log: printable ASCII, cut at 200 characters.
+
+    A line break or an escape sequence in a path could forge a log entry.
+    """
+    return ascii(target[:200])[1:-1][:200]
+
+
 def extract_image(request: Request) -> bytes:
     """Returns the image in a request: the body itself, a file of a form, or base64 in JSON.
 
@@ -297,4 +305,5 @@ def _from_json(body: bytes) -> bytes:
 
 
 def _json(content: object) -> bytes:
-    return json.dumps(content, ensure_ascii=False).encode()
+    # NaN is not JSON, and browsers reject it: better an internal error than half an answer.
+    return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()

@@ -3,29 +3,48 @@
 Requests for a prediction are computed by a pool of threads. When all threads are busy and the queue
 is full, a further request is answered 503 at once. A request enters the queue only when its body
 is complete, so slow clients do not block others. All other paths, such as GET /health, bypass the
-queue.
+queue. `connections` has the server and its limits on connections.
 """
 
 import asyncio
 import logging
 import mimetypes
+import os
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from email.utils import formatdate
 from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response as AsgiResponse
-from starlette.staticfiles import StaticFiles
+from starlette.responses import StreamingResponse
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from drone.errors import ConfigError
-from drone.serving.api import Api, ApiError, Request, Response, body_too_large, request_id_of
+from drone.serving.api import (
+    Api,
+    ApiError,
+    Request,
+    Response,
+    body_too_large,
+    loggable,
+    request_id_of,
+)
 
 _UPLOADS_PER_REQUEST = 4
 """Bodies that may be uploading, for each request that may be processed or queued."""
+
+MAX_HEADER_BYTES = 2**15
+"""Maximum length of a request's line and headers."""
+
+_MAX_HEADERS = 100
+
+_CHUNK_BYTES = 2**16
+"""Bytes of the model that are sent at a time: what a slow client has not read stays in memory."""
 
 _log = logging.getLogger("drone.http")
 
@@ -55,6 +74,9 @@ class HttpSettings:
     body_timeout_s: float = 30.0
     """Seconds within which a request body must arrive; a slower one is answered 408."""
 
+    max_body_memory: int = 192 * 2**20
+    """Bytes of all request bodies in memory, uploading or queued; a further one is answered 503."""
+
     retry_after_s: int = 1
     """Seconds in the Retry-After header of a 503."""
 
@@ -63,6 +85,7 @@ class HttpSettings:
             ("engines", 1),
             ("max_concurrent", 1),
             ("max_queued", 0),
+            ("max_body_memory", 1),
             ("retry_after_s", 0),
         ):
             value = getattr(self, name)
@@ -78,6 +101,22 @@ def overloaded(retry_after_s: int) -> ApiError:
     return ApiError(503, "busy", message, {"Retry-After": str(retry_after_s)})
 
 
+class _PageFiles(StaticFiles):
+    """The files of a folder, without those whose names begin with a dot: they are not for a page.
+
+    A folder that is under version control, or holds secrets in `.env`, is safe to serve.
+    """
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        """Returns the file at a path, with symbolic links resolved, and its stat result."""
+        full_path, stat_result = super().lookup_path(path)
+        if stat_result and self.directory is not None:
+            inside = Path(full_path).relative_to(os.path.realpath(self.directory))
+            if any(part.startswith(".") for part in inside.parts):
+                return "", None
+        return full_path, stat_result
+
+
 class HttpApp:
     """An ASGI 3 application."""
 
@@ -91,12 +130,19 @@ class HttpApp:
         """
         self.api = api
         self.settings = settings
-        self._files = StaticFiles(directory=web, html=True) if web else None
+        self._files = _PageFiles(directory=web, html=True) if web else None
         self._pool = ThreadPoolExecutor(settings.max_concurrent, "predict")
         self._max_accepted = settings.max_concurrent + settings.max_queued
         # These need no lock: only the event loop's thread changes them.
         self._accepted = 0
         self._uploading = 0
+        self._body_bytes = 0
+        self._running: set[Future[Response]] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread still processes a request."""
+        return bool(self._running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection."""
@@ -110,7 +156,8 @@ class HttpApp:
             message = await receive()
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
-                self._pool.shutdown()
+                # Without waiting: the drain is over, and a decoder may go on for long.
+                self._pool.shutdown(wait=False, cancel_futures=True)
                 return
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,6 +166,7 @@ class HttpApp:
         request_id = request_id_of(headers)
         headers["x-request-id"] = request_id
         try:
+            _check_headers(scope)
             response = await self._response(scope, headers, receive)
         except ApiError as error:
             response = _to_asgi(self.api.error_response(error, request_id), method)
@@ -129,7 +177,8 @@ class HttpApp:
         await response(scope, receive, send)
         # Never log the content: an image may be private, and a log is not.
         took_ms = 1000 * (time.monotonic() - start)
-        _log.info("%s %s %d %.0f ms %s", method, path, response.status_code, took_ms, request_id)
+        target = loggable(f"{method} {path}")
+        _log.info("%s %d %.0f ms %s", target, response.status_code, took_ms, request_id)
 
     async def _response(
         self, scope: Scope, headers: dict[str, str], receive: Receive
@@ -149,14 +198,21 @@ class HttpApp:
 
     async def _predict(self, request: Request, receive: Receive) -> Response:
         body = await self._upload(request.headers, receive)
-        self._check_accepted()  # Again: others may have been accepted during the upload.
-        self._accepted += 1
         try:
-            request = replace(request, body=body)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, self.api.handle, request)
+            self._check_accepted()  # Again: others may have been accepted during the upload.
+            self._accepted += 1
+            try:
+                return await self._process(replace(request, body=body))
+            finally:
+                self._accepted -= 1
         finally:
-            self._accepted -= 1
+            self._body_bytes -= len(body)
+
+    async def _process(self, request: Request) -> Response:
+        running = self._pool.submit(self.api.handle, request)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return await asyncio.wrap_future(running)
 
     async def _upload(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         self._check_accepted()
@@ -164,7 +220,7 @@ class HttpApp:
             raise overloaded(self.settings.retry_after_s)
         self._uploading += 1
         try:
-            read = _read_body(headers, receive, self.api.settings.max_bytes)
+            read = self._read_body(headers, receive)
             return await asyncio.wait_for(read, self.settings.body_timeout_s)
         except TimeoutError as error:
             timeout_s = self.settings.body_timeout_s
@@ -172,6 +228,34 @@ class HttpApp:
             raise ApiError(408, "timeout", message) from error
         finally:
             self._uploading -= 1
+
+    async def _read_body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+        """Reads a body of at most `max_bytes`, by its declared and by its actual length.
+
+        It is counted in `_body_bytes` from its first byte on, and no longer if this fails.
+        """
+        max_bytes = self.api.settings.max_bytes
+        declared = headers.get("content-length", "")
+        expected = int(declared) if declared.isdecimal() else 0
+        # One buffer that grows: many small parts would leave holes in the heap that stay.
+        body = bytearray()
+        try:
+            while max(len(body), expected) <= max_bytes:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionError
+                part = message.get("body", b"")
+                if self._body_bytes + len(part) > self.settings.max_body_memory:
+                    raise overloaded(self.settings.retry_after_s)
+                body += part
+                self._body_bytes += len(part)
+                if len(body) <= max_bytes and not message.get("more_body"):
+                    return bytes(body)
+            raise body_too_large(max_bytes)
+        except BaseException:
+            self._body_bytes -= len(body)
+            body.clear()  # The traceback would keep it until the next garbage collection.
+            raise
 
     def _check_accepted(self) -> None:
         if self._accepted >= self._max_accepted:
@@ -183,8 +267,7 @@ class HttpApp:
         # Starlette would answer a wrong range in plain text; errors here are JSON.
         scope["headers"] = [item for item in scope["headers"] if item[0] != b"range"]
         if path == "/model/model.onnx":
-            model = self.api.predictor.model
-            response = files.file_response(model, await asyncio.to_thread(model.stat), scope)
+            response = await asyncio.to_thread(self._model_response, files, scope)
         else:
             try:
                 response = await files.get_response(files.get_path(scope), scope)
@@ -195,6 +278,26 @@ class HttpApp:
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
+    def _model_response(self, files: StaticFiles, scope: Scope) -> AsgiResponse:
+        """Returns the bytes that were loaded, whatever has become of the file since."""
+        predictor = self.api.predictor
+        headers = {
+            "Content-Length": str(len(predictor.content)),
+            "ETag": f'"{predictor.checksum}"',
+            "Last-Modified": formatdate(predictor.loaded_at, usegmt=True),
+        }
+        content = _chunks(predictor.content)
+        response = StreamingResponse(content, 200, headers, "application/octet-stream")
+        if files.is_not_modified(response.headers, Headers(scope=scope)):
+            return NotModifiedResponse(response.headers)
+        return response
+
+
+async def _chunks(content: bytes) -> AsyncIterator[memoryview]:
+    view = memoryview(content)
+    for start in range(0, len(content), _CHUNK_BYTES):
+        yield view[start : start + _CHUNK_BYTES]
+
 
 def _to_asgi(response: Response, method: str) -> AsgiResponse:
     asgi = AsgiResponse(response.body, response.status, response.headers)
@@ -203,17 +306,18 @@ def _to_asgi(response: Response, method: str) -> AsgiResponse:
     return asgi
 
 
-async def _read_body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:
-    """Reads a body of at most `max_bytes`, by its declared and by its actual length."""
-    declared = headers.get("content-length", "")
-    expected = int(declared) if declared.isdecimal() else 0
-    parts, size = [], 0
-    while max(size, expected) <= max_bytes:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionError
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size <= max_bytes and not message.get("more_body"):
-            return b"".join(parts)
-    raise body_too_large(max_bytes)
+def _check_headers(scope: Scope) -> None:
+    """Rejects headers that are too many or too long, and upgrades to another protocol."""
+    headers = scope["headers"]
+    size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    size += sum(len(name) + len(value) + 4 for name, value in headers)
+    if size > MAX_HEADER_BYTES or len(headers) > _MAX_HEADERS:
+        raise headers_too_large()
+    if Headers(scope=scope).get("upgrade", "").lower() == "websocket":
+        raise ApiError(400, "no-websocket", "This server has no WebSockets; send POST /predict.")
+
+
+def headers_too_large() -> ApiError:
+    """Returns the error for headers above the limits."""
+    limits = f"{MAX_HEADER_BYTES // 1024} KiB or more than {_MAX_HEADERS}"
+    return ApiError(431, "headers-too-large", f"The request's headers are longer than {limits}.")

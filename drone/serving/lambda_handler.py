@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from drone.errors import ConfigError, RunError
-from drone.serving.api import Api, ApiError, ApiSettings, request_id_of
+from drone.serving.api import Api, ApiError, ApiSettings, loggable, request_id_of
 from drone.serving.lambda_events import (
     format_response,
     is_http_event,
@@ -149,16 +149,15 @@ def handle_event(api: Api, event: Any, context: Any) -> dict[str, Any]:
         if not is_http_event(event):
             raise ApiError(400, "bad-event", "The event is not an HTTP request.")
         request = parse_request(event, headers, api.has_route)
-        method, target = request.method, f"{request.method} {request.path[:200]}"
+        method, target = request.method, f"{request.method} {request.path}"
         response = api.handle(request)
     except ApiError as error:
         response = api.error_response(error, request_id)
     except Exception as error:
         response = api.defect_response(error, request_id, _log)
     took_ms = 1000 * (time.monotonic() - start)
-    # Never log the content: an image may be private, and a log is not. `ascii` keeps a path from
-    # forging lines of the log.
-    _log.info("%s %d %.0f ms %s", ascii(target)[1:-1], response.status, took_ms, request_id)
+    # Never log the content: an image may be private, and a log is not.
+    _log.info("%s %d %.0f ms %s", loggable(target), response.status, took_ms, request_id)
     return format_response(response, event, head=method == "HEAD")
 
 

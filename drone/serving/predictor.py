@@ -1,8 +1,12 @@
 """Predictions of an exported model: the same for evaluation, HTTP, Lambda and MLflow."""
 
 import contextlib
+import functools
+import hashlib
 import json
+import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +21,12 @@ from drone.labels import BIRD
 from drone.serving.preprocess import Preprocessing, decode_and_resize, open_header
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
-_MAX_DECODING_PIXELS = 100_000_000
-"""Pixels that one predictor decodes at the same time; each takes up to 25 bytes meanwhile."""
+_MAX_DECODING_PIXELS = 50_000_000
+"""Pixels that one predictor decodes at the same time. Each takes 4 to 10 bytes meanwhile in a JPEG,
+and at most 21, in a rotated WebP with alpha."""
+
+_MAX_TRIAL_S = 60.0
+"""Seconds within which a model must give its first prediction."""
 
 
 def apply_temperature(probs_NK: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -83,12 +91,28 @@ class ModelInfo:
     unsure_below: float
     """Threshold on the highest probability, below which a prediction counts as unsure."""
 
+    def __post_init__(self) -> None:
+        if not self.classes or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"classes are {list(self.classes)}; they must be names")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes are {list(self.classes)}; each must differ")
+        if not all(isinstance(side, int) and side > 0 for side in self.sides_px):
+            raise ValueError(f"sides_px are {list(self.sides_px)}; they must be whole numbers")
+        if list(self.sides_px) != sorted(self.sides_px):
+            raise ValueError(f"sides_px are {list(self.sides_px)}; they must ascend")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        if not 0 <= self.unsure_below <= 1:
+            raise ValueError(f"unsure_below is {self.unsure_below}; it must be 0 to 1")
+
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "ModelInfo":
         """Parses the metadata of an ONNX file.
 
         Raises:
             KeyError: The classes or the preprocessing are missing.
+            TypeError: An entry is of another type.
+            ValueError: An entry is not what `to_onnx` writes.
         """
         return cls(
             name=metadata.get("name", ""),
@@ -110,7 +134,11 @@ class Predictor:
     """An exported model, ready to predict; threads may share it."""
 
     def __init__(
-        self, model: Path, threads: int | None = None, max_concurrency: int | None = None
+        self,
+        model: Path,
+        threads: int | None = None,
+        max_concurrency: int | None = None,
+        content: bytes | None = None,
     ) -> None:
         """The model is loaded at the first use, or by `start`.
 
@@ -119,8 +147,10 @@ class Predictor:
             threads: Threads of one inference call; None takes all cores. A server under load is
                 fastest with 1.
             max_concurrency: Maximum number of inference calls at the same time; None for no limit.
+            content: Content of the file, if it was read already.
         """
         self.model = model
+        self._content = content
         self._threads = threads
         self._lock = threading.Lock()
         # By pixels, not by images: one large image takes the memory of hundreds of usual ones.
@@ -129,16 +159,35 @@ class Predictor:
             threading.Semaphore(max_concurrency) if max_concurrency else contextlib.nullcontext()
         )
         self._session: onnxruntime.InferenceSession | None = None
+        self._loaded_at = 0.0
         self._metadata: dict[str, str] = {}
         self._info: ModelInfo | None = None
 
     def start(self) -> None:
-        """Loads the model now.
+        """Loads the model now, and checks that it gives a prediction.
 
         Raises:
-            RunError: The file is not a model, or was not written by our export.
+            RunError: The file is not a model, was not written by our export, or its prediction
+                for a black image fails, is not finite or takes longer than a minute.
         """
-        self._loaded()
+        session, info = self._loaded(), self.info
+        side_px = info.sides_px[0] if info.sides_px else info.preprocessing.side_px
+        options = onnxruntime.RunOptions()
+        stop = threading.Timer(_MAX_TRIAL_S, setattr, [options, "terminate", True])
+        stop.daemon = True
+        stop.start()
+        try:
+            pixels_NHWC = np.zeros((1, side_px, side_px, 3), np.uint8)
+            self._checked(session.run(None, {"pixels": pixels_NHWC}, options))
+        except RunError:
+            raise
+        except Exception as error:  # onnxruntime's errors have no narrower common base.
+            raise RunError(
+                f"{self.model} gives no prediction: {error}. Export the model again with "
+                f"ray_jobs/export.py."
+            ) from error
+        finally:
+            stop.cancel()
 
     @property
     def info(self) -> ModelInfo:
@@ -146,6 +195,24 @@ class Predictor:
         self._loaded()
         assert self._info is not None
         return self._info
+
+    @property
+    def content(self) -> bytes:
+        """Content of the ONNX file as it was loaded, whatever has become of the file since."""
+        self._loaded()
+        assert self._content is not None
+        return self._content
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """SHA-256 of `content`, hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def loaded_at(self) -> float:
+        """When the file was loaded, in seconds since 1970."""
+        self._loaded()
+        return self._loaded_at
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -191,8 +258,21 @@ class Predictor:
             raise ValueError(f"The model takes images of {sides_px} px, not {side_px}.")
         session = self._loaded()
         with self._inference:
-            outputs: Sequence[Any] = session.run(None, {"pixels": pixels_NHWC})
+            return self._checked(session.run(None, {"pixels": pixels_NHWC}))
+
+    def _checked(self, outputs: Sequence[Any]) -> NDArray[np.float32]:
         probs_NK: NDArray[np.float32] = outputs[0]
+        num_classes = len(self.info.classes)
+        if probs_NK.ndim != 2 or probs_NK.shape[1] != num_classes:
+            raise RunError(
+                f"{self.model} has {num_classes} classes, but predicts values of the shape "
+                f"{probs_NK.shape}. Export the model again with ray_jobs/export.py."
+            )
+        if not np.isfinite(probs_NK).all():
+            raise RunError(
+                f"{self.model} predicts values that are not finite. Train the model again, or "
+                f"serve another one."
+            )
         return probs_NK
 
     def to_prediction(self, probs_K: NDArray[np.float32]) -> Prediction:
@@ -218,8 +298,11 @@ class Predictor:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:
+            # From bytes: what was loaded stays known, also if the file is replaced.
+            if self._content is None:
+                self._content = self.model.read_bytes()
             session = onnxruntime.InferenceSession(
-                str(self.model), options, providers=["CPUExecutionProvider"]
+                self._content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no narrower common base.
             reason = " ".join(str(error).split())[:300]
@@ -236,6 +319,7 @@ class Predictor:
         if problem:
             raise RunError(f"{self.model} {problem}. {advice}")
         self._info = info
+        self._loaded_at = time.time()
         return session
 
 

@@ -14,13 +14,12 @@ from drone.cluster import serve as ray_serve
 from drone.errors import ConfigError
 from drone.serving.api import Api, ApiSettings
 from drone.serving.checksum import check_exported
+from drone.serving.connections import ConnectionSettings, LimitedServer
 from drone.serving.http import HttpApp, HttpSettings
+from drone.serving.memory import limit_kept_memory
 from drone.serving.predictor import Predictor
 from drone.workflows.display import SILENT, Display
 from drone.workflows.requests import ServeRequest
-
-_SHUTDOWN_S = 30
-"""Seconds that requests in flight may take after an interrupt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,7 @@ class ServerSettings:
 
     api: ApiSettings = field(default_factory=ApiSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     replicas: ray_serve.ReplicaSettings = field(default_factory=ray_serve.ReplicaSettings)
 
 
@@ -39,6 +39,7 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
         ConfigError: The address is in use, or the cluster has no room for the replicas.
         RunError: There is no such model.
     """
+    limit_kept_memory()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         onnx, api = _fetch_model(request, settings.api, folder)
@@ -49,14 +50,16 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
         predictor, http = _start_predictor(onnx, settings, f"drone-{port}", stack, display)
         page = request.page if request.page and request.page.is_dir() else None
         app = HttpApp(Api(predictor, api), http, page)
-        # Whoever reads the next line may send a request at once.
-        listener.listen()
         beside = f"the page: {url}/, " if page else ""
-        display.show(f"{onnx.name} is served at {url} - {beside}the interface: {url}/docs")
-        if request.open:
-            # The socket listens already: the browser waits until the server takes its request.
-            webbrowser.open(url)
-        _run(app, listener)
+        message = f"{onnx.name} is served at {url} - {beside}the interface: {url}/docs"
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+
+        def announce() -> None:
+            display.show(message)
+            if request.open:
+                webbrowser.open(url)
+
+        LimitedServer(app, settings.connections, announce).run(sockets=[listener])
         return url
 
 
@@ -113,21 +116,7 @@ def _start_predictor(
         predictor.start()
         return predictor, settings.http
     # A broken model fails here too, and not in each replica.
-    Predictor(onnx).start()
-    replicas = ray_serve.replicated(onnx, settings.http, settings.replicas, name, display.show)
+    checked = Predictor(onnx)
+    checked.start()
+    replicas = ray_serve.replicated(checked, settings.http, settings.replicas, name, display.show)
     return stack.enter_context(replicas), ray_serve.front(settings.http, settings.replicas)
-
-
-def _run(app: HttpApp, listener: socket.socket) -> None:
-    """Answers requests until it is interrupted; those in flight are still answered then."""
-    import uvicorn
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_SHUTDOWN_S,
-    )
-    uvicorn.Server(config).run(sockets=[listener])

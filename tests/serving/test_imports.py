@@ -20,7 +20,7 @@ ALLOWED = {
     "drone.errors",
     "drone.serving",
 }
-ALSO_ALLOWED = {"http.py": {"starlette"}}
+ALSO_ALLOWED = {"http.py": {"starlette"}, "connections.py": {"uvicorn", "h11"}}
 ONLY_INSIDE_FUNCTIONS = {"lambda_handler.py": {"boto3", "botocore"}}
 """Part of Lambda's own runtime."""
 
@@ -66,12 +66,14 @@ def test_each_allowed_package_is_needed_and_named() -> None:
     assert imported - set(sys.stdlib_module_names) == {
         *needed,
         "starlette",
+        "uvicorn",
+        "h11",
         "drone.labels",
         "drone.errors",
         "drone.serving",
     }
     docstring = ast.get_docstring(ast.parse((ROOT / "drone/serving/__init__.py").read_text()))
-    for name in ("numpy", "pillow", "onnxruntime", "python-multipart", "starlette"):
+    for name in ("numpy", "pillow", "onnxruntime", "python-multipart", "starlette", "uvicorn"):
         assert docstring and name in docstring
 
 
