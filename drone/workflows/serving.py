@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 import webbrowser
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,7 +58,8 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
         def announce() -> None:
             display.show(message)
             if request.open:
-                webbrowser.open(url)
+                # In a thread: the browser's first request waits until this one is free.
+                threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
 
         LimitedServer(app, settings.connections, announce).run(sockets=[listener])
         return url
