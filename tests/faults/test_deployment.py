@@ -258,7 +258,7 @@ def logged(linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
 def test_a_logged_model_holds_no_code(logged: str, linear: Path, tmp_path: Path) -> None:
     import mlflow
 
-    uri = tracked_model.logged_model(logged)
+    uri = tracked_model.logged_model(logged).model_uri
     folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "model")))
     files = {file.name for file in folder.rglob("*") if file.is_file()}
     assert linear.name in files
@@ -283,6 +283,7 @@ def test_code_in_a_models_artifacts_is_never_run(logged: str, linear: Path, tmp_
     description = yaml.safe_load((folder / "MLmodel").read_text())
     description["flavors"]["python_function"] |= {"loader_module": "evil", "code": "code"}
     (folder / "MLmodel").write_text(yaml.safe_dump(description))
-    file = tracked_model.fetch_onnx(logged, tmp_path / "fetched")
+    model_ref = tracked_model.resolve_model(None, logged)
+    file = tracked_model.fetch_onnx(model_ref, tmp_path / "fetched")
     assert file.read_bytes() == linear.read_bytes() and not mark.exists()
     assert Predictor(file).info.classes and not mark.exists()

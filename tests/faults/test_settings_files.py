@@ -222,9 +222,10 @@ def test_places_where_there_can_be_no_store(tmp_path: Path) -> None:
     sqlite_store.check(tmp_path / "file")  # sqlite creates an empty file first.
     for path, message in (
         (tmp_path, "is not a file"),
-        (tmp_path / "file" / "x.db", "no folder|not a folder"),
+        (tmp_path / "file" / "x.db", "cannot be created: File exists|Not a directory"),
     ):
         with pytest.raises(TrackingError, match=message):
+            sqlite_store.check_writable(path)
             sqlite_store.check(path)
 
 
@@ -242,7 +243,7 @@ def test_a_read_only_store(store: bytes) -> None:
                 if os.geteuid() == 0:  # Root may write everything, so another user has to look.
                     os.setuid(65534)
                 try:
-                    sqlite_store.check(file)
+                    sqlite_store.check_writable(file)
                 except TrackingError as error:
                     code = 0 if f"{file} is read-only" in str(error) else 2
             os._exit(code)

@@ -126,7 +126,7 @@ class _Folder:
             except OSError as error:  # Its images would be missing silently.
                 raise _unreadable(error) from error
             for child in children:
-                if not child.is_dir():
+                if not _is_folder(child):
                     yield self._entry(child)
                 elif not child.is_symlink():
                     waiting.append(child.path)
@@ -148,6 +148,13 @@ class _Folder:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise OSError(0, "it is not a regular file", path)
             return stream.read(max_bytes + 1)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A circular link.
+        return False
 
 
 def _unreadable(error: OSError) -> DataError:
