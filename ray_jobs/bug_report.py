@@ -31,6 +31,9 @@ _DISK_ERRORS = (
 )
 """Errors of files and disks that the user can fix."""
 
+_STORE_ERRORS = ("mlflow.exceptions", "requests.exceptions", "sqlalchemy.exc")
+"""Modules of the errors of a tracking store; by name, since importing them takes seconds."""
+
 _MAX_LENGTH = 4000
 """Maximum characters of a message: a setting that it quotes may have any length."""
 
@@ -104,6 +107,12 @@ def _describe(error: BaseException) -> tuple[str, int]:
         return (
             f"The installation is incomplete: {_first_line(error)}. Run `make setup`, and start "
             f"the job with .venv/bin/python.",
+            1,
+        )
+    if any(kind.__module__ in _STORE_ERRORS for kind in type(error).__mro__):
+        return (
+            f"The tracking store failed: {_first_line(error)}. See that it runs and has space "
+            f"(MLFLOW_TRACKING_URI), then start the job again.",
             1,
         )
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

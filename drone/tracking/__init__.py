@@ -1,6 +1,7 @@
 """MLflow: runs, studies, models and the registry; the only importer of it.
 
 runs         runs and their metrics, written by one process
+artifacts    files of runs, as they were logged
 study_runs   a study: a parent run, and a child run per trial
 model        models in MLflow: ONNX with the preprocessing inside
 registry     registered models, and the aliases `champion` and `previous`

@@ -9,9 +9,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from drone.errors import RunError, TrackingError
+from drone.tracking.artifacts import MissingArtifactError, read_json
 from drone.tracking.failures import FAILURES, first_line
 from drone.tracking.model import CHECKSUM_TAG, ModelRef, logged_model, model_ref
-from drone.tracking.runs import MissingArtifactError, read_json, reopen_run
+from drone.tracking.runs import reopen_run
 
 DEFAULT_NAME = "drone-classifier"
 CHAMPION, PREVIOUS = "champion", "previous"

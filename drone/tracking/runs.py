@@ -1,7 +1,6 @@
 """Runs in MLflow; only the process that launched a run or study writes to it."""
 
 import contextlib
-import json
 import logging
 import os
 import tempfile
@@ -33,6 +32,7 @@ from drone.files import locked
 from drone.names import check_name, storable
 from drone.redaction import redact
 from drone.tracking import sqlite_store
+from drone.tracking.artifacts import IMAGE_COLUMNS, IMAGES_FILE
 from drone.tracking.failures import FAILURES, first_line
 from drone.tracking.lease import Lease, hold
 from drone.training.best_epoch import History
@@ -44,11 +44,6 @@ DEFAULT_EXPERIMENT = "drone"
 _DEFAULT_STORE = "mlflow.db"
 _DEFAULT_ARTIFACTS = "mlartifacts"
 _SQLITE = "sqlite:///"
-
-_IMAGES_FILE = "images.parquet"
-"""Artifact of a run: which image was in which split."""
-
-_IMAGE_COLUMNS = ["md5", "phash", "class_name", "split", "group", "path"]
 
 _RETRY_INTERVAL_S = 15.0
 _CATCH_UP_INTERVAL_S = 2.0
@@ -152,8 +147,8 @@ class TrackedRun:
         )
         kept = dataset.manifest["kept"]
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / _IMAGES_FILE
-            dataset.manifest.loc[kept, _IMAGE_COLUMNS].to_parquet(file, index=False)
+            file = Path(folder) / IMAGES_FILE
+            dataset.manifest.loc[kept, IMAGE_COLUMNS].to_parquet(file, index=False)
             mlflow.log_artifact(str(file))
 
     def log_history(self, history: History) -> None:
@@ -371,90 +366,6 @@ def find_by_name(name: str) -> Run | None:
         experiments, f"attributes.run_name = '{escaped}'", order_by=["attributes.start_time DESC"]
     )
     return runs[0] if runs else None
-
-
-class MissingArtifactError(RunError):
-    """A run has no artifact of that name."""
-
-
-def download(run_id: str, artifact: str, target: Path) -> Path:
-    """Downloads a file or folder of a run's artifacts.
-
-    Raises:
-        MissingArtifactError: The run has no artifact of that name.
-        RunError: The artifact cannot be read.
-    """
-    try:
-        return Path(
-            mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=artifact, dst_path=str(target)
-            )
-        )
-    except FAILURES as error:
-        reason = first_line(error)
-        # Listed only now: the stores do not agree on the error for what is missing.
-        if _has_artifact(run_id, artifact):
-            raise RunError(f"Cannot read {artifact} of run {run_id}: {reason}.") from error
-        raise MissingArtifactError(f"Run {run_id} has no {artifact}: {reason}.") from error
-
-
-def _has_artifact(run_id: str, artifact: str) -> bool:
-    folder = artifact.rpartition("/")[0] or None
-    try:
-        return artifact in {item.path for item in MlflowClient().list_artifacts(run_id, folder)}
-    except FAILURES:
-        # The store does not answer, which says nothing about the artifact.
-        return True
-
-
-def read_json(run_id: str, artifact: str) -> dict[str, Any]:
-    """Reads a JSON artifact of a run.
-
-    Raises:
-        MissingArtifactError: The run has no artifact of that name.
-        RunError: The artifact is damaged, or cannot be read.
-    """
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            content = json.loads(download(run_id, artifact, Path(temporary)).read_text("utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(run_id, artifact, error) from error
-    return content
-
-
-def damaged(run_id: str, artifact: str, error: Exception) -> RunError:
-    """Returns the error of an artifact that does not hold what was logged."""
-    return RunError(
-        f"{artifact} of run {run_id} is damaged ({type(error).__name__}: {first_line(error)}). "
-        f"Restore the artifacts from a copy."
-    )
-
-
-def images_of(run_id: str) -> pd.DataFrame:
-    """Returns the images of a run's data set: md5, phash, class_name, split, group and path.
-
-    Raises:
-        RunError: The run has no list of its images, or the list is damaged.
-    """
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            images = pd.read_parquet(download(run_id, _IMAGES_FILE, Path(temporary)))
-        # All of them must be there, whichever the caller needs.
-        return images[_IMAGE_COLUMNS]
-    except (OSError, ValueError, KeyError) as error:
-        raise damaged(run_id, _IMAGES_FILE, error) from error
-
-
-def training_md5(run_id: str) -> "pd.Series[str]":
-    """Returns the md5 of each image that a run was trained or selected on: all but test.
-
-    Raises:
-        RunError: The run has no list of its images.
-    """
-    images = images_of(run_id)
-    return images.loc[images["split"] != "test", "md5"]
 
 
 def metric_history(run_id: str) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from drone.evaluation.unseen import load_unseen
 from drone.labels import normalised
 from drone.serving.predictor import Predictor
 from drone.storage import dataset_cache
-from drone.tracking import runs
+from drone.tracking import artifacts
 from drone.tracking.runs import Run
 from drone.workflows.training import read_spec
 
@@ -150,7 +150,7 @@ def predict_folder(
     _check_baseline(predictor, baseline)
     run_ids = [run.info.run_id, *([baseline.run_id] if baseline else [])]
     # Images that either model has seen are left out: they would favour that model.
-    trained_on = pd.concat([runs.images_of(run_id) for run_id in run_ids])
+    trained_on = pd.concat([artifacts.images_of(run_id) for run_id in run_ids])
     unseen = load_unseen(
         folder, predictor.info.classes, predictor.info.preprocessing, trained_on, track
     )
@@ -183,7 +183,7 @@ def predict_folder(
 def _check_unseen(dataset: Dataset, run_id: str, name: str, advice: str) -> None:
     """Fails if a run was trained or selected on test images of the data set."""
     # By content: other data sets have other names and other splits for the same images.
-    seen = dataset.rows("test")["md5"].isin(runs.training_md5(run_id)).sum()
+    seen = dataset.rows("test")["md5"].isin(artifacts.training_md5(run_id)).sum()
     if seen:
         raise RunError(
             f"Cannot evaluate {name} on {dataset.folder}: it was trained or selected on {seen} of "

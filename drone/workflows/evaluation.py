@@ -9,7 +9,7 @@ from drone.evaluation import report
 from drone.evaluation.metrics import Scores, score
 from drone.names import file_name
 from drone.serving.predictor import Predictor
-from drone.tracking import runs
+from drone.tracking import artifacts, runs
 from drone.tracking.model import fetch_onnx, resolve_model
 from drone.tracking.runs import Run
 from drone.workflows.display import SILENT, Display
@@ -128,11 +128,11 @@ def test_result(run_id: str, fingerprint: str, own: bool) -> dict[str, Any] | No
     artifact = f"evaluation/{test_split_name(fingerprint, own)}/metrics.json"
     try:
         # The file is logged with each evaluation, so without it there was none.
-        metrics = runs.read_json(run_id, artifact)
-    except runs.MissingArtifactError:
+        metrics = artifacts.read_json(run_id, artifact)
+    except artifacts.MissingArtifactError:
         return None
     try:
         report.check_metrics(metrics)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise runs.damaged(run_id, artifact, error) from error
+        raise artifacts.damaged(run_id, artifact, error) from error
     return metrics

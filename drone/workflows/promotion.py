@@ -16,7 +16,7 @@ from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.limits import Limits
 from drone.names import check_model_name
 from drone.serving.predictor import Predictor
-from drone.tracking import registry, runs
+from drone.tracking import artifacts, registry, runs
 from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
 from drone.tracking.registry import CHAMPION, PREVIOUS
 from drone.workflows.display import SILENT, Display
@@ -210,13 +210,13 @@ def _contender(model: ModelRef, fingerprint: str, own: bool, name: str) -> Conte
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         artifact = f"evaluation/{test_split_name(fingerprint, own)}/predictions.csv"
-        table = runs.download(run_id, artifact, folder)
+        table = artifacts.download(run_id, artifact, folder)
         onnx_file = fetch_onnx(model, folder / "model")
         try:
             # A class may be called None or NA, which pandas would read as missing.
             predictions = pd.read_csv(table, keep_default_na=False)[_COLUMNS]
         except (OSError, ValueError, KeyError) as error:
-            raise runs.damaged(run_id, artifact, error) from error
+            raise artifacts.damaged(run_id, artifact, error) from error
         return Contender(
             name=name,
             predictions=predictions,
@@ -260,9 +260,9 @@ def _champion(name: str, version: ModelRef, candidate_run_id: str, fingerprint: 
 
 def _check_test_images_unseen(run_id: str, tested_run_id: str, who: str) -> None:
     """Fails if a run was trained or selected on the test images of another run's data set."""
-    images = runs.images_of(tested_run_id)
+    images = artifacts.images_of(tested_run_id)
     test_md5 = images.loc[images["split"] == "test", "md5"]
-    seen = int(test_md5.isin(runs.training_md5(run_id)).sum())
+    seen = int(test_md5.isin(artifacts.training_md5(run_id)).sum())
     if seen:
         raise RunError(
             f"{who} was trained on {seen} of the test images, so a comparison on them would be "

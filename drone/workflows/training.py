@@ -19,7 +19,7 @@ from drone.project import commit
 from drone.redaction import redact, without_mask
 from drone.storage import checkpoints, dataset_cache
 from drone.storage.filesystem import absolute, read_text, resolve_writable
-from drone.tracking import runs
+from drone.tracking import artifacts, runs
 from drone.tracking.runs import TrackedRun
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
@@ -84,8 +84,8 @@ def read_spec(run_id: str) -> RunSpec:
         RunError: The run stopped before it had a spec, or the spec is damaged.
     """
     try:
-        content = runs.read_json(run_id, _SPEC_FILE)
-    except runs.MissingArtifactError as error:
+        content = artifacts.read_json(run_id, _SPEC_FILE)
+    except artifacts.MissingArtifactError as error:
         raise RunError(
             f"Cannot resume run {run_id}: it stopped before training started, or was not created "
             f"by train.py. Start it again."
@@ -98,7 +98,7 @@ def read_spec(run_id: str) -> RunSpec:
             storage=without_mask(str(content["storage"])),
         )
     except (AttributeError, KeyError, ConfigError) as error:
-        raise runs.damaged(run_id, _SPEC_FILE, error) from error
+        raise artifacts.damaged(run_id, _SPEC_FILE, error) from error
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,22 @@ def test_a_bug_in_a_thread_is_one_line_and_the_job_continues(tmp_path: Path) -> 
     assert "ZeroDivisionError" in line and "the thread worker; the job continues" in line
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "from mlflow.exceptions import RestException as E; error = E({'message': 'gone'})",
+        "from requests import ConnectTimeout as E; error = E('gone')",
+        "from sqlalchemy.exc import OperationalError as E; error = E('SELECT', {}, 'gone')",
+    ],
+)
+def test_a_store_that_fails_while_a_job_runs_is_no_bug(tmp_path: Path, error: str) -> None:
+    done = run(tmp_path, body=f"{error}\nraise error")
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert "The tracking store failed: " in line and "gone" in line
+    assert "MLFLOW_TRACKING_URI" in line and "bug" not in line
+
+
 def test_developers_see_the_traceback(tmp_path: Path) -> None:
     done = run(tmp_path, body="1 / 0", DRONE_DEBUG="1")
     assert done.code == 1 and "Traceback (most recent call last)" in done.err

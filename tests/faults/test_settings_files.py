@@ -22,7 +22,7 @@ from drone.model.config import ModelConfig
 from drone.search.grammar import parse_changes
 from drone.search.space import DEFAULT, resolve_space
 from drone.serving.predictor import Predictor
-from drone.tracking import runs, sqlite_store
+from drone.tracking import artifacts, sqlite_store
 from drone.training.config import TrainConfig
 from drone.workflows import training
 from ray_jobs.settings_file import read_yaml
@@ -289,7 +289,7 @@ def test_damaged_artifacts_of_a_run(tracked: TrackedModel, dataset: Dataset) -> 
         training.read_spec(run_id)
     (tracked.artifacts / "images.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(RunError, match="images.parquet of run .* is damaged"):
-        runs.images_of(run_id)
+        artifacts.images_of(run_id)
 
 
 def test_damaged_results_and_decisions(tracked: TrackedModel, call: RunJob) -> None:

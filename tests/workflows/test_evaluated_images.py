@@ -11,7 +11,7 @@ from drone.data.dataset import MANIFEST_FILE, Dataset, open_dataset
 from drone.errors import RunError
 from drone.evaluation.batch_inference import no_progress
 from drone.evaluation.metrics import Predictions, proportion
-from drone.tracking import runs
+from drone.tracking import artifacts
 from drone.workflows.evaluated_images import _accuracy_by_labels, _check_unseen
 
 
@@ -66,7 +66,7 @@ def test_a_model_is_not_scored_on_images_it_was_trained_on(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = dataset.manifest.loc[dataset.manifest["kept"], ["md5", "split"]].copy()
-    monkeypatch.setattr(runs, "images_of", lambda _: images)
+    monkeypatch.setattr(artifacts, "images_of", lambda _: images)
     _check_unseen(dataset, "1", "my-run", "do so")
     rows = dataset.rows("test").index
     images.loc[rows[:3], "split"] = ["train", "train", "validation"]
