@@ -46,9 +46,11 @@ def read_yaml(file: Path, kind: type = dict) -> Any:
         ConfigError: The file cannot be read or holds something else.
     """
     try:
-        # RecursionError: nested too deeply. ValueError: not UTF-8, or no number or date.
         content = yaml.load(_read(file), _Loader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"Cannot read {file}: it is nested too deeply.") from error
+    # ValueError: it is not UTF-8, or holds no number or date where one begins.
+    except (OSError, ValueError, yaml.YAMLError) as error:
         # Its reasons have several lines, with a drawing of the place.
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"Cannot read {file}: {reason[:300]}.") from error

@@ -40,7 +40,7 @@ BAD_YAML = {
     "empty": (b"", "does not hold settings by name"),
     "null": (b"null", "does not hold settings by name"),
     "list": (b"- epochs: 1", "does not hold settings by name"),
-    "deep": (b"[" * 1500 + b"]" * 1500, "Cannot read"),
+    "deep": (b"[" * 1500 + b"]" * 1500, "nested too deeply"),
     "laughs": (LAUGHS.encode(), r"references \(\*name\) are not supported"),
     "binary": (bytes(range(256)), "Cannot read"),
     "surrogate": (b'preset: "\\ud800"', "control character"),
