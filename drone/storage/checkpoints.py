@@ -57,7 +57,13 @@ def _checkpoints(location: str) -> Iterator[StoredCheckpoint]:
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
     # pyarrow returns paths without the scheme; callers pass the location on to other processes.
     prefix = location[: len(location) - len(path)] if "://" in location else ""
-    files = {info.path for info in filesystem.get_file_info(selector)}
+    try:
+        files = {info.path for info in filesystem.get_file_info(selector)}
+    except UnicodeDecodeError as error:
+        raise RunError(
+            f"The storage {location} holds a file whose name is not UTF-8. Move it away: "
+            f"{error.object!r}."
+        ) from error
     for file in files:
         folder, _, name = file.rpartition("/")
         if name != STATE_FILE:

@@ -161,7 +161,7 @@ def _check_parity(
     display: Display,
 ) -> Parity | None:
     """Compares the exported with the trained model; None if that is gone and --unchecked is set."""
-    stored = checkpoints.newest(spec.storage)
+    stored = checkpoints.newest(spec.storage, display.warn)
     if stored is None:
         if request.unchecked:
             return None

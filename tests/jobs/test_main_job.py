@@ -20,8 +20,10 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from drone.data.dataset import open_dataset
+from drone.files import checksum, seal, unseal
 from drone.serving.predictor import Predictor
-from tests.conftest import SMALL_PX, MadeUp, RunJob, job_environment, run_to_end
+from drone.training.checkpoint import SCHEMA, STATE_FILE
+from tests.conftest import ROOT, SMALL_PX, MadeUp, RunJob, job_environment, run_to_end
 from tests.jobs.processes import (
     free_port,
     is_up,
@@ -200,7 +202,10 @@ def test_the_logged_model_predicts_over_http(
     server = subprocess.Popen(
         [sys.executable, *args],
         cwd=folder,
-        env=job_environment(MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db"),
+        # The model's artifacts hold no code: MLflow loads them by a module of the checkout.
+        env=job_environment(
+            MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", PYTHONPATH=str(ROOT)
+        ),
         start_new_session=True,
     )
     image = next(made_up.folder.glob("Winged Drones/winged_00*.jpg")).read_bytes()
@@ -263,6 +268,9 @@ def test_an_export_without_parity_is_refused(
             if value.is_floating_point():
                 value.add_(0.05)
         torch.save(state, file)
+        position = unseal(file.with_name(STATE_FILE).read_bytes(), SCHEMA)
+        position["files"][file.name] = checksum(file)
+        file.with_name(STATE_FILE).write_bytes(seal(position, SCHEMA))
     original = folder / "runs" / finished
     aside = original.with_name("aside")
     original.rename(aside)

@@ -1,6 +1,5 @@
 """Data sets at other locations, and their copies on this machine."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from drone.data.dataset import Dataset
 from drone.errors import DataError
 from drone.storage.dataset_cache import open_at
+from tests.data.preparing import rewrite
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +55,7 @@ def test_another_data_set_than_the_job_started_on_is_refused(
 ) -> None:
     bucket = tmp_path / "bucket"
     shutil.copytree(dataset.folder, bucket)
-    description = json.loads((bucket / "dataset.json").read_text())
-    (bucket / "dataset.json").write_text(json.dumps({**description, "fingerprint": "1" * 64}))
+    rewrite(bucket, fingerprint="1" * 64)
     with pytest.raises(
         DataError, match="now holds the data set 1{12}, but the job started on 2{12}"
     ):
@@ -70,13 +69,12 @@ def test_a_copy_is_refreshed_when_its_bins_have_been_packed(
 ) -> None:
     bucket = tmp_path / "bucket"
     shutil.copytree(mixed.folder, bucket)
-    description = json.loads((bucket / "dataset.json").read_text())
-    (bucket / "dataset.json").write_text(json.dumps({**description, "bins": False}))
+    rewrite(bucket, bins=False)
     plain = open_at(bucket.as_uri())
     assert not plain.has_bins
     with pytest.raises(DataError, match=rf"{bucket.as_uri()} has its images at 224 px only"):
         open_at(bucket.as_uri(), plain.fingerprint, at_bins=True)
-    (bucket / "dataset.json").write_text(json.dumps(description))
+    rewrite(bucket, bins=True)
     binned = open_at(bucket.as_uri(), plain.fingerprint, at_bins=True)
     assert set(binned.split("train").sides_N) == {224, 448, 672, 896}
     assert binned.folder == cache / plain.fingerprint

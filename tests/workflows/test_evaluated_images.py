@@ -13,6 +13,7 @@ from drone.evaluation.batch_inference import no_progress
 from drone.evaluation.metrics import Predictions, proportion
 from drone.tracking import artifacts
 from drone.workflows.evaluated_images import _accuracy_by_labels, _check_unseen
+from tests.data.preparing import rewrite
 
 
 class CountingPredictor:
@@ -36,6 +37,7 @@ def review(dataset: Dataset, folder: Path, dropped: int, relabelled: int) -> Dat
     chosen = rows[dropped : dropped + relabelled]
     manifest.loc[chosen, "class_name"] = np.roll(manifest.loc[chosen, "given_class"], 1)
     manifest.to_parquet(folder / MANIFEST_FILE, index=False)
+    rewrite(folder)
     return open_dataset(folder)
 
 
