@@ -36,7 +36,10 @@ SMALL_PX = 64
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first, so that no worker is left with one at the end."""
-    longest = ("two_hosts/test_two", "jobs/test_main", "jobs/test_search", "jobs/", "test_replicas")
+    longest = (
+        *("two_hosts/test_two", "jobs/test_main", "jobs/test_search", "jobs/", "test_replicas"),
+        *("training/", "web/", "faults/test_two_writers", "faults/test_server"),
+    )
     order = {name: number for number, name in enumerate(longest)}
 
     def rank(item: pytest.Item) -> int:

@@ -22,6 +22,8 @@ bug_report.install(__name__)
 {imports}
 from ray_jobs import cli, console
 
+pytestmark = pytest.mark.slow
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     json: bool = False

@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 from tests.jobs.processes import wait_for
 from tests.serving import conftest as serving
 
+pytestmark = pytest.mark.slow
+
 linear = serving.linear
 HOSTILE = ("$(touch {mark})", "`touch {mark}`", "x; touch {mark} #", "a' b\" $HOME", "x\ny")
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)")

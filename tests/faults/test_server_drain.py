@@ -30,6 +30,8 @@ from drone.workflows.requests import ServeRequest
 from ray_jobs import cli
 from dataclasses import dataclass
 
+pytestmark = pytest.mark.slow
+
 def predict(self, data, max_pixels=None):
     print("is stuck", file=sys.stderr, flush=True)
     time.sleep(1000)

@@ -24,6 +24,8 @@ from tests.serving import hostile
 from tests.serving.server import served
 from tests.serving.test_http import post_to_app
 
+pytestmark = pytest.mark.slow
+
 JPEG = hostile.cases()["JPEG"][0]
 GOOD = {"classes": json.dumps(CLASSES), "preprocessing": Preprocessing(side_px=16).to_json()}
 

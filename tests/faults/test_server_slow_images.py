@@ -22,6 +22,8 @@ from tests.faults import slow_images
 from tests.serving.lambda_events import CONTEXT, content, rest
 from tests.serving.server import served
 
+pytestmark = pytest.mark.slow
+
 SCANS = slow_images.repeated_scans(1500, 400)
 ZTXT = b"x\0\0" + zlib.compress(b"word " * 1000)
 SLOW = {

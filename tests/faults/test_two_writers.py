@@ -26,6 +26,8 @@ import sys, time
 from pathlib import Path
 sys.argv[0] = "first.py"
 from drone.files import locked
+
+pytestmark = pytest.mark.slow
 with locked(Path(sys.argv[1]), "It"):
     print("held", flush=True)
     time.sleep(60)
