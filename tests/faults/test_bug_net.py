@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import ROOT, Done
 
+pytestmark = pytest.mark.slow
+
 JOB = """
 import sys
 from dataclasses import dataclass
@@ -21,8 +23,6 @@ from ray_jobs import bug_report
 bug_report.install(__name__)
 {imports}
 from ray_jobs import cli, console
-
-pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

@@ -20,6 +20,8 @@ from tests.serving.server import Server, served
 
 JPEG = hostile.cases()["JPEG"][0]
 POST = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(JPEG)}\r\n\r\n".encode() + JPEG
+pytestmark = pytest.mark.slow
+
 STUCK = """
 import sys, time
 from pathlib import Path
@@ -29,8 +31,6 @@ from drone.workflows import serving
 from drone.workflows.requests import ServeRequest
 from ray_jobs import cli
 from dataclasses import dataclass
-
-pytestmark = pytest.mark.slow
 
 def predict(self, data, max_pixels=None):
     print("is stuck", file=sys.stderr, flush=True)

@@ -21,13 +21,13 @@ from drone.files import locked
 from drone.tracking import lease, runs
 from tests.conftest import ROOT, RunJob
 
+pytestmark = pytest.mark.slow
+
 _HOLD = """
 import sys, time
 from pathlib import Path
 sys.argv[0] = "first.py"
 from drone.files import locked
-
-pytestmark = pytest.mark.slow
 with locked(Path(sys.argv[1]), "It"):
     print("held", flush=True)
     time.sleep(60)
@@ -107,6 +107,14 @@ def test_two_updates_of_one_data_set(tmp_path: Path) -> None:
     refused = pytest.raises(LockedError, match="The data set .* is being written by")
     with writing(tmp_path / "set", print), refused, writing(tmp_path / "set", print):
         pass
+
+
+def test_two_searches_of_one_name(tmp_path: Path, call_job: RunJob) -> None:
+    (tmp_path / "studies").mkdir()
+    with locked(tmp_path / "studies" / ".s.lock", "It"):
+        done = call_job("tune", "--data", "d", "--weights", "none", "--name", "s")
+    assert done.code == 1 and "The study s is being written by" in done.err
+    assert not (tmp_path / "studies" / "s").exists()
 
 
 @pytest.fixture
