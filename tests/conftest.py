@@ -35,14 +35,20 @@ SMALL_PX = 64
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first, so that no worker is left with one at the end."""
+    """Puts the longest files first, so that no worker is left with one at the end.
+
+    The page's tests come last: their browser keeps an event loop running, beside which others
+    cannot start one.
+    """
     longest = (
         *("two_hosts/test_two", "jobs/test_main", "jobs/test_search", "jobs/", "test_replicas"),
-        *("training/", "web/", "faults/test_two_writers", "faults/test_server"),
+        *("training/", "faults/test_two_writers", "faults/test_server"),
     )
     order = {name: number for number, name in enumerate(longest)}
 
     def rank(item: pytest.Item) -> int:
+        if "tests/web/" in item.nodeid:
+            return len(longest) + 1
         return min((order[name] for name in longest if name in item.nodeid), default=len(longest))
 
     items.sort(key=rank)
