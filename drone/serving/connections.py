@@ -3,8 +3,7 @@
 uvicorn has no deadline for a request's headers, for a body that nobody reads, or for a client that
 does not read its response. It accepts connections until no file descriptor is left, and closes
 those with unread data, whose clients see a reset instead of the response. A subclass of its
-protocol adds the limits, because the protocol has the state that they depend on. Hypercorn and
-Granian limit neither all connections nor those of one address, so they would need such a layer too.
+protocol adds the limits, because the protocol has the state that they depend on.
 
 The protocol is the one on h11: it is present wherever uvicorn is, bounds incomplete headers, and
 rejects a request with no Host header or with two. Parsing in Python costs little beside a
