@@ -77,13 +77,17 @@ def writing(out: Path, notify: Callable[[str], None]) -> Iterator[Path]:
 
 
 def check_content(folder: Path) -> None:
-    """Fails if the folder holds something else than a data set.
+    """Fails if the folder holds something else than a data set that this version can update.
 
     Raises:
         DataError: It does.
     """
+    if is_dataset(folder):
+        with contextlib.suppress(DamagedError):  # Which is mended.
+            open_dataset(folder)
+        return
     # With a ledger it is a data set, whatever else of it is lost: decisions cannot be made anew.
-    is_ours = is_dataset(folder) or (folder / ledger.LEDGER_FILE).is_file()
+    is_ours = (folder / ledger.LEDGER_FILE).is_file()
     if folder.exists() and not is_ours and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
             f"{folder} exists and is not a prepared data set. Give a new folder as --out, so that "
