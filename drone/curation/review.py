@@ -16,6 +16,7 @@ from drone.data.dataset import Dataset
 from drone.data.embed import jpeg_data_uri
 from drone.data.prepare.roots import open_root
 from drone.data.prepare.verdicts import ACROSS
+from drone.files import write_whole
 
 _SUSPECT, _COPIES, _NEAR = "suspect", "copies", "near"
 """Kinds of items: a doubtful label, copies in several classes, near duplicates. The page filters
@@ -102,9 +103,7 @@ def write_page(
         data=data, facts=facts, title=f"Review of data set {dataset.fingerprint[:12]}"
     )
     # Replaced in one step: the user may have the old page open and reload it.
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(html, "utf-8")
-    temporary.rename(target)
+    write_whole(target, html.encode())
 
 
 def image_loader(dataset: Dataset) -> Callable[[str], str]:

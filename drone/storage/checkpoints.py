@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from pyarrow import fs
@@ -44,8 +45,8 @@ def newest(
         notify: Called with a message for each damaged one.
     """
     # By position: each attempt has a folder of its own, and the latest may have got less far.
-    key = lambda stored: (stored.epoch, stored.batch)  # noqa: E731
-    for stored in sorted(_checkpoints(location), key=key, reverse=True):
+    by_position = attrgetter("epoch", "batch")
+    for stored in sorted(_checkpoints(location), key=by_position, reverse=True):
         if _is_intact(stored):
             return stored
         notify(f"The checkpoint {stored.location} is damaged; the one before it is used.")

@@ -11,7 +11,7 @@ import pytest
 
 from drone.data.dataset import open_dataset
 from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
-from drone.data.prepare.roots import open_root, printable
+from drone.data.prepare.roots import escaped_name, open_root
 from drone.data.prepare.write import write_dataset
 from drone.errors import DataError
 from drone.serving.preprocess import Preprocessing
@@ -33,7 +33,7 @@ NAMES = [b"caf\xe9.png", b"\xff\xfe.png", b"a\nb.png", b"a\x1b[2Jb.png", b"\\xff
 def test_a_file_of_any_name_is_a_row(raw: Path, tmp_path: Path, name: bytes) -> None:
     source = an_image(raw)
     shutil.move(os.fsencode(source), os.fsencode(source.parent) + b"/" + name)
-    shown = "Flying Birds/" + printable(os.fsdecode(name))
+    shown = "Flying Birds/" + escaped_name(os.fsdecode(name))
     assert shown.encode() and (b"\\x" in name or "\\x5c" not in shown)
     out = tmp_path / "set"
     write_dataset(plan_dataset([raw], SETTINGS, map_sequentially), out, map_sequentially)

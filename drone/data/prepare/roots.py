@@ -27,7 +27,7 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFErr
 """What zipfile raises for damaged archives and entries, besides OSError."""
 
 
-def printable(name: str) -> str:
+def escaped_name(name: str) -> str:
     """Returns a file name that can be written to a table, whatever bytes it has on disk.
 
     A byte that is not UTF-8 becomes an escape such as \\xff, and `on_disk` turns it back.
@@ -38,7 +38,7 @@ def printable(name: str) -> str:
 
 
 def on_disk(path: Path) -> Path:
-    """Returns the path of the file that `printable` gave this name."""
+    """Returns the path of the file that `escaped_name` gave this name."""
     name = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), bytes(path))
     return Path(os.fsdecode(name))
 
@@ -112,7 +112,9 @@ class _Folder:
 
     def folders(self) -> list[str]:
         try:
-            return sorted(printable(entry.name) for entry in self.path.iterdir() if entry.is_dir())
+            return sorted(
+                escaped_name(entry.name) for entry in self.path.iterdir() if entry.is_dir()
+            )
         except OSError as error:
             raise _unreadable(error) from error
 
@@ -132,7 +134,7 @@ class _Folder:
                     waiting.append(child.path)
 
     def _entry(self, file: "os.DirEntry[str]") -> Entry:
-        path = printable(Path(file.path).relative_to(self.path).as_posix())
+        path = escaped_name(Path(file.path).relative_to(self.path).as_posix())
         try:
             status = file.stat()
         except OSError:  # A broken or circular link: the scan reports it as unreadable.

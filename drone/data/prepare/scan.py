@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from drone.data.prepare.perceptual_hash import perceptual_hash
-from drone.data.prepare.roots import Opener, Root, join_root, open_root, printable
+from drone.data.prepare.roots import Opener, Root, escaped_name, join_root, open_root
 from drone.errors import DataError, ImageError
 from drone.labels import CLASSES, match_class
 from drone.serving.preprocess import DECODE_ERRORS, Preprocessing, decode_reduced, open_header
@@ -115,7 +115,7 @@ def list_raw_files(
         DataError: A root cannot be opened or is named twice, no folder matches a class, or a
             class has no file.
     """
-    names = [printable(str(root)) for root in roots]
+    names = [escaped_name(str(root)) for root in roots]
     if len(set(names)) < len(names):
         raise DataError(f"A raw folder is named twice: {', '.join(names)}. Name each once.")
     files: list[RawFile] = []
