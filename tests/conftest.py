@@ -150,8 +150,14 @@ RunJob = Callable[..., Done]
 
 def job_environment(**more: str) -> dict[str, str]:
     """The environment of a job: nothing of the user who runs the tests."""
-    dropped = ("DRONE_WEIGHTS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    dropped = ("DRONE_WEIGHTS", "MLFLOW_TRACKING_URI")
+    # A Ray that has run in this process has left RAY_AUTH_MODE there. A forked job has read Ray's
+    # own settings already, before it gets this environment, and would use half of it.
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in dropped and not name.startswith("RAY_")
+    }
     # As in an activated environment: MLflow starts programs by name.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     own = {"COLUMNS": "200", "PATH": path, "DRONE_ACTIVATION_CACHE": "activations"}
