@@ -41,8 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     cannot start one.
     """
     longest = (
-        *("two_hosts/test_two", "jobs/test_main", "jobs/test_search", "jobs/", "test_replicas"),
-        *("training/", "faults/test_two_writers", "faults/test_server"),
+        *("two_hosts/test_two", "jobs/test_main", "jobs/test_search", "jobs/", "test_python_docs"),
+        *("test_replicas", "training/", "faults/test_two_writers", "faults/test_replacement"),
+        *("tracking/test_server", "faults/test_server"),
     )
     order = {name: number for number, name in enumerate(longest)}
 

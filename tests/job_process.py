@@ -22,8 +22,10 @@ _PRELOADED = [
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "tyro", "rich", "yaml"),
     *("ray", "ray.data", "ray.train.torch", "ray.tune"),
 ]
-_FORK_SERVER = multiprocessing.get_context("forkserver")
-_FORK_SERVER.set_forkserver_preload(_PRELOADED)
+FORK_SERVER = multiprocessing.get_context("forkserver")
+"""Starts processes that have the libraries already."""
+
+FORK_SERVER.set_forkserver_preload(_PRELOADED)
 
 
 class JobProcess:
@@ -49,7 +51,7 @@ class JobProcess:
             stderr: File that gets its errors, which may be the same.
         """
         settings = (str(script), args, str(folder), dict(environment), str(stdout), str(stderr))
-        self._process = _FORK_SERVER.Process(target=_run, args=settings)
+        self._process = FORK_SERVER.Process(target=_run, args=settings)
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid

@@ -20,6 +20,7 @@ from drone.errors import LockedError
 from drone.files import locked
 from drone.tracking import lease, runs
 from tests.conftest import ROOT, RunJob
+from tests.job_process import FORK_SERVER
 
 pytestmark = pytest.mark.slow
 
@@ -172,11 +173,12 @@ def test_a_lease_that_is_not_renewed_is_taken_over_and_its_holder_stops(
 def test_of_two_machines_that_take_a_lease_at_once_one_has_it(
     run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
+    results = FORK_SERVER.Queue()
     uri = mlflow.get_tracking_uri()
     homes = [str(tmp_path / f"home{number}") for number in range(3)]
-    processes = [context.Process(target=_take, args=(home, uri, run_id, results)) for home in homes]
+    processes = [
+        FORK_SERVER.Process(target=_take, args=(home, uri, run_id, results)) for home in homes
+    ]
     for process in processes:
         process.start()
     outcomes = [results.get(timeout=120) for _ in processes]

@@ -50,7 +50,12 @@ def test_two_workers_have_the_metrics_of_one(
 ) -> None:
     # A batch of 33 does not divide by two: the ranks get 17 and 16 images. In double precision,
     # since Adam makes whole steps of the rounding errors where a gradient is near zero.
-    config = short_config(batch_size=33, model={"batchnorm": batchnorm, "head": "seed"})
+    config = short_config(
+        epochs=1,
+        batch_size=33,
+        model={"batchnorm": batchnorm, "head": "seed"},
+        optim={"head_only_epochs": 0},
+    )
     torch.set_num_threads(1)  # As on each rank; where cores are busy, threads wait for each other.
     one = train(config, dataset, LocalContext(tmp_path / "one"), double=True)
     two = train_on_two_ranks(config, dataset, tmp_path / "two")
