@@ -40,6 +40,7 @@ class EvaluationResult:
             "report": str(self.report),
             "on": evaluated.name,
             "left_out": evaluated.left_out,
+            "folders_left_out": [asdict(item) for item in evaluated.folders_left_out],
             "by_size": evaluated.by_size.to_dict("records"),
             "comparisons": [asdict(comparison) for comparison in evaluated.comparisons],
             "by_labels": {name: asdict(part) for name, part in evaluated.by_labels.items()},
