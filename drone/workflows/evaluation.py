@@ -88,6 +88,7 @@ def _write(run: Run, evaluated: EvaluatedImages, out: Path) -> tuple[Scores, Pat
             "run": run_id,
             "preset": tags.get("preset", ""),
             "starting weights": tags.get("pretrained", ""),
+            "class weights": tags.get("class_weights", ""),
             **evaluated.facts,
         },
         history=runs.metric_history(run_id),
