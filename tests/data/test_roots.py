@@ -46,7 +46,7 @@ def test_an_archive_is_read_as_its_folder_would_be(
     planned = plan_dataset([file], PrepareSettings(), map_sequentially)
     assert without_root(planned) == without_root(from_folder)
     assert planned.fingerprint == from_folder.fingerprint
-    hidden = LeftOut(folder=f"{file}/__MACOSX", reason="hidden", num_files=1)
+    hidden = LeftOut(root=str(file), folder="__MACOSX", reason="hidden", num_files=1)
     assert planned.left_out == (hidden,)
     assert set(planned.manifest["root"]) == {
         str(file / wrapper).rstrip("/") if wrapper else str(file)
@@ -120,7 +120,9 @@ def test_several_roots_are_one_data_set(
     assert now.loc["found", "total"] == before.loc["found", "total"] + added
     assert now.loc["kept"].equals(before.loc["kept"])
     assert planned.fingerprint == from_folder.fingerprint
-    assert planned.left_out == (LeftOut(folder=f"{more}/cats", reason="no class", num_files=0),)
+    assert planned.left_out == (
+        LeftOut(root=str(more), folder="cats", reason="no class", num_files=0),
+    )
     with pytest.raises(DataError, match="named twice"):
         plan_dataset([more, more], PrepareSettings(), map_sequentially)
 

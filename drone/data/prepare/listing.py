@@ -54,20 +54,20 @@ class RawFile:
 class LeftOut:
     """Files that are not scanned."""
 
+    root: str
     folder: str
-    """The folder that they are in, with its root."""
+    """Path of their folder below the root; empty for images beside the class folders."""
 
     reason: Literal["no class", "hidden", "no class folder"]
-    """The folder matches no class, is hidden, or holds images beside the class folders."""
 
     num_files: int
 
     def __str__(self) -> str:
         files = f"{self.num_files} file{'' if self.num_files == 1 else 's'}"
         if self.reason == "no class folder":
-            return f"{self.folder}: {files} outside of the class folders left out."
+            return f"{self.root}: {files} outside of the class folders left out."
         cause = "is hidden" if self.reason == "hidden" else "matches no class"
-        return f"{self.folder} {cause}: {files} left out."
+        return f"{join_root(self.root, self.folder)} {cause}: {files} left out."
 
 
 @dataclass
@@ -127,14 +127,16 @@ def _list_root(
     """Adds the files of a root, and those that are left out; returns whether a class is there."""
     root = opener(name)
     folders = root.folders()
-    visible = [folder for folder in folders if not _is_hidden(folder)]
-    listed = [folder for folder in visible if match_class(folder, classes)]
+    class_of = {
+        folder: match_class(folder, classes) for folder in folders if not _is_hidden(folder)
+    }
+    listed = [folder for folder, class_name in class_of.items() if class_name]
     for folder in listed:
-        _list_class(listing, name, root, folder, classes)
+        _list_class(listing, name, root, folder, class_of[folder] or "")
     if not listed and depth < _MAX_DEPTH:
         listed = [
             folder
-            for folder in _inner_roots(visible)
+            for folder in _inner_roots(list(class_of))
             if _list_root(listing, join_root(name, folder), classes, opener, depth + 1)
         ]
     # A folder within is left out as a whole, by the one that it is in.
@@ -149,11 +151,7 @@ def _inner_roots(folders: Sequence[str]) -> Sequence[str]:
     return splits or (folders if len(folders) == 1 else [])
 
 
-def _list_class(
-    listing: Listing, name: str, root: Root, folder: str, classes: Sequence[str]
-) -> None:
-    class_name = match_class(folder, classes)
-    assert class_name
+def _list_class(listing: Listing, name: str, root: Root, folder: str, class_name: str) -> None:
     hidden: Counter[str] = Counter()
     for entry in root.entries(folder):
         if hidden_folder := _hidden_folder(entry):
@@ -169,7 +167,7 @@ def _list_class(
             )
         )
     listing.left_out += [
-        LeftOut(folder=join_root(name, path), reason="hidden", num_files=count)
+        LeftOut(root=name, folder=path, reason="hidden", num_files=count)
         for path, count in sorted(hidden.items())
     ]
 
@@ -189,7 +187,8 @@ def _left_out(name: str, root: Root, folders: Sequence[str]) -> list[LeftOut]:
     """Returns what is left out directly below a root: these folders, and images in none."""
     left_out = [
         LeftOut(
-            folder=join_root(name, folder),
+            root=name,
+            folder=folder,
             reason="hidden" if _is_hidden(folder) else "no class",
             num_files=_count(root, folder),
         )
@@ -198,7 +197,9 @@ def _left_out(name: str, root: Root, folders: Sequence[str]) -> list[LeftOut]:
     # By name, since lists and notes of a collection often lie there too.
     num_images = sum(_is_image(file) for file in root.loose_files())
     if num_images:
-        left_out.append(LeftOut(folder=name, reason="no class folder", num_files=num_images))
+        left_out.append(
+            LeftOut(root=name, folder="", reason="no class folder", num_files=num_images)
+        )
     return left_out
 
 
@@ -221,7 +222,7 @@ def _check_classes(
     present = {file.class_name for file in listing.files}
     names = ", ".join(roots)
     if not present:
-        unknown = [Path(item.folder).name for item in listing.left_out if item.reason == "no class"]
+        unknown = [item.folder for item in listing.left_out if item.reason == "no class"]
         raise DataError(
             f"No folder in {names} matches a class and holds a file. Folders there: "
             f"{', '.join(unknown) or 'none'}. Classes: {', '.join(classes)}."
