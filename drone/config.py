@@ -85,12 +85,39 @@ def coerce(config: type, name: str, value: Any, source: str) -> Any:
         source: Where the value comes from, for error messages.
 
     Raises:
-        ConfigError: The value has the wrong type.
+        ConfigError: There is no such setting, or the value has the wrong type.
     """
-    hint: Any = config
-    for part in name.split("."):
-        hint = typing.get_type_hints(hint)[part]
-    return _converted(value, hint, f"{source}: {name}")
+    return _converted(value, setting_type(config, name, source), f"{source}: {name}")
+
+
+def setting_type(config: type, name: str, source: str) -> Any:
+    """Returns the type of a setting, as it is annotated.
+
+    Args:
+        config: A dataclass, possibly of dataclasses.
+        name: Dotted name of the setting.
+        source: Where the name comes from, for error messages.
+
+    Raises:
+        ConfigError: There is no such setting.
+    """
+    types_of = _setting_types(config)
+    if name not in types_of:
+        like = nearest(name, list(types_of))
+        hint = f" Did you mean {like!r}?" if like else " See train.py --help for the names."
+        raise ConfigError(f"{source}: there is no setting {name!r}.{hint}")
+    return types_of[name]
+
+
+def _setting_types(config: type, prefix: str = "") -> dict[str, Any]:
+    """Returns the types of all settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(config).items():
+        if dataclasses.is_dataclass(hint):
+            found |= _setting_types(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = hint
+    return found
 
 
 def differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

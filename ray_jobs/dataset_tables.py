@@ -1,5 +1,6 @@
 """Prints the tables of the jobs that prepare and review data sets."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drone.labels import SHORT
@@ -8,6 +9,7 @@ from ray_jobs import console
 if TYPE_CHECKING:  # They import pandas and more, which --help must not wait for.
     import pandas as pd
 
+    from drone.data.prepare.listing import LeftOut
     from drone.workflows.preparation import Comparison, Preparation
     from drone.workflows.requests import PrepareRequest
 
@@ -18,8 +20,7 @@ _MAX_LINES = 20
 def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
     """Prints the results of the scan, and what happens to the files."""
     plan = preparation.plan
-    for folder in plan.unknown_folders:
-        console.warn(f"{folder} matches no class and is left out.")
+    show_left_out(plan.left_out)
     # Steps that changed nothing are not shown.
     steps = plan.steps[plan.steps.ne(0).any(axis=1)]
     names = [SHORT.get(name, name) for name in steps.columns]
@@ -29,10 +30,8 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
         console.table(title, ["flag", *names], rows_of(plan.original_counts))
     console.table("Splits", ["split", *names], rows_of(plan.splits))
     groups = plan.near_group_sizes
-    console.show(
-        f"{len(groups)} groups of near duplicates hold {groups.sum()} images; "
-        f"all images of a group are in the same split."
-    )
+    console.show(f"{len(groups)} groups of near duplicates hold {groups.sum()} images.")
+    _show_straddling(plan.straddling)
     if request.bins:
         console.table("Bins", ["side", "images", "GB"], rows_of(preparation.bins.astype(object)))
     if request.decisions:
@@ -41,6 +40,27 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
             f"{len(plan.new_decisions)} of them new, {preparation.num_missing} on images that are "
             f"not in the raw folders."
         )
+
+
+def _show_straddling(straddling: "pd.DataFrame") -> None:
+    if straddling.empty:
+        console.show("All images of a group are in the same split.")
+        return
+    console.table("Across splits", ["class", *straddling.columns], rows_of(straddling))
+    console.warn(
+        f"{straddling.to_numpy().sum()} images have near duplicates in another split, so models "
+        f"look better on them than they are. Without --keep-split there are none."
+    )
+
+
+def show_left_out(left_out: "Sequence[LeftOut]") -> None:
+    """Prints which folders of the raw images are not read, those with the most files first."""
+    largest = sorted(left_out, key=lambda item: -item.num_files)
+    for item in largest[:_MAX_LINES]:
+        console.warn(str(item))
+    if rest := largest[_MAX_LINES:]:
+        files = sum(item.num_files for item in rest)
+        console.warn(f"{len(rest)} more folders: {files} files left out.")
 
 
 def show_comparison(comparison: "Comparison", first: str, second: str) -> None:

@@ -1,15 +1,19 @@
 """Prints results that more than one job ends with."""
 
+from collections import Counter
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from ray_jobs import console
+from ray_jobs import console, dataset_tables
 
 if TYPE_CHECKING:
     from drone.cluster.doctor import Finding
     from drone.workflows.evaluation import EvaluationResult
+
+_MAX_REASONS = 5
+"""Reasons to leave out files that are shown, the most frequent ones."""
 
 _MARKS = {
     "ok": Text("ok", "green"),
@@ -23,9 +27,13 @@ def show_evaluation(result: "EvaluationResult") -> None:
     from drone.evaluation.metrics import describe
 
     evaluated, scores = result.evaluated, result.scores
-    if evaluated.left_out:
-        path, reason = next(iter(evaluated.left_out.items()))
-        console.warn(f"{len(evaluated.left_out)} files are left out, such as {path}: {reason}")
+    dataset_tables.show_left_out(evaluated.folders_left_out)
+    reasons = Counter(evaluated.left_out.values()).most_common()
+    for reason, count in reasons[:_MAX_REASONS]:
+        example = next(path for path, why in evaluated.left_out.items() if why == reason)
+        console.warn(f"Left out, {count} of the files, such as {example}: {reason}")
+    if rest := reasons[_MAX_REASONS:]:
+        console.warn(f"Left out for other reasons: {sum(count for _, count in rest)} files.")
     rows = [
         [name, row["precision"], row["recall"], row["f1"], int(row["support"])]
         for name, row in scores.by_class.to_dict("index").items()

@@ -205,6 +205,8 @@ def _new_study(job: Tune) -> "NewStudy":
     from drone.workflows import search
 
     settings = read_yaml(job.config) if job.config else {}
+    space = read_yaml(job.space) if job.space else {}
+    first_trials = read_yaml(job.first, list) if job.first else None
     flags = {"epochs": job.epochs, "views": job.views, "seed": job.seed}
     # The flags come last, as they win over the file.
     settings |= {name: value for name, value in flags.items() if value is not None}
@@ -215,10 +217,10 @@ def _new_study(job: Tune) -> "NewStudy":
         preset=job.preset,
         settings=settings,
         settings_source=str(job.config or "command line"),
-        space_changes=flatten_changes(read_yaml(job.space)) if job.space else {},
+        space_changes=flatten_changes(space),
         space_source=str(job.space or "--space"),
         varied=parse_changes(job.vary, DEFAULT),
-        first_trials=read_yaml(job.first, list) if job.first else None,
+        first_trials=first_trials,
         first_source=str(job.first or "--first"),
         num_trials=job.num_trials,
         scheduler=job.scheduler,

@@ -61,7 +61,7 @@ def write_audit(plan: PreparePlan, folder: Path, mapper: Mapper) -> None:
         classes=plan.settings.classes,
         steps=plan.steps,
         splits=plan.splits,
-        unknown_folders=plan.unknown_folders,
+        left_out=plan.left_out,
         removed=[step for step in STEPS if plan.steps.loc[step, "total"]],
         tables={name: _as_lists(table) for name, table in tables.items()},
         sections=sections,

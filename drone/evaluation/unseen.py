@@ -11,10 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from drone.data.bins import nearest_bin_side
+from drone.data.prepare.listing import LeftOut, RawFile, list_raw_files
 from drone.data.prepare.near_duplicates import near_pairs
 from drone.data.prepare.perceptual_hash import HASH_BYTES
 from drone.data.prepare.roots import open_root
-from drone.data.prepare.scan import RawFile, ScanRecord, list_raw_files, scan_file
+from drone.data.prepare.scan import ScanRecord, scan_file
 from drone.errors import DataError, ImageError
 from drone.evaluation.batch_inference import Track
 from drone.names import storable
@@ -39,6 +40,14 @@ class Unseen:
     preprocessing: Preprocessing
     left_out: dict[str, str]
     """Reason by path for each file that was left out."""
+
+    folders_left_out: tuple[LeftOut, ...]
+    """Files that were not read, by folder."""
+
+    @property
+    def num_left_out(self) -> int:
+        """Number of files that were not evaluated."""
+        return len(self.left_out) + sum(item.num_files for item in self.folders_left_out)
 
     def at_own_sizes(self, positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Returns images of one bin at its side, (B, side, side, 3) uint8.
@@ -87,7 +96,8 @@ def load_unseen(
     Raises:
         DataError: There is no image of any class, or none that is new to the model.
     """
-    files = list_raw_files([folder], classes, require_all_classes=False).files
+    listing = list_raw_files([folder], classes, require_all_classes=False)
+    files = listing.files
     scanned = _read_all(files, preprocessing, track)
     new, left_out = _leave_out(scanned, trained_on)
     if not new:
@@ -105,6 +115,7 @@ def load_unseen(
         records=records,
         preprocessing=preprocessing,
         left_out=left_out,
+        folders_left_out=tuple(listing.left_out),
     )
 
 

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Protocol
 
-from drone.config import coerce, flatten, override, to_dict
+from drone.config import coerce, flatten, override, setting_type, to_dict
 from drone.errors import ConfigError
-from drone.labels import nearest
 from drone.search.domain import Choice, Domain, Range, Space
 from drone.search.grammar import Changes
 from drone.training.config import TrainConfig
@@ -187,13 +186,8 @@ def resolve_space(
         ConfigError: A name is unknown, a value is invalid, or no trial would use a setting.
     """
     space = dict(start)
-    names = flatten(to_dict(base))
     fixed: dict[str, Any] = {}
     for name, change in changes.items():
-        if name not in names:
-            like = nearest(name, list(names))
-            hint = f" Did you mean {like!r}?" if like else " See train.py --help for the names."
-            raise ConfigError(f"{source}: there is no setting {name!r}.{hint}")
         domain = _domain(name, change, source)
         if isinstance(domain, Choice) and len(domain.values) == 1:
             fixed[name] = domain.values[0]
@@ -201,20 +195,27 @@ def resolve_space(
         else:
             space[name] = domain
     base = apply_params(base, fixed, source)
+    settings = flatten(to_dict(base))
     # A setting that the fixed ones leave without effect is dropped, unless the user named it.
     space = {
         name: domain
         for name, domain in space.items()
-        if name in changes or _ever_has_effect(name, space, base)
+        if name in changes or _ever_has_effect(name, space, settings)
     }
     for name in space:
-        _check_searchable(name, space, base, source)
+        if not _ever_has_effect(name, space, settings):
+            raise ConfigError(
+                f"{source}: {name} is searched, but it has no effect beside the other settings of "
+                f"any trial."
+            )
+        _check_searchable(name, space[name], base, source)
     if not space:
         raise ConfigError(f"{source}: every setting is fixed; there is nothing to search.")
     return base, space
 
 
 def _domain(name: str, change: Any, source: str) -> Domain:
+    setting_type(TrainConfig, name, source)  # Raises if there is no such setting.
     if isinstance(change, Mapping):
         return _range(name, change, source)
     options = change if isinstance(change, (list, tuple)) else (change,)
@@ -242,28 +243,22 @@ def _range(name: str, change: Mapping[str, Any], source: str) -> Range:
     return domain
 
 
-def _check_searchable(name: str, space: Space, base: TrainConfig, source: str) -> None:
+def _check_searchable(name: str, domain: Domain, base: TrainConfig, source: str) -> None:
     if name in _NOT_SEARCHABLE:
         raise ConfigError(f"{source}: {name} cannot be searched: {_NOT_SEARCHABLE[name]}.")
-    is_whole = isinstance(flatten(to_dict(base))[name], int)
-    for value in space[name].extremes():
+    is_whole = setting_type(TrainConfig, name, source) is int
+    for value in domain.extremes():
         as_int = is_whole and isinstance(value, float) and value.is_integer()
         # The configuration itself validates the value.
         apply_params(base, {name: int(value) if as_int else value}, source)
-    if not _ever_has_effect(name, space, base):
-        raise ConfigError(
-            f"{source}: {name} is searched, but it has no effect beside the other settings of any "
-            f"trial."
-        )
 
 
-def _ever_has_effect(name: str, space: Space, base: TrainConfig) -> bool:
-    return any(has_effect(name, settings) for settings in _control_combinations(space, base))
+def _ever_has_effect(name: str, space: Space, settings: Mapping[str, Any]) -> bool:
+    return any(has_effect(name, combined) for combined in _control_combinations(space, settings))
 
 
-def _control_combinations(space: Space, base: TrainConfig) -> Iterator[dict[str, Any]]:
-    """Yields the base with every combination of the settings that decide others' effects."""
-    settings = flatten(to_dict(base))
+def _control_combinations(space: Space, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the settings with every combination of those that decide others' effects."""
     controls = [*_CONTROLS, *set(_PROBABILITY_OF.values())]
     searched = [name for name in controls if name in space]
     # The ends of a range suffice: an effect depends on whether a control is 0, or on its name.

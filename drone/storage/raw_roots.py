@@ -41,6 +41,11 @@ class ObjectStore:
         infos = self._list(self._path, recursive=False)
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
+    def loose_files(self) -> list[str]:
+        """Returns the names of the files directly below it."""
+        infos = self._list(self._path, recursive=False)
+        return [info.base_name for info in infos if info.type == fs.FileType.File]
+
     def entries(self, folder: str) -> Iterator[roots.Entry]:
         """Yields every file below one of the folders, at any depth."""
         for info in self._list(f"{self._path}/{folder}", recursive=True):

@@ -9,6 +9,8 @@ from drone.errors import ConfigError
 from drone.model.config import ModelConfig
 from drone.training.best_epoch import BestEpochBy
 
+ClassWeights = Literal["none", "balanced"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -42,6 +44,10 @@ class OptimConfig:
 
     label_smoothing: float = 0.1
     """Label smoothing: share of the target that is spread over all classes."""
+
+    class_weights: ClassWeights = "none"
+    """Weights of the classes in the training loss: none weighs all images equally, balanced all
+    classes, whatever their numbers of images."""
 
     max_grad_norm: float = 1.0
     """Maximum norm of the gradient before it is clipped; 0 disables clipping."""

@@ -18,6 +18,7 @@ from drone.training.activation_cache.source import (
     ImageSource,
 )
 from drone.training.activation_cache.store import CacheSpec
+from drone.training.class_weights import class_weights
 from drone.training.config import TrainConfig
 
 _EVALUATION_BATCH = 128
@@ -80,6 +81,8 @@ class Inputs:
         """
         self.train = DeviceSplit(data.train, device)
         self.validation = DeviceSplit(data.validation, device)
+        weights = class_weights(config.optim.class_weights, data.train.counts_K)
+        self.class_weights_K = torch.from_numpy(weights).float().to(device)
         self.batch_size = min(config.batch_size, len(self.train))
         self.batches = _batches(config, data.train, self.batch_size)
         self._validation_batches = _batches(config, data.validation, _EVALUATION_BATCH)

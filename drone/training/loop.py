@@ -153,9 +153,11 @@ class _Run:
             logits_NK = self.learner.network(activations, at_cut=True).float()
         logits_NK, labels_N = logits_NK[:counted], labels_N[:counted]
         smoothing = self.config.optim.label_smoothing
-        loss_sum = functional.cross_entropy(
-            logits_NK, labels_N, label_smoothing=smoothing, reduction="sum"
+        # Not by the weight argument, which would weigh the smoothed targets' classes instead.
+        losses_N = functional.cross_entropy(
+            logits_NK, labels_N, label_smoothing=smoothing, reduction="none"
         )
+        loss_sum = (losses_N * self.inputs.class_weights_K[labels_N]).sum()
         # DDP takes the mean of the ranks' gradients: this makes it the mean over the batch.
         (loss_sum * (context.world_size / batch_size)).backward()  # type: ignore[no-untyped-call]
         self.metrics.add(loss_sum.detach(), logits_NK.detach().argmax(dim=1), labels_N)

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from drone.data.dataset import Dataset, Split
+from drone.data.prepare.listing import LeftOut
 from drone.errors import ConfigError, RunError
 from drone.evaluation import mixed_resolution
 from drone.evaluation.batch_inference import LoadPixels, Track, predict_in_batches
@@ -36,6 +37,9 @@ class EvaluatedImages:
     facts: dict[str, str]
     left_out: dict[str, str] = field(default_factory=dict)
     """Path and reason of each file that was not evaluated."""
+
+    folders_left_out: tuple[LeftOut, ...] = ()
+    """Files that were not read, by folder."""
 
     by_labels: dict[str, Proportion] = field(default_factory=dict)
     """Accuracy against the labels before and after the review; empty without one."""
@@ -174,8 +178,9 @@ def predict_folder(
         title=str(folder),
         predictions=predictions,
         load_pixels=squashed,
-        facts={"images": str(folder), "left out": f"{len(unseen.left_out)} files"},
+        facts={"images": str(folder), "left out": f"{unseen.num_left_out} files"},
         left_out=unseen.left_out,
+        folders_left_out=unseen.folders_left_out,
     )
     return _with_comparisons(evaluated, sides_N, predictor, track, baseline)
 

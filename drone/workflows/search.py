@@ -286,7 +286,7 @@ def _run_locked(
                 cluster_check.before_job(
                     store, spec.storage, spec.data, dataset, starting, cache_folder, display
                 )
-            runner = StudyRunner(study, parent, dataset, starting, resources, progress)
+            runner = StudyRunner(study, spec, parent, dataset, starting, resources, progress)
             runner.search()
             confirmed = runner.confirm(*after.confirm) if min(after.confirm) else []
         best = conclude(runner, parent, confirmed)

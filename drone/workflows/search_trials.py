@@ -18,7 +18,7 @@ from drone.project import commit
 from drone.search.domain import Choice, Range
 from drone.search.sampler import Sampler
 from drone.search.space import apply_params, trial_name
-from drone.search.study import Part, Study, TrialRecord
+from drone.search.study import Part, Study, StudySpec, TrialRecord
 from drone.search.summary import ConfirmedConfig, rank_confirmed, select_for_confirmation
 from drone.storage import checkpoints
 from drone.tracking.runs import TrackedRun
@@ -47,23 +47,25 @@ class StudyRunner:
     def __init__(
         self,
         study: Study,
+        spec: StudySpec,
         run: TrackedRun,
         dataset: Dataset,
         weights: Weights,
         resources: SearchResources,
         progress: SearchProgress,
     ) -> None:
-        """Resumes the study from its files.
+        """Resumes the study from its trials on disk.
 
         Args:
-            study: Study with its spec on disk.
+            study: Folder of the study.
+            spec: Its spec.
             run: The parent run.
             dataset: Data set of the study.
             weights: Weights that the trials start from.
             resources: What the trials may use.
             progress: Shows the trials.
         """
-        self.study, self.spec = study, study.read_spec()
+        self.study, self.spec = study, spec
         self.dataset, self.weights, self.resources = dataset, weights, resources
         self.progress = progress
         self._run_of_study = run

@@ -21,6 +21,7 @@ from drone.storage import checkpoints, dataset_cache
 from drone.storage.filesystem import absolute, read_text, resolve_writable
 from drone.tracking import artifacts, runs
 from drone.tracking.runs import TrackedRun
+from drone.training import class_weights
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.best_epoch import History
@@ -143,6 +144,8 @@ def train(
         # By id: run names repeat.
         spec = replace(spec, storage=f"{spec.storage}/{run.run_id}")
         display.show(_log_spec(run, spec, dataset, starting))
+        if advice := _class_weights_advice(spec.config, dataset):
+            display.warn(advice)
         return _train(run, store, spec, dataset, starting, resources, display)
 
 
@@ -191,6 +194,8 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
     # Built here for its counts, and to fail early if the weights do not fit.
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, starting.state())
     counts = model.parameter_counts()
+    counts_K = dataset.split("train").counts_K
+    weights_text = class_weights.describe(config.optim.class_weights, counts_K, dataset.classes)
     run.log_params(flatten(to_dict(config)))
     run.log_params({"parameters": counts.total, "parameters_trainable": counts.trainable})
     run.log_tags(
@@ -201,6 +206,7 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
             "fingerprint": dataset.fingerprint,
             "commit": commit(),
             "classes": json.dumps(dataset.classes),
+            "class_weights": weights_text,
         }
     )
     run.log_dataset(dataset)
@@ -208,8 +214,13 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
     run.log_text(spec.to_json(), _SPEC_FILE)
     return (
         f"{counts.total:,} parameters, {counts.trainable:,} of them trainable; "
-        f"data set {dataset.fingerprint[:12]}"
+        f"data set {dataset.fingerprint[:12]}; class weights {weights_text}"
     )
+
+
+def _class_weights_advice(config: TrainConfig, dataset: Dataset) -> str | None:
+    counts_K = dataset.split("train").counts_K
+    return class_weights.advice(config.optim.class_weights, counts_K, dataset.classes)
 
 
 def _train(

@@ -8,7 +8,8 @@ import pytest
 from drone.collect import provenance
 from drone.collect.settings import SearchSettings
 from drone.collect.urls import host_of
-from drone.data.prepare.scan import list_raw_files, scan_file
+from drone.data.prepare.listing import list_raw_files
+from drone.data.prepare.scan import scan_file
 from drone.errors import ConfigError
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
@@ -84,7 +85,7 @@ def test_the_job(run_job: RunJob, site: Website, searches: SearchSettings, tmp_p
     times = [time_s for time_s, path in requests if path[1:] not in "23"]
     assert times[-1] - started >= (len(times) - 3) / 20
     listing = list_raw_files([tmp_path / "raw"])
-    assert len(listing.files) == 17 and listing.unknown_folders == ()
+    assert len(listing.files) == 17 and not listing.left_out
     assert not any(scan_file(file, Preprocessing()).problem for file in listing.files)
     records = provenance.latest_records(tmp_path / "raw")
     assert len(records) == 19

@@ -12,8 +12,9 @@ from drone.curation.audit_page import write_audit
 from drone.data.dataset import SCHEMA, SPLITS, Dataset, open_dataset
 from drone.data.prepare import ledger
 from drone.data.prepare.clean import assign_verdicts, steps_table
+from drone.data.prepare.listing import RawFile, list_raw_files
 from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
-from drone.data.prepare.scan import RawFile, ScanRecord, list_raw_files, scan_file
+from drone.data.prepare.scan import ScanRecord, scan_file
 from drone.data.prepare.split import SplitSettings, assign_splits
 from drone.data.prepare.verdicts import ACROSS, BRIDGE, WITHIN
 from drone.data.prepare.write import write_dataset, writing
@@ -244,7 +245,9 @@ class TestBadInput:
 
     def test_no_class_folder(self, tmp_path: Path) -> None:
         (tmp_path / "cats").mkdir()
-        with pytest.raises(DataError, match=r"No folder .* matches a class. Folders there: cats"):
+        with pytest.raises(
+            DataError, match=r"No folder .* matches a class and holds a file. Folders there: cats"
+        ):
             list_raw_files([tmp_path])
 
     def test_an_empty_class(self, tmp_path: Path) -> None:
@@ -308,8 +311,10 @@ def test_folders_are_matched_tolerantly_and_loops_of_links_end(tmp_path: Path) -
         (tmp_path / folder / "a, b.jpg").touch()
     (tmp_path / "flying_birds" / "loop").symlink_to(tmp_path, target_is_directory=True)
     listing = list_raw_files([tmp_path])
-    assert sorted(file.class_name for file in listing.files) == sorted(CLASSES)
-    assert listing.unknown_folders == (str(tmp_path / "junk"),)
+    class_of = {file.path: file.class_name for file in listing.files}
+    assert class_of.pop("flying_birds/loop") == CLASSES[0]  # The scan rejects it.
+    assert sorted(class_of.values()) == sorted(CLASSES)
+    assert [(item.folder, item.num_files) for item in listing.left_out] == [("junk", 1)]
 
 
 @pytest.mark.real
@@ -318,5 +323,6 @@ def test_real_images(real_images: Path, tmp_path: Path) -> None:
     assert planned.steps.loc["found"].tolist() == [201, 201, 201, 201, 804]
     assert planned.steps.loc[WITHIN].tolist() == [0, -1, -1, -6, -8]
     assert planned.splits.loc["test", "total"] == pytest.approx(0.15 * 796, abs=4)
-    # Checked by eye: every group holds one photograph in several crops or encodings.
-    assert len(planned.near_group_sizes) == 16
+    # Checked by eye: every group holds one photograph in several crops or encodings, one of
+    # them mirrored.
+    assert len(planned.near_group_sizes) == 17

@@ -11,9 +11,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image, ImageEnhance, ImageFilter
 
+from drone.data.prepare.listing import LeftOut, list_raw_files
 from drone.data.prepare.plan import PreparePlan, PrepareSettings, map_sequentially, plan_dataset
 from drone.data.prepare.roots import open_root
-from drone.data.prepare.scan import list_raw_files, scan_file
+from drone.data.prepare.scan import scan_file
 from drone.data.prepare.scan_cache import ScanCache
 from drone.errors import DataError
 from drone.labels import CLASSES
@@ -45,7 +46,8 @@ def test_an_archive_is_read_as_its_folder_would_be(
     planned = plan_dataset([file], PrepareSettings(), map_sequentially)
     assert without_root(planned) == without_root(from_folder)
     assert planned.fingerprint == from_folder.fingerprint
-    assert not planned.unknown_folders
+    hidden = LeftOut(root=str(file), folder="__MACOSX", reason="hidden", num_files=1)
+    assert planned.left_out == (hidden,)
     assert set(planned.manifest["root"]) == {
         str(file / wrapper).rstrip("/") if wrapper else str(file)
     }
@@ -118,7 +120,9 @@ def test_several_roots_are_one_data_set(
     assert now.loc["found", "total"] == before.loc["found", "total"] + added
     assert now.loc["kept"].equals(before.loc["kept"])
     assert planned.fingerprint == from_folder.fingerprint
-    assert planned.unknown_folders == (f"{more}/cats",)
+    assert planned.left_out == (
+        LeftOut(root=str(more), folder="cats", reason="no class", num_files=0),
+    )
     with pytest.raises(DataError, match="named twice"):
         plan_dataset([more, more], PrepareSettings(), map_sequentially)
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from drone.collect.download import _check_image
 from drone.collect.fetch import FetchedFile
 from drone.collect.settings import FetchSettings
-from drone.data.prepare.scan import RawFile, scan_file
+from drone.data.prepare.listing import RawFile
+from drone.data.prepare.scan import scan_file
 from drone.errors import ImageError
 from drone.serving.preprocess import Preprocessing, decode, to_pixels
 from tests.faults import slow_images

@@ -14,17 +14,21 @@ from drone.config import to_dict
 from drone.data.dataset import SPLITS, Dataset, fingerprint, is_dataset, open_dataset
 from drone.data.prepare import history, ledger
 from drone.data.prepare.clean import NearDuplicates, assign_verdicts, steps_table
+from drone.data.prepare.listing import LeftOut, RawFile, list_raw_files
 from drone.data.prepare.near_duplicates import NEAR_DUPLICATE_THRESHOLD
 from drone.data.prepare.original_tables import original_counts
 from drone.data.prepare.perceptual_hash import HASH_BITS
 from drone.data.prepare.roots import Opener, open_root
-from drone.data.prepare.scan import RawFile, ScanRecord, list_raw_files, scan_file
+from drone.data.prepare.scan import ScanRecord, scan_file
 from drone.data.prepare.scan_cache import ScanCache
 from drone.data.prepare.split import SplitSettings, assign_splits
 from drone.data.prepare.verdicts import Policy, gets_split
 from drone.errors import ConfigError, DamagedError
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
+
+_DECIDE_SPLITS = ("classes", "near_duplicate_threshold", "keep_split", "split")
+"""Settings that decide the split of an image; others change only which images are kept."""
 
 Row = dict[str, Any]
 """Plain values by name, which can be sent between processes."""
@@ -54,6 +58,10 @@ class PrepareSettings:
     """Maximum distance of the perceptual hashes of near duplicates, in bits of 256; near
     duplicates share a split. 0 requires equal hashes."""
 
+    keep_split: bool = False
+    """Keep images of folders named train, validation (or val) and test in these splits. Near
+    duplicates may then be in two splits, which is reported."""
+
     split: SplitSettings = field(default_factory=SplitSettings)
     """Shares and seed of train, validation and test."""
 
@@ -80,8 +88,8 @@ class PreparePlan:
     manifest: pd.DataFrame
     """One row per file, sorted by path."""
 
-    unknown_folders: tuple[str, ...]
-    """Folders whose names match no class."""
+    left_out: tuple[LeftOut, ...]
+    """Files that are in no row, by folder."""
 
     settings: PrepareSettings
     fingerprint: str
@@ -117,6 +125,13 @@ class PreparePlan:
         """Sizes of the groups of more than one kept image, largest first."""
         sizes = self.manifest.loc[self.manifest["kept"], "group"].value_counts()
         return sizes[sizes > 1]
+
+    @property
+    def straddling(self) -> pd.DataFrame:
+        """Images of groups that are in several splits, by class and split; see `keep_split`."""
+        kept = self.manifest[self.manifest["kept"]]
+        kept = kept[kept.groupby("group")["split"].transform("nunique") > 1]
+        return pd.crosstab(kept["class_name"], kept["split"])
 
 
 def plan_dataset(
@@ -166,14 +181,21 @@ def plan_dataset(
         previous_md5=previous.keys(),
     )
     # The splits come last: they are balanced over what the verdicts keep.
-    frame = assign_splits(frame, settings.classes, settings.split, threshold, previous)
+    frame = assign_splits(
+        frame,
+        settings.classes,
+        settings.split,
+        threshold,
+        previous,
+        keep_split=settings.keep_split,
+    )
     # Images dropped by hand are packed too: evaluate reports the accuracy before the review.
     in_split = gets_split(frame)
     # In the order of the manifest, so that packing a version again gives the same rows.
     frame["pixel_row"] = np.where(in_split, in_split.cumsum() - 1, -1)
     return PreparePlan(
         manifest=frame.drop(columns="problem"),
-        unknown_folders=listing.unknown_folders,
+        left_out=tuple(listing.left_out),
         settings=settings,
         fingerprint=fingerprint(frame, to_dict(settings)),
         new_decisions=tuple(new_decisions),
@@ -210,8 +232,7 @@ def _previous_splits(out: Path, settings: PrepareSettings) -> Mapping[str, str]:
         return {}
     before, manifest = earlier.description["settings"], earlier.manifest
     now = to_dict(settings)
-    # Other settings (policy, preprocessing) change which images are kept, not how they are split.
-    if any(before[name] != now[name] for name in ("classes", "near_duplicate_threshold", "split")):
+    if any(before[name] != now[name] for name in _DECIDE_SPLITS):
         return {}
     assigned = manifest[manifest["split"] != ""]
     return dict(zip(assigned["md5"], assigned["split"], strict=True))

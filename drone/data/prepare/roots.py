@@ -20,9 +20,6 @@ from typing import Protocol
 
 from drone.errors import DataError
 
-_RESOURCE_FORKS = "__MACOSX"
-"""Folder that macOS adds to archives; it holds none of the user's files."""
-
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
 """What zipfile raises for damaged archives and entries, besides OSError."""
 
@@ -62,6 +59,9 @@ class Root(Protocol):
 
     def folders(self) -> list[str]:
         """Returns the names of the folders directly below the root, sorted."""
+
+    def loose_files(self) -> list[str]:
+        """Returns the names of the files directly below the root."""
 
     def entries(self, folder: str) -> Iterator[Entry]:
         """Yields every file below one of these folders, at any depth."""
@@ -105,33 +105,36 @@ def join_root(name: str, folder: str) -> str:
 
 
 class _Folder:
-    """A local folder. Links to folders are not followed, since they may form a cycle."""
+    """A local folder. Links to folders are followed, unless they lead back to where they are."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def folders(self) -> list[str]:
-        try:
-            return sorted(
-                escaped_name(entry.name) for entry in self.path.iterdir() if entry.is_dir()
-            )
-        except OSError as error:
-            raise _unreadable(error) from error
+        return sorted(escaped_name(child.name) for child in _children(self.path) if _is_dir(child))
+
+    def loose_files(self) -> list[str]:
+        return [escaped_name(child.name) for child in _children(self.path) if not _is_dir(child)]
 
     def entries(self, folder: str) -> Iterator[Entry]:
+        above = {_identity(path) for path in (self.path, *self.path.resolve().parents)}
+        entered: set[tuple[int, int]] = set()
         # Not os.walk: it recurses, and folders may be nested a thousand deep.
-        waiting = [str(on_disk(self.path / folder))]
-        while waiting:
-            try:
-                with os.scandir(waiting.pop()) as listed:
-                    children = list(listed)
-            except OSError as error:  # Its images would be missing silently.
-                raise _unreadable(error) from error
-            for child in children:
-                if not _is_folder(child):
+        folders = [str(on_disk(self.path / folder))]
+        links: list[str] = []
+        while folders or links:
+            # Links last: a folder that is reached both ways is listed under its own name.
+            opened = folders.pop() if folders else links.pop()
+            if (identity := _identity(opened)) in entered:
+                continue
+            entered.add(identity)
+            for child in _children(opened):
+                is_link = child.is_symlink()
+                # A link to the root itself is listed, as a file that the scan cannot read.
+                if not _is_dir(child) or (is_link and _identity(child.path) in above):
                     yield self._entry(child)
-                elif not child.is_symlink():
-                    waiting.append(child.path)
+                else:
+                    (links if is_link else folders).append(child.path)
 
     def _entry(self, file: "os.DirEntry[str]") -> Entry:
         path = escaped_name(Path(file.path).relative_to(self.path).as_posix())
@@ -152,7 +155,24 @@ class _Folder:
             return stream.read(max_bytes + 1)
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def _children(folder: str | Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as children:
+            return list(children)
+    except OSError as error:  # Its images would be missing silently.
+        raise _unreadable(error) from error
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """Returns what two paths of the same folder have in common."""
+    try:
+        status = Path(folder).stat()
+    except OSError as error:
+        raise _unreadable(error) from error
+    return status.st_dev, status.st_ino
+
+
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except OSError:  # A circular link.
@@ -178,8 +198,7 @@ class _ZipArchive:
         self._files: dict[str, zipfile.ZipInfo] = {}
         for item in self._zip.infolist():
             path = item.filename.removeprefix(prefix)
-            is_listed = item.filename.startswith(prefix) and not item.is_dir()
-            if is_listed and not item.filename.startswith(f"{_RESOURCE_FORKS}/"):
+            if item.filename.startswith(prefix) and not item.is_dir():
                 self._files[self._unused(path)] = item
 
     def _unused(self, path: str) -> str:
@@ -189,6 +208,9 @@ class _ZipArchive:
 
     def folders(self) -> list[str]:
         return sorted({path.split("/")[0] for path in self._files if "/" in path})
+
+    def loose_files(self) -> list[str]:
+        return [path for path in self._files if "/" not in path]
 
     def entries(self, folder: str) -> Iterator[Entry]:
         for path, item in self._files.items():

@@ -1,18 +1,16 @@
-"""What is in raw folders: lists the files, then describes each by one pure function."""
+"""What is in the files of raw folders: each is described by one pure function."""
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from drone.data.prepare.listing import RawFile
 from drone.data.prepare.perceptual_hash import perceptual_hash
-from drone.data.prepare.roots import Opener, Root, escaped_name, join_root, open_root
-from drone.errors import DataError, ImageError
-from drone.labels import CLASSES, match_class
+from drone.data.prepare.roots import Opener, open_root
+from drone.errors import ImageError
 from drone.serving.preprocess import DECODE_ERRORS, Preprocessing, decode_reduced, open_header
 
 UNREADABLE = "unreadable"
@@ -20,26 +18,6 @@ UNREADABLE = "unreadable"
 
 _MEASURE_PX = 128
 """Side of the grey square on which sharpness and brightness are measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawFile:
-    """One file of a raw folder, as listed."""
-
-    root: str
-    """Folder, archive or URI that holds the class folders."""
-
-    path: str
-    """Path below the root, with forward slashes; its first part is the class folder."""
-
-    class_name: str
-    """Class that matches the folder's name."""
-
-    size_bytes: int = 0
-    """Size as the root lists it."""
-
-    change_token: str = ""
-    """See `roots.Entry`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,101 +62,6 @@ class ScanRecord:
 
     detail: str
     """The problem in a sentence."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """The files of the raw folders, and the folders that match no class."""
-
-    files: tuple[RawFile, ...]
-    unknown_folders: tuple[str, ...]
-
-
-def list_raw_files(
-    roots: Sequence[str | Path],
-    classes: Sequence[str] = CLASSES,
-    *,
-    require_all_classes: bool = True,
-    opener: Opener = open_root,
-) -> Listing:
-    """Lists every file in the class folders of the roots, sorted by path, then root.
-
-    The class folders may lie one folder deeper, as they often do in archives.
-
-    Args:
-        roots: Folders, archives or URIs with one folder per class.
-        classes: Classes to look for.
-        require_all_classes: Whether each of them must have a file.
-        opener: Opens a root by its name.
-
-    Raises:
-        DataError: A root cannot be opened or is named twice, no folder matches a class, or a
-            class has no file.
-    """
-    names = [escaped_name(str(root)) for root in roots]
-    if len(set(names)) < len(names):
-        raise DataError(f"A raw folder is named twice: {', '.join(names)}. Name each once.")
-    files: list[RawFile] = []
-    unknown: list[str] = []
-    for name in names:
-        inner, folders = _class_folders(name, opener(name), classes, opener)
-        for folder in folders:
-            class_name = match_class(folder, classes)
-            if class_name is None:
-                unknown.append(f"{inner}/{folder}")
-                continue
-            files.extend(
-                RawFile(
-                    root=inner,
-                    path=entry.path,
-                    class_name=class_name,
-                    size_bytes=entry.size_bytes,
-                    change_token=entry.change_token,
-                )
-                for entry in opener(inner).entries(folder)
-            )
-    _check_classes(files, unknown, names, classes, require_all=require_all_classes)
-    # By path first: the same files give the same verdicts, wherever their roots are.
-    files.sort(key=lambda file: (file.path, file.root))
-    return Listing(files=tuple(files), unknown_folders=tuple(unknown))
-
-
-def _class_folders(
-    name: str, root: Root, classes: Sequence[str], opener: Opener
-) -> tuple[str, list[str]]:
-    """Returns the name of the root that holds the class folders, and all folders in it."""
-    folders = root.folders()
-    # A single folder that names no class may only wrap the class folders.
-    if len(folders) != 1 or any(match_class(folder, classes) for folder in folders):
-        return name, folders
-    inner = join_root(name, folders[0])
-    inner_folders = opener(inner).folders()
-    is_wrapper = any(match_class(folder, classes) for folder in inner_folders)
-    return (inner, inner_folders) if is_wrapper else (name, folders)
-
-
-def _check_classes(
-    files: Sequence[RawFile],
-    unknown: Sequence[str],
-    roots: Sequence[str],
-    classes: Sequence[str],
-    *,
-    require_all: bool,
-) -> None:
-    present = {file.class_name for file in files}
-    names = ", ".join(roots)
-    if not present:
-        folders = ", ".join(Path(folder).name for folder in unknown) or "none"
-        raise DataError(
-            f"No folder in {names} matches a class. Folders there: {folders}. "
-            f"Classes: {', '.join(classes)}."
-        )
-    missing = [name for name in classes if name not in present]
-    if missing and require_all:
-        raise DataError(
-            f"{names} holds no file of {', '.join(map(repr, missing))}: the folder is missing or "
-            f"empty. Add images, or name the classes that you have with --classes."
-        )
 
 
 def scan_file(raw_file: RawFile, settings: Preprocessing, opener: Opener = open_root) -> ScanRecord:

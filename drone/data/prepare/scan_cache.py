@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow
 
-from drone.data.prepare.scan import UNREADABLE, RawFile, ScanRecord
+from drone.data.prepare.listing import RawFile
+from drone.data.prepare.scan import UNREADABLE, ScanRecord
 from drone.serving.preprocess import Preprocessing
 
 _VERSION = 2

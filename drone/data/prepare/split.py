@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from drone.data.dataset import SPLITS
 from drone.data.grouped_partition import partition
+from drone.data.prepare.listing import split_of_root
 from drone.data.prepare.near_duplicates import near_groups
 from drone.data.prepare.verdicts import BRIDGE, gets_split
 from drone.errors import ConfigError, DataError
@@ -50,6 +51,8 @@ def assign_splits(
     settings: SplitSettings,
     threshold: int,
     previous: Mapping[str, str] | None = None,
+    *,
+    keep_split: bool = False,
 ) -> pd.DataFrame:
     """Returns the frame with a column `split`, "" for files that get none.
 
@@ -63,15 +66,21 @@ def assign_splits(
         settings: Shares and seed.
         threshold: Maximum distance of near duplicates in bits, the same as for the verdicts.
         previous: Split of each md5 in an earlier version of the data set.
+        keep_split: Whether images of folders that are named after a split stay in it, even if
+            that puts a group into several splits.
 
     Raises:
-        DataError: A class has too few groups for three splits.
+        DataError: A class has too few groups for three splits, or the folders leave it without an
+            image in one of them.
     """
     frame = frame.copy()
     frame["split"] = ""
-    previous = previous or {}
     in_split = frame[gets_split(frame)]
+    previous = previous or {}
     earlier = in_split["md5"].map(lambda md5: previous.get(md5, ""))
+    if keep_split:
+        given = in_split["root"].map(split_of_root)
+        earlier = given.where(given != "", earlier)
     if _leave_out_bridges(frame, in_split, earlier):
         # Without the bridges, the groups that they joined fall apart.
         frame["group"] = near_groups(frame, threshold)
@@ -80,10 +89,29 @@ def assign_splits(
     in_split = frame[gets_split(frame)]
     # Balanced by the folders' classes: relabelling an image moves no other to another split.
     by_folder = in_split.assign(class_name=in_split["given_class"])
-    frame.loc[in_split.index, "split"] = partition(
-        by_folder, earlier[in_split.index], classes, SPLITS, settings.shares, settings.seed
-    )
+    earlier = earlier[in_split.index]
+    splits = partition(by_folder, earlier, classes, SPLITS, settings.shares, settings.seed)
+    frame.loc[in_split.index, "split"] = earlier.where(earlier != "", splits)
+    if keep_split:
+        _check_kept_splits(frame[frame["kept"]], classes)
     return frame
+
+
+def _check_kept_splits(kept: pd.DataFrame, classes: Sequence[str]) -> None:
+    """Fails if the folders leave a split without an image of a class."""
+    if not kept["root"].map(split_of_root).any():
+        raise ConfigError(
+            f"--keep-split keeps the split of images in folders named {', '.join(SPLITS)} (or "
+            f"val), but none of the raw folders is named so: "
+            f"{', '.join(sorted(set(kept['root'])))}."
+        )
+    for split in SPLITS:
+        present = set(kept.loc[kept["split"] == split, "class_name"])
+        if missing := [name for name in classes if name not in present]:
+            raise DataError(
+                f"The folders put no image of {', '.join(missing)} into the split {split}. Add "
+                f"some there, or leave out --keep-split to split all images anew."
+            )
 
 
 def _leave_out_bridges(

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +21,7 @@ from drone.data.dataset import (
     open_dataset,
 )
 from drone.data.prepare import history, ledger
+from drone.data.prepare.listing import LeftOut
 from drone.data.prepare.original_tables import duplicate_table
 from drone.data.prepare.pack import pack_images
 from drone.data.prepare.plan import Mapper, PreparePlan, PrepareSettings
@@ -195,7 +196,7 @@ def undo_last(
     changes = ledger.verdict_changes(lines, verdicts, "undo", now)
     plan = PreparePlan(
         manifest=dataset.manifest,
-        unknown_folders=tuple(dataset.description["unknown_folders"]),
+        left_out=tuple(LeftOut(**item) for item in dataset.description["left_out"]),
         settings=override(PrepareSettings(), dataset.description["settings"], str(out)),
         fingerprint=dataset.fingerprint,
         new_decisions=(),
@@ -299,7 +300,7 @@ def _write_files(build: _Build, building: Path) -> None:
         "fingerprint": plan.fingerprint,
         "settings": to_dict(plan.settings),
         "counts": {"steps": _nested(plan.steps), "splits": _nested(plan.splits)},
-        "unknown_folders": list(plan.unknown_folders),
+        "left_out": [asdict(item) for item in plan.left_out],
         "bins": build.bins,
         "checksums": {
             file.relative_to(building).as_posix(): value

@@ -1,0 +1,90 @@
+"""Classes of unequal sizes count equally if the user wants it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from drone.data.dataset import Dataset
+from drone.model import mobilenet
+from drone.search import space
+from drone.search.grammar import parse_changes
+from drone.training import class_weights
+from drone.training.config import TrainConfig
+from drone.training.context import LocalContext
+from drone.training.data import Inputs, TrainingData
+from drone.training.loop import fit
+from tests.training.short_runs import short_config
+
+CLASSES = ("a", "b", "c")
+COUNTS = np.array([60, 30, 10])
+
+
+def test_weights_are_balanced() -> None:
+    weights = class_weights.class_weights("balanced", COUNTS)
+    assert weights * COUNTS == pytest.approx(100 / 3)
+    assert (class_weights.class_weights("none", COUNTS) == 1).all()
+    assert np.isfinite(class_weights.class_weights("balanced", np.array([5, 0]))).all()
+
+
+def test_what_is_said() -> None:
+    assert class_weights.describe("none", COUNTS, CLASSES) == "none"
+    text = class_weights.describe("balanced", COUNTS, CLASSES)
+    assert text == "balanced: a 0.556, b 1.11, c 3.33"
+    advice = class_weights.advice("none", COUNTS, CLASSES)
+    assert advice and "a has 60 training images and c 10" in advice
+    assert "--optim.class-weights balanced" in advice
+    assert class_weights.advice("balanced", COUNTS, CLASSES) is None
+    assert class_weights.advice("none", np.array([19, 10]), CLASSES[:2]) is None
+
+
+def test_a_search_can_vary_them() -> None:
+    changes = parse_changes(["optim.class_weights=none,balanced"], space.DEFAULT)
+    _, found = space.resolve_space(TrainConfig(), changes, "--vary")
+    assert found["optim.class_weights"].contains("balanced")
+
+
+def unequal(dataset: Dataset) -> TrainingData:
+    """The data of a run in which the last class has a third of its training images."""
+    data = TrainingData.of(dataset)
+    rare = np.flatnonzero(data.train.labels_N == 3)
+    rest = np.setdiff1d(np.arange(len(data.train)), rare[len(rare) // 3 :])
+    train = replace(
+        data.train,
+        paths=tuple(data.train.paths[position] for position in rest),
+        labels_N=data.train.labels_N[rest],
+        keys_N=data.train.keys_N[rest],
+        rows_N=data.train.rows_N[rest],
+    )
+    return replace(data, train=train)
+
+
+@pytest.mark.parametrize("kind", ["none", "balanced"])
+def test_the_loss_is_weighted(dataset: Dataset, tmp_path: Path, kind: str) -> None:
+    config = short_config(
+        epochs=1,
+        batch_size=1000,  # All images in one step, since an epoch leaves out an incomplete batch.
+        augment={"strength": 0.0},
+        model={"unfreeze_depth": 0, "dropout": 0.0},
+        # Too low a rate to learn anything: all steps see the starting weights.
+        optim={"class_weights": kind, "lr_head": 1e-12, "weight_decay": 0.0},
+    )
+    data = unequal(dataset)
+    model = mobilenet.build(config.model, len(data.classes), config.seed, None)
+    (epoch,) = fit(config, data, model, LocalContext(tmp_path))
+    inputs = Inputs(config, data, model, torch.device("cpu"), None)
+    with torch.no_grad():
+        activations = inputs.activations.train(0, np.arange(len(data.train)))
+        logits = model.train()(activations, at_cut=True)
+    smoothing = config.optim.label_smoothing
+    losses = functional.cross_entropy(
+        logits, torch.from_numpy(data.train.labels_N), reduction="none", label_smoothing=smoothing
+    )
+    counts = data.train.counts_K
+    weights = len(data.train) / (4 * counts) if kind == "balanced" else np.ones(4)
+    expected = (losses.numpy() * weights[data.train.labels_N]).mean()
+    assert epoch["metrics"]["train/loss"] == pytest.approx(expected, rel=1e-4)
+    assert counts[3] < counts[0] / 2
