@@ -1,5 +1,6 @@
 """Prints results that more than one job ends with."""
 
+from collections import Counter
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
@@ -17,15 +18,19 @@ _MARKS = {
     "failure": Text("fails", "bold red"),
 }
 
+_MAX_REASONS = 8
+"""Maximum number of reasons on the screen; the JSON result has that of each file."""
+
 
 def show_evaluation(result: "EvaluationResult") -> None:
     """Prints the scores of an evaluation, and where its report is."""
     from drone.evaluation.metrics import describe
 
     evaluated, scores = result.evaluated, result.scores
-    if evaluated.left_out:
-        path, reason = next(iter(evaluated.left_out.items()))
-        console.warn(f"{len(evaluated.left_out)} files are left out, such as {path}: {reason}")
+    for reason, count in Counter(evaluated.left_out.values()).most_common(_MAX_REASONS):
+        path = next(path for path, value in evaluated.left_out.items() if value == reason)
+        verb = "file is" if count == 1 else "files are"
+        console.warn(f"{count} {verb} left out, such as {path}: {reason}")
     rows = [
         [name, row["precision"], row["recall"], row["f1"], int(row["support"])]
         for name, row in scores.by_class.to_dict("index").items()

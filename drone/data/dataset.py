@@ -30,7 +30,7 @@ from drone.files import SchemaError, checksum, unseal
 from drone.labels import nearest
 from drone.serving.preprocess import Preprocessing
 
-SCHEMA = 4
+SCHEMA = 5
 """Raised whenever a program of another version could misread the folder."""
 
 SPLITS = ("train", "validation", "test")

@@ -57,6 +57,7 @@ def record(path: str, md5: str = "", phash: str = "", problem: str = "") -> Scan
         class_name=path.split("/")[0],
         size_bytes=1,
         md5=md5,
+        content="" if problem else md5,
         phash="" if problem else phash or np.random.default_rng(seed).bytes(32).hex(),
         format="JPEG",
         mode="RGB",

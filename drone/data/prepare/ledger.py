@@ -42,6 +42,9 @@ class Decision:
     class_name: str = ""
     """The class that an image is relabelled to."""
 
+    content: str = ""
+    """Hash of the image's pixels, by which a decision by hand holds for its copies too."""
+
 
 def drop_decisions(frame: pd.DataFrame, by: str, when: str) -> list[Decision]:
     """Returns a decision to drop for each file that the verdicts leave out.
@@ -177,9 +180,15 @@ def _parse(line: str, location: str, classes: Sequence[str]) -> Decision:
 
 
 def by_hand(ledger: Iterable[Decision]) -> dict[str, Decision]:
-    """Returns the user's decisions in force by md5: the last on each, unless it was retracted."""
-    # A dict keeps the last of equal keys, which is the decision in force.
-    last = {decision.md5: decision for decision in ledger if decision.reason == BY_HAND}
+    """Returns the user's decisions in force by md5: the last on each, unless it was retracted.
+
+    They are in the order in which they were made.
+    """
+    last: dict[str, Decision] = {}
+    for decision in ledger:
+        if decision.reason == BY_HAND:
+            last.pop(decision.md5, None)  # A key that is only replaced would keep its place.
+            last[decision.md5] = decision
     return {md5: decision for md5, decision in last.items() if decision.action != "retract"}
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,12 @@ def plan_dataset(
         cache.store(dict(zip(listing.files, records, strict=True)))
     previous = _previous_splits(out, settings) if out else {}
     lines = ledger.read(out / ledger.LEDGER_FILE) if out else []
-    new_decisions = ledger.new_by_hand(lines, decisions)
+    contents = {record.md5: record.content for record in records}
+    # The copy that was decided on may be removed later, and the others stay.
+    new_decisions = [
+        replace(decision, content=contents.get(decision.md5, ""))
+        for decision in ledger.new_by_hand(lines, decisions)
+    ]
     threshold = settings.near_duplicate_threshold
     frame = assign_verdicts(
         records,
@@ -163,7 +168,7 @@ def plan_dataset(
         threshold,
         near_duplicates=settings.near_duplicates,
         decisions=ledger.by_hand([*lines, *new_decisions]),
-        previous_md5=previous.keys(),
+        previous=previous.keys(),
     )
     # The splits come last: they are balanced over what the verdicts keep.
     frame = assign_splits(frame, settings.classes, settings.split, threshold, previous)
@@ -201,7 +206,7 @@ def _scan_row(row: Row, settings: Preprocessing, opener: Opener) -> Row:
 
 
 def _previous_splits(out: Path, settings: PrepareSettings) -> Mapping[str, str]:
-    """Returns the split of each md5 of an earlier data set; none if it was split differently.
+    """Returns the splits of an earlier data set by content; none if it was split differently.
 
     If it is damaged, the newest earlier version that is not takes its place.
     """
@@ -214,7 +219,7 @@ def _previous_splits(out: Path, settings: PrepareSettings) -> Mapping[str, str]:
     if any(before[name] != now[name] for name in ("classes", "near_duplicate_threshold", "split")):
         return {}
     assigned = manifest[manifest["split"] != ""]
-    return dict(zip(assigned["md5"], assigned["split"], strict=True))
+    return dict(zip(assigned["content"], assigned["split"], strict=True))
 
 
 def _newest_intact(out: Path) -> Dataset | None:

@@ -62,7 +62,7 @@ def assign_splits(
         classes: Class names in order.
         settings: Shares and seed.
         threshold: Maximum distance of near duplicates in bits, the same as for the verdicts.
-        previous: Split of each md5 in an earlier version of the data set.
+        previous: Splits by content in an earlier version of the data set.
 
     Raises:
         DataError: A class has too few groups for three splits.
@@ -71,7 +71,7 @@ def assign_splits(
     frame["split"] = ""
     previous = previous or {}
     in_split = frame[gets_split(frame)]
-    earlier = in_split["md5"].map(lambda md5: previous.get(md5, ""))
+    earlier = in_split["content"].map(lambda content: previous.get(content, ""))
     if _leave_out_bridges(frame, in_split, earlier):
         # Without the bridges, the groups that they joined fall apart.
         frame["group"] = near_groups(frame, threshold)
