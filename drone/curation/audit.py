@@ -21,8 +21,9 @@ _OUTLIER_SCORE = 3.5
 """Modified z-score beyond which a value counts as an outlier (Iglewicz and Hoaglin 1993)."""
 
 _SUFFIXES: Mapping[str, tuple[str, ...]] = {
-    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
-    "MPO": (".jpg", ".jpeg", ".mpo"),
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "HEIF": (".heic", ".heif", ".hif"),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }

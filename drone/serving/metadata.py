@@ -64,7 +64,11 @@ def without_metadata(data: bytes) -> bytes:
 
 def coded_image(data: bytes) -> bytes:
     """Returns a JPEG file without any metadata, neither orientation nor resolution."""
-    return _split_jpeg(data)[1]
+    _, head, scans_at = _split_jpeg(data)
+    for segment in segments(data, scans_at):
+        if segment.code == END:  # A second image may follow, or what a camera adds.
+            return head + data[scans_at : segment.end]
+    return head + data[scans_at:]
 
 
 def _brief_exif(content: bytes) -> bytes:
@@ -84,21 +88,23 @@ def _brief_exif(content: bytes) -> bytes:
 
 
 def _from_jpeg(data: bytes) -> bytes:
-    exif, coded = _split_jpeg(data)
-    if not exif:
-        return coded
-    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
-    return coded[:2] + segment + coded[2:]
+    exif, head, scans_at = _split_jpeg(data)
+    if exif:
+        segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+        head = head[:2] + segment + head[2:]
+    return head + data[scans_at:]
 
 
-def _split_jpeg(data: bytes) -> tuple[bytes, bytes]:
-    """Returns the brief EXIF of a JPEG, and the file without application data and comments."""
+def _split_jpeg(data: bytes) -> tuple[bytes, bytes, int]:
+    """Returns the brief EXIF of a JPEG, its other segments that count, and where its scans begin.
+
+    Without a scan there is nothing but the scans, which begin at 0.
+    """
     exif, kept = b"", [b"\xff\xd8"]
     for segment in segments(data):
         content = data[segment.start + 4 : segment.end]
         if segment.code == SCAN:
-            kept.append(data[segment.start : _end_of_jpeg(data, segment.end)])
-            return _brief_exif(exif), b"".join(kept)
+            return _brief_exif(exif) if exif else b"", b"".join(kept), segment.start
         if segment.code == 0xE1 and content.startswith(b"Exif\0\0"):
             exif += content[6:] if exif else content
         elif segment.code == 0xE0 and content.startswith(b"JFIF\0") and len(content) >= 14:
@@ -109,15 +115,7 @@ def _split_jpeg(data: bytes) -> tuple[bytes, bytes]:
         elif 0xC0 <= segment.code < 0xE0:
             kept.append(data[segment.start : segment.end])
         # Any other code is application data, a comment, or what a wrong length has left of them.
-    return b"", data
-
-
-def _end_of_jpeg(data: bytes, position: int) -> int:
-    """Returns the position after the image; a second one may follow, or what a camera adds."""
-    for segment in segments(data, position):
-        if segment.code == END:
-            return segment.end
-    return len(data)
+    return b"", b"", 0
 
 
 def _from_png(data: bytes) -> bytes:
@@ -126,6 +124,11 @@ def _from_png(data: bytes) -> bytes:
     animation: list[tuple[bytes, bytes]] = []
     is_animation_intact = True
     for kind, chunk in _png_chunks(data):
+        # The first letter of an ancillary kind is lower case. A palette counts where it is used.
+        if kind[:1].isupper():
+            if kind != b"PLTE" or colour_type == b"\3":
+                kept.append((kind, chunk))
+            continue
         content, is_intact = chunk[8:-4], zlib.crc32(chunk[4:-4]) == _number(chunk[-4:])
         if kind in (b"acTL", b"fcTL", b"fdAT"):
             is_animation_intact &= is_intact
@@ -134,11 +137,8 @@ def _from_png(data: bytes) -> bytes:
         elif kind == b"eXIf":
             exif = (is_intact and _brief_exif(b"Exif\0\0" + content)) or exif
         elif kind == b"tRNS":
-            if is_intact and len(content) >= {b"\0": 2, b"\2": 6}.get(colour_type, 1):
-                kept.append((kind, chunk))
-        # The first letter of an ancillary kind is lower case. A palette counts where it is used.
-        elif kind[:1].isupper() and (kind != b"PLTE" or colour_type == b"\3"):
-            kept.append((kind, chunk))
+            is_usable = is_intact and len(content) >= {b"\0": 2, b"\2": 6}.get(colour_type, 1)
+            kept += [(kind, chunk)] if is_usable else []
     if not is_animation_intact or not _is_in_order(animation, data[16:24]):
         kept = [item for item in kept if item[0] not in (b"acTL", b"fcTL", b"fdAT")]
     parts = [chunk for _, chunk in kept]

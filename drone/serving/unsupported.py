@@ -99,14 +99,17 @@ def check_supported(data: bytes, *, reads_heic: bool) -> None:
     if name is None or (name == HEIC and reads_heic):
         return
     command = _COMMANDS[name]
-    verb = "extract its images" if name == "video" else "convert it to JPEG"
-    message = f"This is a {name} file, which is not read: {verb}, for example with `{command}`"
+    verb = "Extract its images" if name == "video" else "Convert the file to JPEG"
+    message = f"{name[0].upper()}{name[1:]} files are not supported. {verb}, for example with "
+    message += f"`{command}`"
     if name == HEIC:
-        message += ", or install what reads it: pip install pillow-heif"
+        message += ", or install support for it: pip install pillow-heif"
     raise ImageError("unsupported", f"{message}.")
 
 
 def _name_of(data: bytes) -> str | None:
+    if data.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8")):
+        return None
     for signature, name in _SIGNATURES:
         if re.match(signature, data, re.DOTALL):
             return name

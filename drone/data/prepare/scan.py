@@ -225,17 +225,19 @@ def _image_record(raw_file: RawFile, data: bytes, md5: str, settings: Preprocess
         # As grey, and at a reduced scale: the greater part of a scan is decoding JPEG.
         grey = decode_reduced(header, _MEASURE_PX, "L")
         content = _digest(f"JPEG {max(orientation, 1)}", coded_image(data))
-        shows_nothing = is_blank(grey) and is_blank(decode(data, settings))
+        # The full image only where the grey one shows nothing: colours may be as bright as others.
+        square = _square(grey)
+        shows_nothing = is_blank(square) and is_blank(decode(data, settings))
     else:
         image = decode_reduced(header, _MEASURE_PX)
         width, height = image.size
         grey = image.convert("L")
+        square = _square(grey)
         content = _digest(f"RGB {width} {height}", image.tobytes())
         shows_nothing = is_blank(image)
     if shows_nothing:
         detail = "The image is blank: it shows one colour only."
         return _problem_record(raw_file, len(data), md5, BLANK, detail)
-    square = grey.resize((_MEASURE_PX, _MEASURE_PX), Image.Resampling.BOX)
     values = np.asarray(square, dtype=np.float32)
     return ScanRecord(
         root=raw_file.root,
@@ -256,6 +258,10 @@ def _image_record(raw_file: RawFile, data: bytes, md5: str, settings: Preprocess
         problem="",
         detail="",
     )
+
+
+def _square(grey: Image.Image) -> Image.Image:
+    return grey.resize((_MEASURE_PX, _MEASURE_PX), Image.Resampling.BOX)
 
 
 def _digest(kind: str, data: bytes) -> str:
