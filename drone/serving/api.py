@@ -283,12 +283,12 @@ def _not_empty(image: bytes) -> bytes:
 
 def _explained(error: ImageError, request: Request) -> str:
     """Returns the message of an error, with how to send an image if it seems to be sent wrongly."""
+    content_type = request.headers.get("content-type", "").lower()
+    if content_type.startswith(_URL_ENCODED_TYPE) and error.reason in ("non-media", "undecodable"):
+        return f"{error} curl -d removes line breaks from files: use --data-binary instead."
     start = request.body[:200]
     if error.reason == "non-media" and start.isascii() and b"\0" not in start:
         return f"{error} {HOW_TO}"
-    content_type = request.headers.get("content-type", "").lower()
-    if error.reason == "undecodable" and content_type.startswith(_URL_ENCODED_TYPE):
-        return f"{error} curl -d removes line breaks from files: use --data-binary instead."
     return str(error)
 
 

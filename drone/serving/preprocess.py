@@ -23,7 +23,7 @@ from drone.serving import decode_limits
 from drone.serving.bit_depth import to_8_bits
 from drone.serving.blank import is_blank
 from drone.serving.metadata import DECODE_ERRORS, without_metadata
-from drone.serving.unsupported import check_supported, is_heic
+from drone.serving.unsupported import check_supported, check_tiff, is_heic
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "PPM", "BMP", "TIFF", "AVIF")
 """Formats that Pillow may open. An allow-list: some of its other readers run external programs."""
@@ -196,8 +196,8 @@ def open_header(data: bytes, settings: Preprocessing) -> Image.Image:
             f"The file has {len(data) / 2**20:.1f} MiB; "
             f"the limit is {settings.max_bytes / 2**20:g} MiB.",
         )
-    check_supported(data, reads_heic=reads_heic())
     decode_limits.check_header(data)
+    check_supported(data, reads_heic=reads_heic())
     data = without_metadata(data)
     image = _identify(data)
     size = f"The image has {image.width} x {image.height} pixels"
@@ -274,6 +274,7 @@ def _identify(data: bytes) -> ImageFile.ImageFile:
             return heic
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
+        check_tiff(data)
         if _has_image_signature(data):
             raise _undecodable() from error
         formats = ", ".join(_FORMATS)

@@ -3,36 +3,27 @@
 import re
 
 from drone.errors import ImageError
+from drone.serving.jpeg_segments import SCAN, segments
 from drone.serving.tiff_directories import Directory, directories, sub_directories
 
 _MAGICK = "magick FILE image.jpg"
-_RAW = "dcraw_emu -T FILE"
-_VIDEO = "ffmpeg -i FILE -vf fps=1 frame-%04d.jpg"
 
 HEIC = "HEIC"
 
 _COMMANDS = {
     HEIC: "heif-convert FILE image.jpg",
     "JPEG XL": "djxl FILE image.jpg",
-    "JPEG 2000": _MAGICK,
-    "JPEG XR": _MAGICK,
     "Photoshop": "magick FILE[0] image.jpg",
     "GIMP": "magick FILE -flatten image.jpg",
     "SVG": "rsvg-convert FILE -o image.png",
     "PDF": "pdftoppm -jpeg FILE image",
     "PostScript": "gs -dSAFER -sDEVICE=jpeg -r150 -o image.jpg FILE",
     "DjVu": "ddjvu -format=tiff FILE image.tif",
-    "icon": _MAGICK,
-    "OpenEXR": _MAGICK,
-    "Radiance HDR": _MAGICK,
-    "DDS": _MAGICK,
-    "QOI": _MAGICK,
-    "FITS": _MAGICK,
     "DICOM": "dcm2img FILE image.jpg",
-    "camera raw": _RAW,
-    "video": _VIDEO,
+    "camera raw": "dcraw_emu -T FILE",
+    "video": "ffmpeg -i FILE -vf fps=1 frame-%04d.jpg",
 }
-"""Example of a conversion by name of the format."""
+"""Example of a conversion by name of the format, where it is not the usual one."""
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (rb"....ftyp(?:jxl )|\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
@@ -72,6 +63,15 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", 
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _IMAGE_BRANDS = frozenset((b"mif1", b"msf1"))
 
+_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+_LOSSLESS_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)
+"""Markers of a JPEG's frame; the latter are lossless or hierarchical."""
+
+_WIDTH, _BITS, _SAMPLE_FORMAT = 256, 258, 339
+_FLOAT = 3
+_KNOWN_BITS = (1, 2, 4, 8, 16, 32)
+_KNOWN_COMPRESSIONS = (*range(1, 9), 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000, 50001)
+
 _COMPRESSION, _PHOTOMETRIC, _DNG_VERSION = 259, 262, 50706
 _RAW_PHOTOMETRIC = (32803, 34892)
 """Colour filter array and linear raw, of TIFF/EP and DNG."""
@@ -98,7 +98,7 @@ def check_supported(data: bytes, *, reads_heic: bool) -> None:
     name = _name_of(data)
     if name is None or (name == HEIC and reads_heic):
         return
-    command = _COMMANDS[name]
+    command = _COMMANDS.get(name, _MAGICK)
     verb = "Extract its images" if name == "video" else "Convert the file to JPEG"
     message = f"{name[0].upper()}{name[1:]} files are not supported. {verb}, for example with "
     message += f"`{command}`"
@@ -108,8 +108,10 @@ def check_supported(data: bytes, *, reads_heic: bool) -> None:
 
 
 def _name_of(data: bytes) -> str | None:
-    if data.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8")):
+    if data.startswith((b"\x89PNG", b"GIF8")):
         return None
+    if data.startswith(b"\xff\xd8"):
+        return _name_of_jpeg(data)
     for signature, name in _SIGNATURES:
         if re.match(signature, data, re.DOTALL):
             return name
@@ -133,6 +135,45 @@ def _name_of_container(data: bytes) -> str | None:
     if major in _IMAGE_BRANDS:
         return None if _AVIF_BRANDS & set(compatible) else HEIC
     return "video"
+
+
+def _name_of_jpeg(data: bytes) -> str | None:
+    """Returns the name of a kind of JPEG that libjpeg does not decode."""
+    for segment in segments(data):
+        depth = data[segment.start + 4 : segment.start + 5]
+        if segment.code == 0xF7:
+            return "JPEG-LS"
+        if segment.code in _LOSSLESS_FRAMES:
+            return "lossless JPEG"
+        if segment.code in _FRAMES:
+            return None if depth == b"\x08" else f"{depth[0] if depth else 0}-bit JPEG"
+        if segment.code == SCAN:
+            break
+    return None
+
+
+def check_tiff(data: bytes) -> None:
+    """Fails for a TIFF of a kind that Pillow does not know, whose structure is whole.
+
+    Raises:
+        ImageError: It is one.
+    """
+    page = next(directories(data), None) if data.startswith((b"II", b"MM")) else None
+    if page is None or not page.values(_WIDTH, data):
+        return
+    bits, sample_format, compression = (
+        page.values(tag, data) for tag in (_BITS, _SAMPLE_FORMAT, _COMPRESSION)
+    )
+    known_bits = bits == (12,) or all(value in _KNOWN_BITS for value in bits)
+    known_compression = all(value in _KNOWN_COMPRESSIONS for value in compression[:1])
+    if known_bits and known_compression and _FLOAT not in sample_format:
+        return
+    kind = f"{'x'.join(map(str, bits))} bits, compression {compression[0] if compression else 1}"
+    raise ImageError(
+        "unsupported",
+        f"TIFF files of this kind ({kind}) are not supported. Convert the file to PNG, for "
+        f"example with `magick FILE -depth 8 image.png`.",
+    )
 
 
 def _is_raw(data: bytes) -> bool:

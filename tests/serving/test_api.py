@@ -177,9 +177,10 @@ def test_text_that_is_no_image_is_told_how_to_send_one(
 
 
 def test_what_curl_has_damaged_is_told_the_other_flag(api: Api) -> None:
-    data = JPEG.replace(b"\n", b"").replace(b"\r", b"")[: len(JPEG) // 2]
-    error = json.loads(post(api, data, URL_ENCODED).body)["error"]
-    assert error["problem"] == "undecodable" and "--data-binary" in error["message"]
+    png = hostile.cases()["PNG"][0].replace(b"\n", b"").replace(b"\r", b"")
+    for data, problem in ((png, "non-media"), (JPEG[: len(JPEG) // 2], "undecodable")):
+        error = json.loads(post(api, data, URL_ENCODED).body)["error"]
+        assert error["problem"] == problem and "--data-binary" in error["message"]
 
 
 def test_other_paths_and_methods(api: Api) -> None:

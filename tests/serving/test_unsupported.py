@@ -36,6 +36,7 @@ def tiff(**tags: int) -> bytes:
 
 
 SVG = b"\xef\xbb\xbf <?xml version='1.0'?>\n<!-- a --><!DOCTYPE svg [<!ENTITY a 'b'>]>\n<svg>"
+JPEG = encoded(image(), "JPEG")
 HEIC = container(b"heic", b"mif1", b"heic")
 FILES = {
     "JPEG XL": (b"\xff\x0a" + bytes(50), "djxl"),
@@ -51,6 +52,8 @@ FILES = {
     "camera raw of Fuji": (b"FUJIFILMCCD-RAW 0201" + bytes(50), "dcraw"),
     "camera raw, DNG": (tiff(t50706=1), "dcraw"),
     "camera raw of Nikon": (tiff(t330=512), "dcraw"),
+    "12-bit JPEG": (JPEG.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"), "magick"),
+    "lossless JPEG": (JPEG.replace(b"\xff\xc0", b"\xff\xc3"), "magick"),
     "video, MP4": (container(b"isom", b"mp41"), "ffmpeg"),
     "video, QuickTime": (container(b"qt  "), "ffmpeg"),
     "video, WebM": (b"\x1a\x45\xdf\xa3" + bytes(50), "ffmpeg"),
@@ -82,6 +85,13 @@ def test_text_is_no_image() -> None:
 def test_ordinary_tiffs_are_no_raw_files() -> None:
     assert decode(tiff(), Preprocessing()).size == (16, 16)
     assert decode(tiff(t330=9), Preprocessing()).size == (16, 16)
+
+
+def test_a_tiff_of_a_rare_kind_is_whole_but_not_supported() -> None:
+    for tags in ({"t258": 10}, {"t259": 34887}, {"t258": 16, "t339": 3}):
+        with pytest.raises(ImageError, match=r"TIFF files of this kind \(.*magick") as raised:
+            decode(tiff(**tags), Preprocessing())
+        assert raised.value.reason == "unsupported"
 
 
 def test_prepare_and_collect_name_it_too(tmp_path: Path) -> None:
