@@ -18,6 +18,8 @@ _OUTLIERS_PER_PIXEL = 1e-4
 _MIN_BAND, _MAX_BAND_SHARE = 16, 1 / 8
 """Values of a band that is stretched: fewer are noise, more fill an eighth of the depth."""
 
+_BAND_ROWS = 256
+
 
 def to_8_bits(values: NDArray[Any], depth: int | None = None) -> NDArray[np.uint8]:
     """Scales values of up to 16 bits to 8 bits, whatever part of their range they use.
@@ -28,7 +30,7 @@ def to_8_bits(values: NDArray[Any], depth: int | None = None) -> NDArray[np.uint
     bits. One in 10,000 values at either end may lie outside.
 
     Args:
-        values: Whole numbers, of any shape.
+        values: Whole numbers, rows first.
         depth: Bits per value, if the file says so; None to find them out.
     """
     low, high = _limits(values)
@@ -38,11 +40,18 @@ def to_8_bits(values: NDArray[Any], depth: int | None = None) -> NDArray[np.uint
         depths = _DEPTHS if band >= _MIN_BAND else _DEPTHS[-1:]
         depth = next((bits for bits in depths if high < 1 << bits), 0)
     is_narrow = _MIN_BAND <= band < (1 << depth) * _MAX_BAND_SHARE
-    if low < 0 or depth == 0 or is_narrow:
-        scaled = (values.astype(np.float32) - low) * np.float32(255 / max(band, 1))
+    is_stretched = low < 0 or depth == 0 or is_narrow
+    scaled = np.empty(values.shape, np.uint8)
+    # In bands: floating-point numbers would take four times the memory of the image.
+    for top in range(0, len(values), _BAND_ROWS):
+        rows = values[top : top + _BAND_ROWS]
+        if is_stretched:
+            rows = (rows.astype(np.float32) - low) * np.float32(255 / max(band, 1))
+        else:
+            rows = rows >> (depth - 8)
         # Rounded down, as a shift does.
-        return scaled.clip(0, 255).astype(np.uint8)
-    return (values >> (depth - 8)).clip(0, 255).astype(np.uint8)
+        scaled[top : top + _BAND_ROWS] = rows.clip(0, 255)
+    return scaled
 
 
 def _limits(values: NDArray[Any]) -> tuple[int, int]:

@@ -8,6 +8,9 @@ from typing import NamedTuple
 _MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
 
 SCAN, END = 0xDA, 0xD9
+FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+"""Markers of a frame that is neither lossless nor hierarchical."""
+
 _WITHOUT_CONTENT = (*range(0x01, 0xC0), 0xD8, END)
 """Start and end of the image, and codes that no segment has."""
 

@@ -6,6 +6,7 @@ is passed on as it is, for Pillow to judge.
 """
 
 import contextlib
+import itertools
 import re
 import struct
 import zlib
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from PIL import ExifTags, Image
 
 from drone.serving.gif_blocks import gif_blocks
-from drone.serving.jpeg_segments import END, SCAN, segments
+from drone.serving.jpeg_segments import END, FRAMES, SCAN, Segment, segments
 from drone.serving.tiff_directories import Directory, directories
 
 DECODE_ERRORS = (
@@ -44,6 +45,9 @@ _TIFF_TAGS = {
 
 _GRAPHIC_CONTROL = 0xF9
 """Label of the extension of a GIF that has a frame's transparency."""
+
+_MAX_TABLES = 50
+"""Places where the image of a JPEG is looked for that a damaged length hides."""
 
 _MAX_PAGE_PIXELS = 2**20
 """Pixels of a TIFF's further pages, where the first has fewer. The first decides on the limits."""
@@ -101,7 +105,7 @@ def _split_jpeg(data: bytes) -> tuple[bytes, bytes, int]:
     Without a scan there is nothing but the scans, which begin at 0.
     """
     exif, kept = b"", [b"\xff\xd8"]
-    for segment in segments(data):
+    for segment in _header_segments(data):
         content = data[segment.start + 4 : segment.end]
         if segment.code == SCAN:
             return _brief_exif(exif) if exif else b"", b"".join(kept), segment.start
@@ -116,6 +120,47 @@ def _split_jpeg(data: bytes) -> tuple[bytes, bytes, int]:
             kept.append(data[segment.start : segment.end])
         # Any other code is application data, a comment, or what a wrong length has left of them.
     return b"", b"", 0
+
+
+def _header_segments(data: bytes) -> list[Segment]:
+    """Returns the segments of a JPEG up to its first scan.
+
+    If a length is wrong, the image begins at the tables that a frame and a scan follow without a
+    gap, and of several at those of the largest frame.
+    """
+    header = _up_to_scan(data, 2)
+    pixels = _frame_pixels(header, data)
+    if pixels and not any(segment.num_skipped for segment in header):
+        return header
+    # The bound keeps a file of many tables cheap.
+    starts = itertools.islice(re.finditer(rb"\xff\xdb\0[\x43\x84]", data), _MAX_TABLES)
+    headers = [_up_to_scan(data, match.start()) for match in starts]
+    whole = [found for found in headers if not any(part.num_skipped for part in found)]
+    # A preview in EXIF is an image as well, but a smaller one.
+    best = max(whole, key=lambda found: _frame_pixels(found, data), default=header)
+    if _frame_pixels(best, data) < max(1, pixels):
+        return header
+    before = [part for part in header if part.code >= 0xE0 and part.start < best[0].start]
+    return before + best
+
+
+def _up_to_scan(data: bytes, position: int) -> list[Segment]:
+    found = []
+    for segment in segments(data, position):
+        found.append(segment)
+        if segment.code == SCAN:
+            break
+    return found
+
+
+def _frame_pixels(header: list[Segment], data: bytes) -> int:
+    """Returns the pixels of the frame of a header; 0 if tables, frame or scan are missing."""
+    codes = [segment.code for segment in header]
+    frames = [segment for segment in header if segment.code in FRAMES]
+    if not frames or 0xDB not in codes or SCAN not in codes:
+        return 0
+    height, width = struct.unpack_from(">HH", data.ljust(frames[0].start + 9), frames[0].start + 5)
+    return max(1, int(height * width))
 
 
 def _from_png(data: bytes) -> bytes:

@@ -197,7 +197,7 @@ def open_header(data: bytes, settings: Preprocessing) -> Image.Image:
             f"the limit is {settings.max_bytes / 2**20:g} MiB.",
         )
     decode_limits.check_header(data)
-    check_supported(data, reads_heic=reads_heic())
+    check_supported(data, reads_heic)
     data = without_metadata(data)
     image = _identify(data)
     size = f"The image has {image.width} x {image.height} pixels"
@@ -340,9 +340,8 @@ def _raw_mode(image: Image.Image) -> str:
 
 def _from_16_bit_colour(image: Image.Image, source: IO[bytes], raw_mode: str) -> Image.Image:
     """Scales 16-bit colours of which Pillow has kept the high bytes, where those show little."""
-    high = np.asarray(image)
-    if np.ptp(high[..., :3]) >= 32 and high[..., :3].max() >= 64:
-        return image  # They use the full range.
+    if not _shows_little(image):
+        return image
     source.seek(0)
     again = Image.open(source, formats=(str(image.format),))
     tile = again.tile[0]
@@ -350,12 +349,22 @@ def _from_16_bit_colour(image: Image.Image, source: IO[bytes], raw_mode: str) ->
     args = (low_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else low_mode
     again.tile = [tile._replace(args=args)]
     again.load()
-    values = high[..., :3].astype(np.uint16) << 8 | np.asarray(again)[..., :3]
-    # Written over the high bytes, so that transparency and orientation stay.
-    scaled = high.copy()
-    scaled[..., :3] = to_8_bits(values)
-    image.paste(Image.fromarray(scaled, image.mode))
+    values_HWC = np.asarray(image)[..., :3].astype(np.uint16) << 8
+    values_HWC |= np.asarray(again)[..., :3]
+    again.close()
+    scaled = Image.fromarray(to_8_bits(values_HWC))
+    if image.mode == "RGBA":
+        scaled.putalpha(image.getchannel("A"))
+    # Into the same image, which knows its orientation.
+    image.paste(scaled)
     return image
+
+
+def _shows_little(image: Image.Image) -> bool:
+    """Whether the high bytes of 16-bit colours use a part of their range only."""
+    high_HWC = np.asarray(image)[..., :3]
+    # As in `to_8_bits`: less than an eighth of the range, or no more than 14 bits.
+    return bool(np.ptp(high_HWC) < 32 or high_HWC.max() < 64)
 
 
 def _undecodable() -> ImageError:

@@ -1,9 +1,10 @@
 """Recognises files that show something but are not read here, and says how to convert them."""
 
 import re
+from collections.abc import Callable
 
 from drone.errors import ImageError
-from drone.serving.jpeg_segments import SCAN, segments
+from drone.serving.jpeg_segments import FRAMES, SCAN, segments
 from drone.serving.tiff_directories import Directory, directories, sub_directories
 
 _MAGICK = "magick FILE image.jpg"
@@ -63,9 +64,8 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", 
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _IMAGE_BRANDS = frozenset((b"mif1", b"msf1"))
 
-_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 _LOSSLESS_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)
-"""Markers of a JPEG's frame; the latter are lossless or hierarchical."""
+"""Markers of a JPEG's frame that is lossless or hierarchical."""
 
 _WIDTH, _BITS, _SAMPLE_FORMAT = 256, 258, 339
 _FLOAT = 3
@@ -85,18 +85,18 @@ def is_heic(data: bytes) -> bool:
     return _name_of_container(data) == HEIC
 
 
-def check_supported(data: bytes, *, reads_heic: bool) -> None:
+def check_supported(data: bytes, reads_heic: Callable[[], bool]) -> None:
     """Fails for an image, document or video of a known format that is not read here.
 
     Args:
         data: Content of the file.
-        reads_heic: Whether the package pillow-heif is installed.
+        reads_heic: Returns whether HEIC is read here.
 
     Raises:
         ImageError: It is one; the message names the format and says how to convert it.
     """
     name = _name_of(data)
-    if name is None or (name == HEIC and reads_heic):
+    if name is None or (name == HEIC and reads_heic()):
         return
     command = _COMMANDS.get(name, _MAGICK)
     verb = "Extract its images" if name == "video" else "Convert the file to JPEG"
@@ -145,7 +145,7 @@ def _name_of_jpeg(data: bytes) -> str | None:
             return "JPEG-LS"
         if segment.code in _LOSSLESS_FRAMES:
             return "lossless JPEG"
-        if segment.code in _FRAMES:
+        if segment.code in FRAMES:
             return None if depth == b"\x08" else f"{depth[0] if depth else 0}-bit JPEG"
         if segment.code == SCAN:
             break

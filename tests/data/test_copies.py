@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from drone.curation import review
-from drone.data.dataset import Dataset, open_dataset
+from drone.data.dataset import Dataset
 from drone.data.prepare import ledger
 from drone.data.prepare.ledger import LEDGER_FILE
 from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
@@ -21,7 +21,7 @@ from drone.data.prepare.verdicts import ACROSS, BY_HAND, WITHIN
 from drone.data.prepare.write import write_dataset
 from drone.labels import CLASSES
 from drone.synth.drawing import draw
-from drone.workflows.review import _decided_md5
+from drone.workflows.review import _with_copies
 from tests.data.preparing import SMALL, prepare
 from tests.data.test_decisions import by_hand_decision
 
@@ -161,7 +161,7 @@ def test_a_decision_on_one_copy_holds_for_all(raw: Path, tmp_path: Path, decided
     assert after.loc[f"{birds}/1.png", "kept"]
     assert after.loc[f"{CLASSES[3]}/9.tiff", "reason"] == WITHIN
     copies = after[after["content"] == after.loc[f"{birds}/2.png", "content"]]
-    assert set(copies["md5"]) <= _decided_md5(open_dataset(out))
+    assert set(copies["md5"]) <= _with_copies(ledger.by_hand(ledger.read(out / LEDGER_FILE)), after)
     # Also where the very file that was decided on is gone.
     (raw / birds / decided).unlink()
     left = update()

@@ -100,6 +100,15 @@ def test_damage_beside_a_png_is_no_loss(name: str) -> None:
         np.testing.assert_array_equal(pixels(after), pixels(PNG))
 
 
+@pytest.mark.parametrize("wrong", [-9, 7, 40, 90, 300, 20_000])
+def test_a_wrong_length_beside_a_jpeg_is_no_loss(wrong: int) -> None:
+    preview = encoded(image().resize((16, 16)), "JPEG")
+    content = exif(1).tobytes() + preview + bytes(40)
+    length = struct.pack(">H", len(content) + 2 + wrong)
+    data = JPEG[:2] + b"\xff\xe1" + length + content + JPEG[2:]
+    np.testing.assert_array_equal(pixels(data), pixels(JPEG))
+
+
 def test_what_follows_the_image_is_no_loss() -> None:
     for data in (PNG[:-12], PNG[:-12] + b"\0\0\0\x99tEXtcut", PNG + b"junk", PNG[:-12] + b"\0"):
         np.testing.assert_array_equal(pixels(data), pixels(PNG))
