@@ -169,6 +169,8 @@ def test_a_decision_on_one_copy_holds_for_all(raw: Path, tmp_path: Path, decided
     # The last decision on any of the copies counts.
     last = update(by_hand_decision(left.loc[f"{birds}/same.png", "md5"], "keep"))
     assert last.loc[last["content"] == copies["content"].iloc[0], "kept"].sum() == 1
+    again = update(by_hand_decision(before.loc[f"{birds}/{decided}", "md5"], "drop"))
+    assert not again.loc[again["content"] == copies["content"].iloc[0], "kept"].any()
     lines = [json.loads(line) for line in (out / LEDGER_FILE).read_text().splitlines()]
     assert all(line["content"] for line in lines if line["reason"] == BY_HAND)
 

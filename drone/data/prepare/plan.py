@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +156,7 @@ def plan_dataset(
     previous = _previous_splits(out, settings) if out else {}
     lines = ledger.read(out / ledger.LEDGER_FILE) if out else []
     contents = {record.md5: record.content for record in records}
-    # The copy that was decided on may be removed later, and the others stay.
-    new_decisions = [
-        replace(decision, content=contents.get(decision.md5, ""))
-        for decision in ledger.new_by_hand(lines, decisions)
-    ]
+    new_decisions = ledger.new_by_hand(lines, decisions, contents)
     threshold = settings.near_duplicate_threshold
     frame = assign_verdicts(
         records,
