@@ -9,8 +9,9 @@ SIDE_PX = 128
 MIN_RANGE = 16
 """Least difference between the darkest and the brightest value of an image, of 255.
 
-Measured on 1,458 images of drones, birds and other things in the sky, the object as small as 20
-pixels: the least was 44. Flat colours with noise, saved as JPEG, stay below 8.
+Measured on 1,461 collected images of drones, birds and other things in the sky, objects as small
+as 20 pixels: three are of one colour, and of the others the least spans 44 in grey. One colour with
+noise of a standard deviation of 2, saved as JPEG, spans at most 10.
 """
 
 

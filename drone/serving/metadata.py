@@ -46,8 +46,9 @@ _TIFF_TAGS = {
 _GRAPHIC_CONTROL = 0xF9
 """Label of the extension of a GIF that has a frame's transparency."""
 
-_MAX_TABLES = 50
-"""Places where the image of a JPEG is looked for that a damaged length hides."""
+_MAX_TABLES, _MAX_SEGMENTS = 50, 100_000
+"""Places where the image of a JPEG is looked for that a damaged length hides, and segments there;
+segments in which its end is looked for."""
 
 _MAX_PAGE_PIXELS = 2**20
 """Pixels of a TIFF's further pages, where the first has fewer. The first decides on the limits."""
@@ -69,7 +70,7 @@ def without_metadata(data: bytes) -> bytes:
 def coded_image(data: bytes) -> bytes:
     """Returns a JPEG file without any metadata, neither orientation nor resolution."""
     _, head, scans_at = _split_jpeg(data)
-    for segment in segments(data, scans_at):
+    for segment in itertools.islice(segments(data, scans_at), _MAX_SEGMENTS):
         if segment.code == END:  # A second image may follow, or what a camera adds.
             return head + data[scans_at : segment.end]
     return head + data[scans_at:]
@@ -134,7 +135,7 @@ def _header_segments(data: bytes) -> list[Segment]:
         return header
     # The bound keeps a file of many tables cheap.
     starts = itertools.islice(re.finditer(rb"\xff\xdb\0[\x43\x84]", data), _MAX_TABLES)
-    headers = [_up_to_scan(data, match.start()) for match in starts]
+    headers = [_up_to_scan(data, match.start(), _MAX_TABLES) for match in starts]
     whole = [found for found in headers if not any(part.num_skipped for part in found)]
     # A preview in EXIF is an image as well, but a smaller one.
     best = max(whole, key=lambda found: _frame_pixels(found, data), default=header)
@@ -144,9 +145,9 @@ def _header_segments(data: bytes) -> list[Segment]:
     return before + best
 
 
-def _up_to_scan(data: bytes, position: int) -> list[Segment]:
+def _up_to_scan(data: bytes, position: int, max_segments: int | None = None) -> list[Segment]:
     found = []
-    for segment in segments(data, position):
+    for segment in itertools.islice(segments(data, position), max_segments):
         found.append(segment)
         if segment.code == SCAN:
             break

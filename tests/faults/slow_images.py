@@ -171,3 +171,9 @@ def gif_frame(side_px: int) -> bytes:
 @functools.cache
 def flat(kind: str, side_px: int, **options: object) -> bytes:
     return _saved(Image.new("RGB", (side_px, side_px), "grey"), kind, **options)
+
+
+def hidden_segments(count: int) -> bytes:
+    """A JPEG without a scan whose long segments hide tables and many empty segments."""
+    inner = (b"\xff\xdb\0\x43" + bytes(65) + b"\xff\xfe\0\2" * 16_000)[:65_000]
+    return b"\xff\xd8" + (b"\xff\xe5" + struct.pack(">H", len(inner) + 2) + inner) * count

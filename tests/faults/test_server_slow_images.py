@@ -32,6 +32,7 @@ SLOW = {
     "scans inside a TIFF": slow_images.scans_in_tiff(2000, 90),
     "JPEG of empty segments": slow_images.many_segments(75_000),
     "JPEG of fill bytes": slow_images.padded_marker(300_000),
+    "JPEG of hidden segments": slow_images.hidden_segments(150),
     "PNG of chunks": slow_images.png_chunks(b"abCd", b"", 25_000),
     "PPM of comments": slow_images.plain_comments(400_000),
     "plain PPM": slow_images.plain_values(1100),
