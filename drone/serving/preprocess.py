@@ -302,7 +302,11 @@ def _apply_exif_rotation(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image, depth: int | None) -> Image.Image:
     if image.mode in ("F", "LAB", "HSV"):
-        raise ImageError("unsupported", f"Images of mode {image.mode} are not supported.")
+        raise ImageError(
+            "unsupported",
+            f"Images of mode {image.mode} are not supported. Convert the file to 8 bits, for "
+            f"example with `magick FILE -depth 8 image.png`.",
+        )
     if image.mode.startswith("I"):
         image = Image.fromarray(to_8_bits(np.asarray(image), depth))
     if image.has_transparency_data:

@@ -94,6 +94,12 @@ def test_a_tiff_of_a_rare_kind_is_whole_but_not_supported() -> None:
         assert raised.value.reason == "unsupported"
 
 
+def test_floating_point_values_name_a_way_out() -> None:
+    with pytest.raises(ImageError, match=r"mode F are not supported.*-depth 8") as raised:
+        decode(encoded(Image.new("F", (50, 50)), "TIFF"), Preprocessing())
+    assert raised.value.reason == "unsupported"
+
+
 def test_prepare_and_collect_name_it_too(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(FILES["JPEG XL"][0])
     record = scan_file(RawFile(root=str(tmp_path), path="a.jpg", class_name="x"), Preprocessing())
