@@ -338,7 +338,7 @@ def _from_json(body: bytes) -> bytes:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad-json", "The body is not valid JSON.") from error
+        raise ApiError(400, "bad-json", f"The body is not valid JSON. {HOW_TO}") from error
     image = content.get("image") if isinstance(content, dict) else content
     if not isinstance(image, str):
         message = (
