@@ -21,6 +21,10 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
     """Prints the results of the scan, and what happens to the files."""
     plan = preparation.plan
     show_left_out(plan.left_out)
+    # Before the table: these files hold images, which a conversion would add to the data set.
+    unsupported = plan.manifest.loc[plan.manifest["reason"] == "unsupported", "detail"]
+    for detail, count in unsupported.value_counts().items():
+        console.warn(f"{count} {'file is' if count == 1 else 'files are'} left out. {detail}")
     # Steps that changed nothing are not shown.
     steps = plan.steps[plan.steps.ne(0).any(axis=1)]
     names = [SHORT.get(name, name) for name in steps.columns]

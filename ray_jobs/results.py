@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from drone.cluster.doctor import Finding
     from drone.workflows.evaluation import EvaluationResult
 
-_MAX_REASONS = 5
-"""Reasons to leave out files that are shown, the most frequent ones."""
-
 _MARKS = {
     "ok": Text("ok", "green"),
     "warning": Text("warning", "yellow"),
     "failure": Text("fails", "bold red"),
 }
+
+_MAX_REASONS = 8
+"""Maximum number of reasons on the screen; the JSON result has that of each file."""
 
 
 def show_evaluation(result: "EvaluationResult") -> None:
@@ -30,10 +30,11 @@ def show_evaluation(result: "EvaluationResult") -> None:
     dataset_tables.show_left_out(evaluated.folders_left_out)
     reasons = Counter(evaluated.left_out.values()).most_common()
     for reason, count in reasons[:_MAX_REASONS]:
-        example = next(path for path, why in evaluated.left_out.items() if why == reason)
-        console.warn(f"Left out, {count} of the files, such as {example}: {reason}")
-    if rest := reasons[_MAX_REASONS:]:
-        console.warn(f"Left out for other reasons: {sum(count for _, count in rest)} files.")
+        path = next(path for path, value in evaluated.left_out.items() if value == reason)
+        verb = "file is" if count == 1 else "files are"
+        console.warn(f"{count} {verb} left out, such as {path}: {reason}")
+    if rest := sum(count for _, count in reasons[_MAX_REASONS:]):
+        console.warn(f"{rest} more files are left out for other reasons.")
     rows = [
         [name, row["precision"], row["recall"], row["f1"], int(row["support"])]
         for name, row in scores.by_class.to_dict("index").items()

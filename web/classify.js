@@ -1,6 +1,6 @@
 /** Classifies an image, with the service or in this browser, and shows the progress. */
 import { UserError } from "./errors.js";
-import { checkLimits, formatBytes, toPixels, toPng, undecodable } from "./image.js";
+import { checkDepth, checkLimits, formatBytes, toPixels, toPng, undecodable } from "./image.js";
 import { inputSidePx, limitsOf } from "./model-info.js";
 import { abortable } from "./retry.js";
 import { showStatus } from "./view.js";
@@ -29,7 +29,8 @@ export function classifyWithService(api, image, signal) {
 
 /** The image at the model's input size, or the file itself where only the service can make that. */
 async function encodeUpload(image, info, signal) {
-  if (!image.width || info.preprocessing.resampling !== "bilinear") return image.file;
+  // Of 16 bits a browser shows the upper 8; the service sees all.
+  if (!image.width || image.isDeep || info.preprocessing.resampling !== "bilinear") return image.file;
   const sidePx = inputSidePx(info, image);
   if (sidePx > MAX_PNG_SIDE_PX) return image.file;
   return toPng(await toPixels(image, sidePx, signal), sidePx);
@@ -40,6 +41,7 @@ export async function classifyInBrowser(model, image, signal) {
   const { info } = model;
   checkLimits(image, limitsOf(info));
   if (!image.width) throw undecodable(image.format);
+  await checkDepth(image);
   const { resampling = "bilinear" } = info.preprocessing;
   if (resampling !== "bilinear") {
     throw new UserError(`This page cannot resize images with this model's filter (${resampling}).`);

@@ -5,7 +5,18 @@ import { stripResizer } from "./resize.js";
 /** Rows that are read from the canvas at a time: bounds memory and keeps the page responsive. */
 const STRIP_ROWS = 256;
 
+/** An image is blank if no channel spans this much at a side of 128 px, as in drone/serving/blank.py. */
+const BLANK_SIDE_PX = 128, MIN_RANGE = 16;
+
+/** Frames of an animation that are searched for one that is not blank. */
+const MAX_FRAMES = 16;
+
+const ANIMATED_TYPES = { GIF: "image/gif", PNG: "image/png", WebP: "image/webp", AVIF: "image/avif" };
+
 const FORMATS = "JPEG, PNG, GIF, WebP, BMP, AVIF, TIFF or PPM";
+
+/** Formats of files that hold more than an image. */
+const FILES = ["video", "PDF", "SVG"];
 
 /** Formats that the service decodes where a browser may not. */
 const SERVICE_FORMATS = ["TIFF", "PPM", "AVIF", "BMP"];
@@ -13,19 +24,22 @@ const SERVICE_FORMATS = ["TIFF", "PPM", "AVIF", "BMP"];
 /**
  * Opens an image and checks it against the limits.
  *
- * @returns {Promise<object>} {file, name, url, width, height, format}; width and height are 0 where only
- *   the service can decode the image. The caller revokes `url`.
+ * @returns {Promise<object>} {file, name, url, width, height, format, isDeep}; width and height are 0
+ *   where only the service can decode the image; `isDeep` is true for 16 bits. The caller revokes `url`.
  * @throws {UserError} if the file is not an image, is damaged or exceeds a limit.
  */
 export async function openImage(file, name, limits) {
   checkFileSize(file, limits);
   // By content, not by name or type: a renamed text file is not an image.
-  const format = sniffFormat(new Uint8Array(await file.slice(0, 32).arrayBuffer()));
+  const start = new Uint8Array(await file.slice(0, 2048).arrayBuffer());
+  const format = sniffFormat(start);
   if (!format) throw new UserError(`Not an image of a supported format (${FORMATS}).`);
+  // The browser would draw it, and the service would not.
+  if (format === "SVG") throw undecodable(format);
   const url = URL.createObjectURL(file);
   try {
     const { width, height } = await readSize(url, format);
-    const image = { file, name, url, width, height, format };
+    const image = { file, name, url, width, height, format, isDeep: format === "PNG" && start[24] === 16 };
     checkLimits(image, limits);
     // An <img> shows what it can of a damaged image; decoding rejects it, as Pillow does.
     if (width) (await decode(image)).close();
@@ -72,8 +86,15 @@ function sniffFormat(bytes) {
   if (text.startsWith("BM")) return "BMP";
   if (text.startsWith("II*\0") || text.startsWith("MM\0*")) return "TIFF";
   if (text.startsWith("RIFF") && text.slice(8, 12) === "WEBP") return "WebP";
-  if (text.slice(4, 8) === "ftyp" && /avi[fs]/.test(text.slice(8))) return "AVIF";
-  if (text.slice(4, 8) === "ftyp" && /hei[cfx]|mif1|msf1/.test(text.slice(8))) return "HEIC";
+  if (text.slice(4, 8) === "ftyp" && /avi[fs]/.test(text.slice(8, 32))) return "AVIF";
+  if (text.slice(4, 8) === "ftyp" && /hei[cfxms]|hev[cxms]|mif1|msf1/.test(text.slice(8, 32))) return "HEIC";
+  if (text.slice(4, 8) === "ftyp") return "video";
+  if (text.startsWith("\xff\x0a") || text.startsWith("\0\0\0\x0cJXL ")) return "JPEG XL";
+  if (text.startsWith("\xff\x4f\xff\x51") || text.startsWith("\0\0\0\x0cjP  ")) return "JPEG 2000";
+  if (text.startsWith("8BPS")) return "Photoshop";
+  if (text.startsWith("%PDF-")) return "PDF";
+  if (/^(\xef\xbb\xbf)?\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)/.test(text) && /<svg[\s>]/.test(text)) return "SVG";
+  if (text.startsWith("\x1a\x45\xdf\xa3") || /^RIFF....AVI /s.test(text)) return "video";
   if (/^P[1-6]\s/.test(text)) return "PPM";
   return null;
 }
@@ -99,7 +120,7 @@ async function readSize(url, format) {
 export function undecodable(format) {
   const universal = ["JPEG", "PNG", "GIF", "WebP"].includes(format);
   return new UserError(universal ? "The image is damaged or truncated."
-    : `This browser cannot read ${format} images; save it as JPEG or PNG.`);
+    : `This browser cannot read ${format} ${FILES.includes(format) ? "files" : "images"}; save it as JPEG or PNG.`);
 }
 
 /**
@@ -117,14 +138,81 @@ export async function toPixels(image, sidePx, signal) {
   }
 }
 
-async function decode({ file, format }) {
+async function decode(image) {
+  const { file, format } = image;
   // Colour profiles are ignored, as in training.
   const options = { imageOrientation: "from-image", colorSpaceConversion: "none" };
   try {
-    return await createImageBitmap(file, options);
+    return await shownFrame(image, await createImageBitmap(file, options));
   } catch {
     throw undecodable(format);
   }
+}
+
+/** The first frame of an animation that is not blank, if the browser can decode single frames. */
+async function shownFrame({ file, format }, first) {
+  const type = ANIMATED_TYPES[format];
+  if (!type || !globalThis.ImageDecoder || spread(first) >= MIN_RANGE) return first;
+  const decoder = new ImageDecoder({ data: await file.arrayBuffer(), type, colorSpaceConversion: "none" });
+  try {
+    await decoder.tracks.ready;
+    // Until then not all frames may be counted.
+    await decoder.completed;
+    const count = Math.min(decoder.tracks.selectedTrack.frameCount, MAX_FRAMES);
+    for (let frameIndex = 1; frameIndex < count; frameIndex++) {
+      const { image: frame } = await decoder.decode({ frameIndex });
+      const bitmap = await createImageBitmap(frame).finally(() => frame.close());
+      if (spread(bitmap) >= MIN_RANGE) {
+        first.close();
+        return bitmap;
+      }
+      bitmap.close();
+    }
+  } catch {
+    // Damage behind the first frame is no loss.
+  } finally {
+    decoder.close();
+  }
+  return first;
+}
+
+/**
+ * Checks that the browser shows what the model was trained on: of 16 bits it takes the upper 8 only, while
+ * training scales values that use a part of the range.
+ */
+export async function checkDepth(image) {
+  if (!image.isDeep) return;
+  const bitmap = await decode(image);
+  const { min, max } = extremes(bitmap);
+  bitmap.close();
+  if (max < 64 || max - min < 32) {
+    throw new UserError("This image uses a part of its 16 bits only, and this browser would show it as nearly " +
+      "black. Save it with 8 bits, or use the service.");
+  }
+}
+
+/** The largest difference of a channel's values, seen at a small side. */
+function spread(bitmap) {
+  return Math.max(...extremes(bitmap).ranges);
+}
+
+function extremes(bitmap) {
+  const canvas = createCanvas(BLANK_SIDE_PX, BLANK_SIDE_PX);
+  const context = canvas.getContext("2d", { willReadFrequently: true, alpha: false });
+  context.imageSmoothingQuality = "high"; // Averages.
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, BLANK_SIDE_PX, BLANK_SIDE_PX);
+  context.drawImage(bitmap, 0, 0, BLANK_SIDE_PX, BLANK_SIDE_PX);
+  const { data } = context.getImageData(0, 0, BLANK_SIDE_PX, BLANK_SIDE_PX);
+  const low = [255, 255, 255], high = [0, 0, 0];
+  for (let at = 0; at < data.length; at++) {
+    const channel = at % 4;
+    if (channel === 3) continue;
+    if (data[at] < low[channel]) low[channel] = data[at];
+    if (data[at] > high[channel]) high[channel] = data[at];
+  }
+  const ranges = high.map((value, channel) => value - low[channel]);
+  return { ranges, min: Math.min(...low), max: Math.max(...high) };
 }
 
 async function resizeToSquare(bitmap, sidePx, signal) {

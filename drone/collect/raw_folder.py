@@ -20,7 +20,7 @@ _NO_HOST = "(not a url)"
 _PARTIAL_FILE = ".part"
 """Name of an image while it is written, outside the class folders, where no scan sees it."""
 
-_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
+_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
 
 Downloader = Callable[[Sequence[ImageUrl], FetchSettings], Iterator[tuple[ImageUrl, Outcome]]]
 """Downloads image URLs, in parallel if it can, and yields each outcome as it comes, in any order.

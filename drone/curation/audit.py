@@ -21,8 +21,9 @@ _OUTLIER_SCORE = 3.5
 """Modified z-score beyond which a value counts as an outlier (Iglewicz and Hoaglin 1993)."""
 
 _SUFFIXES: Mapping[str, tuple[str, ...]] = {
-    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
-    "MPO": (".jpg", ".jpeg", ".mpo"),
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "HEIF": (".heic", ".heif", ".hif"),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
@@ -38,18 +39,19 @@ def errors(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def copies(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Lists every file that has a byte-for-byte copy.
+    """Lists every file that has a copy: the same pixels, whatever its metadata and container.
 
     Returns:
-        Columns `md5`, `path`, `given_class`, `across` (whether folders of several classes have
-        copies) and `kept`. Copies are consecutive; sets across classes come first, then the
-        largest.
+        Columns `content`, `md5`, `path`, `given_class`, `across` (whether folders of several
+        classes have copies) and `kept`. Copies are consecutive; sets across classes come first,
+        then the largest.
     """
     images = manifest[manifest["width"] > 0]
-    copies = images.loc[images.duplicated("md5", keep=False), ["md5", "path", "given_class"]]
-    copies["across"] = copies.groupby("md5")["given_class"].transform("nunique") > 1
+    columns = ["content", "md5", "path", "given_class"]
+    copies = images.loc[images.duplicated("content", keep=False), columns]
+    copies["across"] = copies.groupby("content")["given_class"].transform("nunique") > 1
     copies["kept"] = manifest.loc[copies.index, "kept"]
-    return _sort_sets(copies, "md5")
+    return _sort_sets(copies, "content")
 
 
 def near_duplicates(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -172,7 +174,7 @@ class Leakage:
     """Number of test images."""
 
     exact: float
-    """Number of test images with a byte-for-byte copy in train."""
+    """Number of test images with a copy in train."""
 
     twins: float
     """Number of test images with a copy or near duplicate in train."""
@@ -186,16 +188,16 @@ def leakage(manifest: pd.DataFrame, settings: SplitSettings) -> Leakage:
     1 - (1 - train)^n.
     """
     images = manifest[manifest["width"] > 0]
-    # Images left out as copies have no group of their own; their md5 stands in for it.
-    groups = images.groupby("md5")["group"].transform("max")
-    groups = groups.where(groups != "", images["md5"])
+    # Images left out as copies have no group of their own; their content stands in for it.
+    groups = images.groupby("content")["group"].transform("max")
+    groups = groups.where(groups != "", images["content"])
 
     def leaked(sets: "pd.Series[str]") -> float:
         duplicates = sets.groupby(sets).transform("size") - 1
         return float((settings.test * (1 - (1 - settings.train) ** duplicates)).sum())
 
     return Leakage(
-        test=settings.test * len(images), exact=leaked(images["md5"]), twins=leaked(groups)
+        test=settings.test * len(images), exact=leaked(images["content"]), twins=leaked(groups)
     )
 
 

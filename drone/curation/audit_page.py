@@ -22,7 +22,7 @@ _MAX_SAMPLES, _MAX_ERRORS, _MAX_SETS, _MAX_TILES, _MAX_OUTLIERS = 8, 200, 40, 12
 """Shown on the page: samples per class, errors, sets of duplicates per section, images per set,
 outliers of each kind. The CSV files have all of them."""
 
-_SET_KEYS = {"copies": "md5", "near_duplicates": "group"}
+_SET_KEYS = {"copies": "content", "near_duplicates": "group"}
 """Column that names the set, by table."""
 
 _Tile = dict[str, Any]
@@ -100,8 +100,8 @@ def _sections(plan: PreparePlan, tables: Mapping[str, pd.DataFrame]) -> dict[str
     """Returns the images to show in each section of the page."""
     return {
         "samples": _samples(plan.manifest, plan.settings.classes),
-        "across": _sets(tables["copies"].query("across"), "md5"),
-        "within": _sets(tables["copies"].query("not across"), "md5"),
+        "across": _sets(tables["copies"].query("across"), "content"),
+        "within": _sets(tables["copies"].query("not across"), "content"),
         "near": _sets(tables["near_duplicates"], "group"),
         "outliers": _outliers(tables["outliers"]),
     }

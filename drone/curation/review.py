@@ -39,7 +39,8 @@ def build_items(
     Args:
         manifest: Manifest of the data set.
         suspects: Columns `md5`, `suggested` and `confidence`, worst first.
-        decided_md5: md5 of images that the user has decided on before; they are left out.
+        decided_md5: md5 of images that the user has decided on before, and of their copies; they
+            are left out.
 
     Returns:
         For each image `md5`, `path`, `given`, `kinds`, `suggested` and `confidence` (of doubtful
@@ -57,9 +58,11 @@ def build_items(
         return item
 
     across = manifest[manifest["reason"] == ACROSS]
-    copies = manifest[manifest["md5"].isin(across["md5"])]
-    for md5, rows in copies.groupby("md5"):
-        item_of(str(md5), _COPIES)["places"] = sorted(rows["path"])
+    copies = manifest[manifest["content"].isin(across["content"])]
+    for _, rows in copies.groupby("content"):
+        # One of them stands for all: a decision on it holds for its copies.
+        shown = rows.sort_values("kept", ascending=False, kind="stable")["md5"].iloc[0]
+        item_of(shown, _COPIES)["places"] = sorted(rows["path"])
     for row in suspects.to_dict("records"):
         item = item_of(row["md5"], _SUSPECT)
         item["suggested"] = row["suggested"]

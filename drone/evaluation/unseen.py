@@ -90,7 +90,7 @@ def load_unseen(
         folder: Folder with one subfolder per class; not every class needs to be there.
         classes: Class names in the order of their indices.
         preprocessing: Preprocessing of the model.
-        trained_on: Columns md5, phash and split of the model's data set, or None if unknown.
+        trained_on: Columns content, phash and split of the model's data set, or None if unknown.
         track: Shows progress.
 
     Raises:
@@ -172,8 +172,8 @@ def _seen(records: Sequence[ScanRecord], trained_on: pd.DataFrame | None) -> NDA
     pairs = near_pairs(hashes)
     matches = pairs[(pairs[:, 0] < len(records)) & (pairs[:, 1] >= len(records))]
     seen_N[matches[:, 0]] = True
-    # By md5 as well: near_pairs skips pairs where very many hashes are equal.
-    return seen_N | np.isin([record.md5 for record in records], training["md5"])
+    # By content as well: near_pairs skips pairs where very many hashes are equal.
+    return seen_N | np.isin([record.content for record in records], training["content"])
 
 
 def _hashes(values: Sequence[str]) -> NDArray[np.uint8]:

@@ -1,11 +1,16 @@
 """Serves an exported model: from an image's bytes to a prediction, over HTTP and on AWS Lambda.
 
 Needs only numpy, pillow, onnxruntime and python-multipart, so it starts fast and fits a Lambda
-package; the HTTP server also needs starlette and uvicorn. From the rest of the project it imports
-`drone.labels` and `drone.errors` alone.
+package; with pillow-heif it reads HEIC too. The HTTP server also needs starlette and uvicorn. From
+the rest of the project it imports `drone.labels` and `drone.errors` alone.
 
 preprocess: `Preprocessing` and `to_pixels`, the one way from bytes to the model's input.
 decode_limits: rejects files that would take a decoder too long.
+metadata: removes what the pixels do not depend on; jpeg_segments, gif_blocks and tiff_directories
+    are the structures of files that both follow.
+unsupported: names formats that are not read.
+bit_depth, blank: images of more than 8 bits, and those that show nothing.
+text_body: images that arrive as base64 or data URLs.
 predictor: `Predictor` loads an ONNX file and returns a `Prediction`; `ModelInfo` describes it.
 api: `Api` handles requests without a server; `ApiSettings` has its limits.
 http: `HttpApp` is the ASGI application with a queue; `HttpSettings` has its concurrency.

@@ -7,8 +7,6 @@ Each limit on bytes is checked in one place. `Api` checks the length of a reques
 it reads, to bound its memory. An image inside a form or JSON is never longer than the body.
 """
 
-import base64
-import binascii
 import json
 import logging
 import re
@@ -17,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
@@ -25,6 +24,7 @@ from python_multipart.multipart import parse_options_header
 from drone.errors import ConfigError, ImageError
 from drone.serving.openapi import docs_page, openapi_schema
 from drone.serving.predictor import ModelInfo, Prediction, Predictor
+from drone.serving.text_body import HOW_TO, decode_if_text, decode_text
 
 # Its debug messages quote bytes of damaged forms; images may be private, and a log is not.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
@@ -45,7 +45,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_FORM_PARTS = 100
 """Parts of a form; a body of tiny ones would take the parser, written in Python, many seconds."""
 
-_WHITESPACE = b" \t\n\r\v\f"
+_URL_ENCODED_TYPE = "application/x-www-form-urlencoded"
+_URL_ENCODED = re.compile(rb"(?:[^&]*&)*?image=([^&]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,8 @@ class Api:
             return self.error_response(error, request_id)
         except ImageError as error:
             status = STATUS_BY_REASON[error.reason]
-            return self.error_response(ApiError(status, error.reason, str(error)), request_id)
+            explained = ApiError(status, error.reason, _explained(error, request))
+            return self.error_response(explained, request_id)
         if isinstance(content, str):
             return self._response(200, "text/html; charset=utf-8", content.encode(), request_id)
         if content is None:
@@ -243,22 +245,51 @@ def loggable(target: str) -> str:
 
 
 def extract_image(request: Request) -> bytes:
-    """Returns the image in a request: the body itself, a file of a form, or base64 in JSON.
+    """Returns the image in a request.
+
+    It is the body itself, a file or field of a form, or text in JSON; whatever it is, it may be
+    base64 or a data URL.
 
     Raises:
-        ApiError: There is no image, or the form or JSON is malformed.
+        ApiError: There is no image, or the form, JSON or base64 is malformed.
     """
     content_type = request.headers.get("content-type", "")
     media_type = content_type.split(";")[0].strip().lower()
+    field = _URL_ENCODED.match(request.body) if media_type == _URL_ENCODED_TYPE else None
     if media_type == "multipart/form-data":
         image = _from_form(content_type, request.body)
-    elif media_type == "application/json" or media_type.endswith("+json"):
-        image = _from_json(request.body)
+    elif field:
+        image = unquote_to_bytes(field[1])
+    # No image begins like this, and many clients send JSON under another type.
+    elif _is_json(media_type) or request.body[:64].lstrip().startswith(b"{"):
+        return _not_empty(_from_json(request.body))
     else:
         image = request.body
+    try:
+        return _not_empty(decode_if_text(image))
+    except ValueError as error:
+        raise ApiError(400, "bad-base64", f"The image is text, but {error}. {HOW_TO}") from error
+
+
+def _is_json(media_type: str) -> bool:
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def _not_empty(image: bytes) -> bytes:
     if not image:
-        raise ApiError(400, "empty", "The request contains no image.")
+        raise ApiError(400, "empty", f"The request contains no image. {HOW_TO}")
     return image
+
+
+def _explained(error: ImageError, request: Request) -> str:
+    """Returns the message of an error, with how to send an image if it seems to be sent wrongly."""
+    content_type = request.headers.get("content-type", "").lower()
+    if content_type.startswith(_URL_ENCODED_TYPE) and error.reason in ("non-media", "undecodable"):
+        return f"{error} curl -d removes line breaks from files: use --data-binary instead."
+    start = request.body[:200]
+    if error.reason == "non-media" and start.isascii() and b"\0" not in start:
+        return f"{error} {HOW_TO}"
+    return str(error)
 
 
 def _from_form(content_type: str, body: bytes) -> bytes:
@@ -268,6 +299,10 @@ def _from_form(content_type: str, body: bytes) -> bytes:
     if body.count(b"--" + boundary) > _MAX_FORM_PARTS:
         raise ApiError(400, "bad-form", f"The form has more than {_MAX_FORM_PARTS} parts.")
     files: dict[str, bytes] = {}
+    fields: dict[bytes, bytes] = {}
+
+    def add_field(field: Any) -> None:
+        fields.setdefault(field.field_name or b"", field.value or b"")
 
     def add_file(part: Any) -> None:
         name = (part.field_name or b"").decode("utf-8", "replace")
@@ -281,36 +316,40 @@ def _from_form(content_type: str, body: bytes) -> bytes:
     config = {"MAX_MEMORY_FILE_SIZE": 2 * len(body) + 1}
     try:
         parser = FormParser(
-            "multipart/form-data", lambda _: None, add_file, boundary=boundary, config=config
+            "multipart/form-data",
+            add_field,
+            add_file,
+            boundary=boundary,
+            config=config,
         )
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
         raise ApiError(400, "bad-form", f"The form is malformed: {error}.") from error
-    if not files:
-        message = 'The form contains no file; send the image as the file "image".'
-        raise ApiError(400, "empty", message)
-    return files.get("image", next(iter(files.values())))
+    if files:
+        return files.get("image", next(iter(files.values())))
+    if fields.get(b"image"):
+        return fields[b"image"]
+    message = 'The form contains no file; send the image as the file "image".'
+    raise ApiError(400, "empty", message)
 
 
 def _from_json(body: bytes) -> bytes:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad-json", "The body is not valid JSON.") from error
-    image = content.get("image") if isinstance(content, dict) else None
+        raise ApiError(400, "bad-json", f"The body is not valid JSON. {HOW_TO}") from error
+    image = content.get("image") if isinstance(content, dict) else content
     if not isinstance(image, str):
-        message = 'The JSON must be {"image": "..."} with the image as base64.'
+        message = (
+            'The JSON must be {"image": "..."} with the image as base64 or a data URL, one image '
+            "per request."
+        )
         raise ApiError(400, "bad-json", message)
-    # A browser's FileReader gives a data URI, and `base64` on a command line wraps its lines.
-    text = image.partition(",")[2] if image.startswith("data:") else image
     try:
-        # As bytes: a list of what `split` leaves could take twenty times the memory.
-        encoded = text.encode("ascii").translate(None, _WHITESPACE)
-        # Strict: by default Python skips what is not base64, and decodes the rest.
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError(400, "bad-json", '"image" is not valid base64.') from error
+        return decode_text(image.encode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise ApiError(400, "bad-json", f'"image" is text, but {error}.') from error
 
 
 def _json(content: object) -> bytes:

@@ -6,13 +6,13 @@ that would take it long is rejected first. Ordinary files stay far below each li
 """
 
 import os
-import re
-import struct
-from collections.abc import Iterator
 
 from PIL import ImageFile
 
 from drone.errors import ImageError
+from drone.serving.gif_blocks import gif_blocks
+from drone.serving.jpeg_segments import END, SCAN, segments
+from drone.serving.tiff_directories import directories
 
 _MAX_SCANS = 100
 """Scans of a JPEG; encoders write 1 to 15. libjpeg-turbo recommends a limit against "progressive
@@ -24,8 +24,11 @@ _MAX_SCANNED_PIXELS = 800_000_000
 _MAX_HEADER_STEPS = 20_000
 """Segments, chunks and fill bytes that Pillow reads one by one in Python."""
 
-_MAX_PROFILES = 16
-"""Colour profiles in a PNG, each of which may inflate to 1 MiB; one is allowed by the standard."""
+_MAX_GIF_BLOCKS = 500_000
+"""Blocks of a GIF; they have at most 255 bytes, and Pillow steps over them in Python."""
+
+_MAX_FRAME_PIXELS = 2**28
+"""Pixels of a GIF's frame; the limit on those of the image applies as well."""
 
 _MAX_PYTHON_MIB = {"bmp_rle": 5, "ppm": 2, "ppm_plain": 5}
 """File size that takes about a second, by Pillow's names of the decoders written in Python."""
@@ -45,10 +48,6 @@ _MAX_TILE_PIXELS = 2**20
 _STRIP_OFFSETS, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 273, 322, 323, 324
 """Tags of a TIFF."""
 
-# A marker of a segment: within a scan, 0xff is followed by zero or by a restart marker.
-_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
-_SCAN, _END = 0xDA, 0xD9
-
 # libtiff has its own limit, for a JPEG inside a TIFF.
 os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", "16")
 
@@ -63,6 +62,8 @@ def check_header(data: bytes) -> None:
         _check_jpeg_header(data)
     elif data.startswith(b"\x89PNG"):
         _check_png_chunks(data)
+    elif data.startswith(b"GIF8"):
+        _check_gif_blocks(data)
     elif data.startswith((b"II", b"MM")):
         _check_tiff_tiles(data)
 
@@ -91,11 +92,11 @@ def check_decoding(image: ImageFile.ImageFile, data: bytes) -> None:
 
 def _check_jpeg_header(data: bytes) -> None:
     steps = 0
-    for code, gap in _segments(data):
-        steps += 1 + gap
+    for segment in segments(data):
+        steps += 1 + segment.num_skipped
         if steps > _MAX_HEADER_STEPS:
             raise _too_slow(f"its header has more than {_MAX_HEADER_STEPS} segments")
-        if code == _SCAN:
+        if segment.code == SCAN:
             return
 
 
@@ -105,52 +106,40 @@ def _check_scans(data: bytes, pixels: int) -> None:
     if data.count(b"\xff\xda") <= limit:
         return
     scans = 0
-    for code, _ in _segments(data):
-        scans += code == _SCAN
+    for segment in segments(data):
+        scans += segment.code == SCAN
         if scans > limit:
             raise _too_slow(f"it has more than {limit} scans of {pixels / 1e6:.1f} million pixels")
-        if code == _END:
+        if segment.code == END:
             return
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yields the marker of each segment of a JPEG, and the number of bytes skipped before it."""
-    position = 2
-    while marker := _MARKER.search(data, position):
-        code = data[marker.end() - 1]
-        yield code, marker.end() - 2 - position
-        position = marker.end()
-        if code not in (0x01, 0xD8, _END):
-            position += int.from_bytes(data[position : position + 2], "big")
-
-
 def _check_png_chunks(data: bytes) -> None:
-    position, chunks, profiles = 8, 0, 0
+    position, chunks = 8, 0
     while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
         chunks += 1
-        profiles += kind == b"iCCP"
-        if chunks > _MAX_HEADER_STEPS or profiles > _MAX_PROFILES:
-            raise _too_slow(f"it has {chunks} chunks with {profiles} colour profiles")
-        position += length + 12
+        if chunks > _MAX_HEADER_STEPS:
+            raise _too_slow(f"it has more than {_MAX_HEADER_STEPS} chunks")
+        position += int.from_bytes(data[position : position + 4], "big") + 12
+
+
+def _check_gif_blocks(data: bytes) -> None:
+    blocks = 0
+    for block in gif_blocks(data):
+        blocks += 1 + block.num_parts
+        # Pillow reserves memory for a frame's rectangle when it opens the file.
+        if block.right * block.bottom > _MAX_FRAME_PIXELS:
+            raise _too_slow(f"a frame claims {block.right} x {block.bottom} pixels")
+        if blocks > _MAX_GIF_BLOCKS:
+            raise _too_slow(f"it has more than {_MAX_GIF_BLOCKS} blocks")
 
 
 def _check_tiff_tiles(data: bytes) -> None:
-    order = "<" if data.startswith(b"II") else ">"
-    is_big = data[2:4] in (b"+\0", b"\0+")  # BigTIFF has longer fields.
-    entry = struct.Struct(f"{order}HHQ8s" if is_big else f"{order}HHI4s")
-    try:
-        (start,) = struct.unpack_from(
-            f"{order}Q" if is_big else f"{order}I", data, 8 if is_big else 4
-        )
-        head = struct.Struct(f"{order}Q" if is_big else f"{order}H")
-        (entries,) = head.unpack_from(data, start)
-        for number in range(min(entries, 2**16)):
-            tag, _, count, _ = entry.unpack_from(data, start + head.size + number * entry.size)
-            if tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and count > _MAX_TILES:
+    for directory in directories(data):
+        for tag in (_STRIP_OFFSETS, _TILE_OFFSETS):
+            count = directory.count(tag)
+            if count > _MAX_TILES:
                 raise _too_slow(f"it has {count} tiles or strips; the limit is {_MAX_TILES}")
-    except struct.error:
-        return  # Truncated, as Pillow will report.
 
 
 def _check_python_reader(data: bytes, pixels: int, max_mib: int) -> None:

@@ -33,6 +33,7 @@ from drone.serving.lambda_events import (
     parse_request,
 )
 from drone.serving.predictor import Predictor
+from drone.serving.text_body import HOW_TO
 
 _PACKAGED_MODEL = Path(__file__).resolve().parents[2] / "model.onnx"
 
@@ -147,7 +148,8 @@ def handle_event(api: Api, event: Any, context: Any) -> dict[str, Any]:
     target, method = "an event", ""
     try:
         if not is_http_event(event):
-            raise ApiError(400, "bad-event", "The event is not an HTTP request.")
+            message = f"The event is not an HTTP request to POST /predict. {HOW_TO}"
+            raise ApiError(400, "bad-event", message)
         request = parse_request(event, headers, api.has_route)
         method, target = request.method, f"{request.method} {request.path}"
         response = api.handle(request)

@@ -89,7 +89,10 @@ _IMAGE_BODY: dict[str, Any] = {
     # Whatever the type says: the format is detected from the content.
     "image/*": {"schema": _BINARY},
     "multipart/form-data": _object_with_image(_BINARY),
-    "application/json": _object_with_image({"type": "string", "contentEncoding": "base64"}),
+    "application/json": _object_with_image(
+        {"type": "string", "description": "Base64, wrapped or not, or a data URL."}
+    ),
+    "text/plain": {"schema": {"type": "string", "description": "Base64 or a data URL."}},
 }
 
 

@@ -4,13 +4,15 @@ Dataset preparation, evaluation, the HTTP app, the Lambda function and the MLflo
 `to_pixels`. Its settings are stored in the exported model, so training and serving cannot drift.
 """
 
+import contextlib
+import functools
 import io
 import json
-import struct
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +20,10 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from drone.errors import ConfigError, ImageError
 from drone.serving import decode_limits
+from drone.serving.bit_depth import to_8_bits
+from drone.serving.blank import is_blank
+from drone.serving.metadata import DECODE_ERRORS, without_metadata
+from drone.serving.unsupported import check_supported, check_tiff, is_heic
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "PPM", "BMP", "TIFF", "AVIF")
 """Formats that Pillow may open. An allow-list: some of its other readers run external programs."""
@@ -26,23 +32,6 @@ _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "PPM", "BMP", "TIFF", "AVIF")
 Image.MAX_IMAGE_PIXELS = None
 # Pillow warns about damaged EXIF and the like, although the image itself can be decoded.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    MemoryError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,  # Raised by the AVIF reader.
-    # Raised for a TIFF or EXIF tag whose type is not the one that Pillow expects.
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-)
-"""What Pillow raises for damaged images and damaged EXIF."""
 
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,6 +45,17 @@ _TRANSPOSITIONS = {
 """What undoes each EXIF orientation."""
 
 _BAND_ROWS = 256
+
+_MAX_FRAMES, _MAX_FRAME_PIXELS = 16, 100_000_000
+"""Frames of an animation or pages of a TIFF that are searched for one that is not blank, and their
+pixels together."""
+
+_LOW_BYTES = {
+    ";16B": ";16L",
+    ";16L": ";16B",
+    ";16N": ";16B" if sys.byteorder == "little" else ";16L",
+}
+"""Pillow unpacks the high byte of 16-bit colours; these raw modes unpack the other one."""
 
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -143,7 +143,9 @@ def nearest_side(longer_sides_px: ArrayLike, sides_px: Sequence[int]) -> NDArray
 
 
 def decode(data: bytes, settings: Preprocessing) -> Image.Image:
-    """Decodes the first frame: EXIF rotation applied, 8-bit RGB, alpha composited over white.
+    """Decodes an image: EXIF rotation applied, 8-bit RGB, alpha composited over white.
+
+    Of an animation the first frame counts that is not blank, of the first 16.
 
     Raises:
         ImageError: The bytes are not an image that the model accepts.
@@ -165,9 +167,10 @@ def decode_reduced(image: Image.Image, min_side_px: int, mode: str = "RGB") -> I
     Raises:
         ImageError: The image is damaged or its mode is not supported.
     """
-    # Only JPEG can decode at a smaller scale; other formats ignore the draft.
-    image.draft("L" if mode == "L" and image.mode == "RGB" else None, (min_side_px, min_side_px))
-    if mode == "L" and image.mode == "L" and not image.has_transparency_data:
+    if image.format == "JPEG":  # A HEIC would give a thumbnail that is stored beside the image.
+        draft_mode = "L" if mode == "L" and image.mode == "RGB" else None
+        image.draft(draft_mode, (min_side_px, min_side_px))
+    if mode == "L" and image.mode == "L" and image.format == "JPEG":
         try:
             image.load()
             return _apply_exif_rotation(image)
@@ -182,7 +185,8 @@ def open_header(data: bytes, settings: Preprocessing) -> Image.Image:
     The format is detected from the content, never from a file name or Content-Type.
 
     Raises:
-        ImageError: The data is empty, not a supported format, too large or too small.
+        ImageError: The data is empty, not a supported format, too large or too small, or would
+            take too long to decode.
     """
     if not data:
         raise ImageError("empty", "The file is empty.")
@@ -193,6 +197,8 @@ def open_header(data: bytes, settings: Preprocessing) -> Image.Image:
             f"the limit is {settings.max_bytes / 2**20:g} MiB.",
         )
     decode_limits.check_header(data)
+    check_supported(data, reads_heic)
+    data = without_metadata(data)
     image = _identify(data)
     size = f"The image has {image.width} x {image.height} pixels"
     if image.width * image.height > settings.max_pixels:
@@ -205,13 +211,55 @@ def open_header(data: bytes, settings: Preprocessing) -> Image.Image:
     return image
 
 
+@functools.cache
+def _heif_plugin() -> Any:
+    """Returns the package that reads HEIC; None where it is not installed."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        return pillow_heif
+    return None
+
+
+def reads_heic() -> bool:
+    """Whether HEIC is read: the package pillow-heif, which nothing else needs, is installed."""
+    return _heif_plugin() is not None
+
+
 def _decode_opened(image: Image.Image) -> Image.Image:
     try:
-        # A truncated JPEG passes open() and even verify(); only decoding detects it.
-        image.load()
-        return _to_rgb(_apply_exif_rotation(image))
+        first = _decode_frame(image)
+        # Of a GIF, Pillow would read on to tell whether it is animated; others say so.
+        may_move = image.format == "GIF" or getattr(image, "is_animated", False)
+        if not may_move or not is_blank(first):
+            return first
+        first = first.copy()  # Seeking changes it.
+        return _first_shown_frame(image) or first
     except DECODE_ERRORS as error:
         raise _undecodable() from error
+
+
+def _decode_frame(image: Image.Image) -> Image.Image:
+    depth, source = _declared_depth(image), getattr(image, "fp", None)
+    raw_mode = _raw_mode(image)
+    # A truncated JPEG passes open() and even verify(); only decoding detects it.
+    image.load()
+    if raw_mode[-4:] in _LOW_BYTES and image.mode in ("RGB", "RGBA") and source:
+        image = _from_16_bit_colour(image, source, raw_mode)
+    return _to_rgb(_apply_exif_rotation(image), depth)
+
+
+def _first_shown_frame(image: Image.Image) -> Image.Image | None:
+    """Returns the first later frame that is not blank; None if there is none within the bounds."""
+    num_frames = min(_MAX_FRAMES, _MAX_FRAME_PIXELS // (image.width * image.height))
+    # The first frame is whole: damage of later ones is no loss.
+    with contextlib.suppress(ImageError, *DECODE_ERRORS):
+        for number in range(1, num_frames):
+            image.seek(number)
+            frame = _decode_frame(image)
+            if not is_blank(frame):
+                return frame
+    return None
 
 
 def _resize(image: Image.Image, settings: Preprocessing) -> NDArray[np.uint8]:
@@ -221,8 +269,12 @@ def _resize(image: Image.Image, settings: Preprocessing) -> NDArray[np.uint8]:
 
 def _identify(data: bytes) -> ImageFile.ImageFile:
     try:
+        if is_heic(data):
+            heic: ImageFile.ImageFile = _heif_plugin().HeifImageFile(io.BytesIO(data))
+            return heic
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
+        check_tiff(data)
         if _has_image_signature(data):
             raise _undecodable() from error
         formats = ", ".join(_FORMATS)
@@ -248,11 +300,15 @@ def _apply_exif_rotation(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, depth: int | None) -> Image.Image:
     if image.mode in ("F", "LAB", "HSV"):
-        raise ImageError("unsupported", f"Images of mode {image.mode} are not supported.")
+        raise ImageError(
+            "unsupported",
+            f"Images of mode {image.mode} are not supported. Convert the file to 8 bits, for "
+            f"example with `magick FILE -depth 8 image.png`.",
+        )
     if image.mode.startswith("I"):
-        image = _from_16_bit(image)
+        image = Image.fromarray(to_8_bits(np.asarray(image), depth))
     if image.has_transparency_data:
         return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -269,13 +325,50 @@ def _over_white(image: Image.Image) -> Image.Image:
     return flat
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Converts 16-bit grey to 8 bits; Pillow's own conversion clips everything to white."""
-    values = np.asarray(image)
-    # Mode I has 32 bits: Pillow uses it for 16-bit PGM, and also for some files with 8-bit values.
-    if image.mode != "I" or values.max(initial=0) > 255:
-        values = values >> 8
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+def _declared_depth(image: Image.Image) -> int | None:
+    """Returns the bits per value that an opened file names; None if it may use fewer."""
+    if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(258) in (12, (12,)):
+        return 12
+    tiles = getattr(image, "tile", None)
+    args = tiles[0].args if image.format == "PPM" and tiles else ""
+    # Pillow has scaled a PGM with another maximum than 65,535 to 16 bits.
+    return 16 if isinstance(args, tuple) else None
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Returns how the pixels of an opened file are packed."""
+    tiles = getattr(image, "tile", None)
+    args = tiles[0].args if tiles else ""
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _from_16_bit_colour(image: Image.Image, source: IO[bytes], raw_mode: str) -> Image.Image:
+    """Scales 16-bit colours of which Pillow has kept the high bytes, where those show little."""
+    if not _shows_little(image):
+        return image
+    source.seek(0)
+    again = Image.open(source, formats=(str(image.format),))
+    tile = again.tile[0]
+    low_mode = raw_mode[:-4] + _LOW_BYTES[raw_mode[-4:]]
+    args = (low_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else low_mode
+    again.tile = [tile._replace(args=args)]
+    again.load()
+    values_HWC = np.asarray(image)[..., :3].astype(np.uint16) << 8
+    values_HWC |= np.asarray(again)[..., :3]
+    again.close()
+    scaled = Image.fromarray(to_8_bits(values_HWC))
+    if image.mode == "RGBA":
+        scaled.putalpha(image.getchannel("A"))
+    # Into the same image, which knows its orientation.
+    image.paste(scaled)
+    return image
+
+
+def _shows_little(image: Image.Image) -> bool:
+    """Whether the high bytes of 16-bit colours use a part of their range only."""
+    high_HWC = np.asarray(image)[..., :3]
+    # As in `to_8_bits`: less than an eighth of the range, or no more than 14 bits.
+    return bool(np.ptp(high_HWC) < 32 or high_HWC.max() < 64)
 
 
 def _undecodable() -> ImageError:

@@ -93,10 +93,10 @@ DAMAGES: tuple[tuple[str, Encoder], ...] = (
 )
 """File name suffix and encoder of each kind of damaged image."""
 
-NON_MEDIA = (
-    (".txt", "a list of addresses"),
-    (".ipynb", '{"cells": [], "nbformat": 4}'),
-    (".svg", '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'),
-    (".jpg", "<!DOCTYPE html><html><body>404 Not Found</body></html>"),
+NO_IMAGES = (
+    (".txt", "a list of addresses", "non-media"),
+    (".ipynb", '{"cells": [], "nbformat": 4}', "non-media"),
+    (".svg", '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>', "unsupported"),
+    (".jpg", "<!DOCTYPE html><html><body>404 Not Found</body></html>", "non-media"),
 )
-"""File name suffix and content of files that are no images."""
+"""File name suffix, content and reason to expect of files that are no images."""

@@ -17,7 +17,7 @@ from drone.data.prepare.verdicts import ACROSS, WITHIN, Policy
 from drone.errors import ConfigError
 from drone.labels import CLASSES
 from drone.synth.drawing import Rng, draw
-from drone.synth.encoding import DAMAGES, NON_MEDIA, UNUSUAL_KINDS, encode, file_name, jpeg
+from drone.synth.encoding import DAMAGES, NO_IMAGES, UNUSUAL_KINDS, encode, file_name, jpeg
 
 _BIN_SHARES = (0.36, 0.36, 0.14, 0.08, 0.03, 0.02, 0.01)
 """Share of the drawings in each bin: collected images are mostly small, and a few are huge."""
@@ -277,8 +277,8 @@ def _add_broken(folder: Path, settings: SynthSettings, rng: Rng, truth: GroundTr
         truth.broken[path] = reason
 
     for number in range(settings.non_media):
-        suffix, text = NON_MEDIA[number % len(NON_MEDIA)]
-        add(f"page_{number:03d}{suffix}", f"{text}\n<!-- {number} -->\n".encode(), "non-media")
+        suffix, text, reason = NO_IMAGES[number % len(NO_IMAGES)]
+        add(f"page_{number:03d}{suffix}", f"{text}\n<!-- {number} -->\n".encode(), reason)
     for number in range(settings.empty):
         add(f"empty_{number:03d}.jpg", b"", "empty")
     for number in range(settings.broken):

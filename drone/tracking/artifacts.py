@@ -15,7 +15,7 @@ from drone.tracking.failures import FAILURES, first_line
 IMAGES_FILE = "images.parquet"
 """Artifact of a run: which image was in which split."""
 
-IMAGE_COLUMNS = ["md5", "phash", "class_name", "split", "group", "path"]
+IMAGE_COLUMNS = ["md5", "content", "phash", "class_name", "split", "group", "path"]
 """Columns of that file."""
 
 
@@ -79,7 +79,7 @@ def damaged(run_id: str, artifact: str, error: Exception) -> RunError:
 
 
 def images_of(run_id: str) -> pd.DataFrame:
-    """Returns the images of a run's data set: md5, phash, class_name, split, group and path.
+    """Returns the images of a run's data set, with the columns of `IMAGE_COLUMNS`.
 
     Raises:
         RunError: The run has no list of its images, or the list is damaged.
@@ -93,11 +93,11 @@ def images_of(run_id: str) -> pd.DataFrame:
         raise damaged(run_id, IMAGES_FILE, error) from error
 
 
-def training_md5(run_id: str) -> "pd.Series[str]":
-    """Returns the md5 of each image that a run was trained or selected on: all but test.
+def training_contents(run_id: str) -> "pd.Series[str]":
+    """Returns the content of each image that a run was trained or selected on: all but test.
 
     Raises:
         RunError: The run has no list of its images.
     """
     images = images_of(run_id)
-    return images.loc[images["split"] != "test", "md5"]
+    return images.loc[images["split"] != "test", "content"]

@@ -1,19 +1,19 @@
 """The model as MLflow serves it: MLflow imports this module and passes it the ONNX file.
 
-Input: a column `image` of base64 text (or bytes). Output: `label`, `index`, and a probability per
-class.
+Input: a column `image` of base64 text or data URLs (or bytes). Output: `label`, `index`, a
+probability per class, and `error`: why an image has no prediction, else empty.
 """
 
-import base64
-import binascii
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.exceptions import MlflowException
 
 from drone.errors import ImageError
 from drone.serving.predictor import Predictor
+from drone.serving.text_body import decode_if_text, decode_text
+
+ERROR_COLUMN = "error"
 
 
 class ServedClassifier:
@@ -24,23 +24,39 @@ class ServedClassifier:
         self._predictor = Predictor(onnx_file)
 
     def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
-        """Returns a row per image."""
-        return pd.DataFrame([self._predict(value) for value in model_input["image"]])
+        """Returns a row per image; one that cannot be read has an error and no other value."""
+        rows = [self._predict(value) for value in model_input["image"]]
+        columns = ["label", "index", *self._predictor.info.classes, ERROR_COLUMN]
+        answers = pd.DataFrame(rows, columns=columns)
+        # As objects: missing numbers would be NaN, which JSON does not have.
+        return (
+            answers
+            if not answers[ERROR_COLUMN].any()
+            else answers.astype(object).where(answers.notna(), None)
+        )
 
-    def _predict(self, value: str | bytes) -> dict[str, Any]:
+    def _predict(self, value: object) -> dict[str, Any]:
         try:
-            data = base64.b64decode(value, validate=True) if isinstance(value, str) else value
-            prediction = self._predictor.predict(data)
-        except (ImageError, binascii.Error) as error:
-            # MLflow answers this error with 400; any other would be a 500 and a traceback.
-            raise MlflowException.invalid_parameter_value(f"Cannot read the image: {error}") from (
-                error
-            )
+            prediction = self._predictor.predict(_image_in(value))
+        except ImageError as error:
+            return {ERROR_COLUMN: f"Cannot read the image: {error}"}
         return {
             "label": prediction.label,
             "index": prediction.index,
             **prediction.probabilities,
+            ERROR_COLUMN: "",
         }
+
+
+def _image_in(value: object) -> bytes:
+    try:
+        if isinstance(value, str):
+            return decode_text(value.encode("utf-8", "surrogatepass"))
+        if isinstance(value, bytes | bytearray):
+            return decode_if_text(bytes(value))
+    except ValueError as error:
+        raise ImageError("non-media", f"It is text, but {error}.") from error
+    raise ImageError("empty", "The value is neither base64 nor a data URL.")
 
 
 def _load_pyfunc(path: str) -> ServedClassifier:

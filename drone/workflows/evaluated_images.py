@@ -188,7 +188,7 @@ def predict_folder(
 def _check_unseen(dataset: Dataset, run_id: str, name: str, advice: str) -> None:
     """Fails if a run was trained or selected on test images of the data set."""
     # By content: other data sets have other names and other splits for the same images.
-    seen = dataset.rows("test")["md5"].isin(artifacts.training_md5(run_id)).sum()
+    seen = dataset.rows("test")["content"].isin(artifacts.training_contents(run_id)).sum()
     if seen:
         raise RunError(
             f"Cannot evaluate {name} on {dataset.folder}: it was trained or selected on {seen} of "

@@ -261,8 +261,8 @@ def _champion(name: str, version: ModelRef, candidate_run_id: str, fingerprint: 
 def _check_test_images_unseen(run_id: str, tested_run_id: str, who: str) -> None:
     """Fails if a run was trained or selected on the test images of another run's data set."""
     images = artifacts.images_of(tested_run_id)
-    test_md5 = images.loc[images["split"] == "test", "md5"]
-    seen = int(test_md5.isin(artifacts.training_md5(run_id)).sum())
+    tested = images.loc[images["split"] == "test", "content"]
+    seen = int(tested.isin(artifacts.training_contents(run_id)).sum())
     if seen:
         raise RunError(
             f"{who} was trained on {seen} of the test images, so a comparison on them would be "

@@ -1,5 +1,6 @@
 """Writes the review page: finds label issues in a data set and puts them before the user."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pandas as pd
 from drone.curation import label_issues, review
 from drone.curation.label_issues import Ceiling
 from drone.data.prepare import ledger
+from drone.data.prepare.ledger import Decision
 from drone.errors import DataError
 from drone.model import weights
 from drone.storage import dataset_cache
@@ -41,7 +43,8 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
     if not folder.is_dir():
         raise DataError(f"--out is {request.out}, but there is no folder {folder}. Create it.")
     dataset = dataset_cache.open_at(request.data, notify=display.show)
-    decided = ledger.by_hand(ledger.read(dataset.folder / ledger.LEDGER_FILE))
+    decisions = ledger.by_hand(ledger.read(dataset.folder / ledger.LEDGER_FILE))
+    decided = _with_copies(decisions, dataset.manifest)
     issues, suspects = label_issues.find_in_dataset(
         dataset, weights.load(request.weights), display.track
     )
@@ -51,7 +54,7 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
     items = review.build_items(dataset.manifest, suspects.head(request.max_suspects), decided)
     facts = {
         "images to decide on": str(len(items)),
-        "decided before": str(len(decided)),
+        "decided before": str(len(decisions)),
         "test accuracy that the labels allow": describe(issues.ceiling),
     }
     review.write_page(request.out, dataset, items, review.image_loader(dataset), facts)
@@ -62,6 +65,14 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
         ceiling=issues.ceiling,
         true_classes=label_issues.true_class_table(issues, dataset.classes),
     )
+
+
+def _with_copies(decisions: Mapping[str, Decision], manifest: pd.DataFrame) -> set[str]:
+    """Returns the md5 of the images that the user has decided on, and of all their copies."""
+    contents = set(manifest.loc[manifest["md5"].isin(list(decisions)), "content"])
+    contents |= {decision.content for decision in decisions.values()}
+    copies = manifest["content"].isin(contents - {""})
+    return {*decisions, *manifest.loc[copies, "md5"]}
 
 
 def describe(ceiling: Ceiling) -> str:

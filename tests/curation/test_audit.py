@@ -46,7 +46,7 @@ def test_the_audit_counts_what_is_there(made_up: MadeUp, dataset_folder: Path) -
     errors = pd.read_csv(tables / "errors.csv")
     assert dict(zip(errors["path"], errors["reason"], strict=True)) == truth.broken
     copies = pd.read_csv(tables / "copies.csv")
-    sets = [sorted(paths) for _, paths in copies.groupby("md5")["path"]]
+    sets = [sorted(paths) for _, paths in copies.groupby("content")["path"]]
     assert sorted(sets) == sorted(truth.exact_duplicates)
     across = {
         path
@@ -76,7 +76,7 @@ def test_the_audit_counts_what_is_there(made_up: MadeUp, dataset_folder: Path) -
     assert "http://" not in html and "https://" not in html
     assert html.count("data:image/jpeg;base64,") > 50
     (sentence,) = re.findall(r"<b>Leakage\.</b> (.*?)</p>", html)
-    assert "byte-for-byte copy in train" in sentence
+    assert "copy of the same pixels in train" in sentence
 
 
 def test_the_leakage_is_what_random_splits_have(made_up: MadeUp) -> None:
@@ -96,11 +96,17 @@ def test_the_leakage_is_what_random_splits_have(made_up: MadeUp) -> None:
     assert expected.test == pytest.approx(0.15 * len(images))
 
 
-def test_an_image_of_one_colour_is_an_outlier(made_up: MadeUp, tmp_path: Path) -> None:
+def test_a_dark_blurred_image_is_an_outlier_and_one_of_one_colour_an_error(
+    made_up: MadeUp, tmp_path: Path
+) -> None:
     raw, out = tmp_path / "raw", tmp_path / "set"
     shutil.copytree(made_up.folder, raw)
     Image.new("RGB", (300, 200), "black").save(raw / "Winged Drones" / "black.png")
-    folder = prepare(raw, out, write_audit=write_audit).folder
-    outliers = pd.read_csv(folder / "tables" / "outliers.csv")
-    black = outliers[outliers["path"] == "Winged Drones/black.png"]["what"]
-    assert "blurred" in set(black)
+    dark = Image.linear_gradient("L").point(lambda value: value // 12)
+    dark.save(raw / "Winged Drones" / "dark.png")
+    tables = prepare(raw, out, write_audit=write_audit).folder / "tables"
+    outliers = pd.read_csv(tables / "outliers.csv").set_index("path")["what"]
+    assert "blurred" in set(outliers.loc[["Winged Drones/dark.png"]])
+    errors = pd.read_csv(tables / "errors.csv").set_index("path")["reason"]
+    assert errors["Winged Drones/black.png"] == "blank"
+    assert "Winged Drones/black.png" not in outliers.index

@@ -22,6 +22,9 @@ from drone.errors import ConfigError, DataError
 from drone.files import seal
 from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing, to_pixels
+from drone.workflows.preparation import Preparation
+from drone.workflows.requests import PrepareRequest
+from ray_jobs.dataset_tables import show_plan
 from tests.conftest import MadeUp
 from tests.data.preparing import SMALL, prepare
 
@@ -58,6 +61,7 @@ def record(path: str, md5: str = "", phash: str = "", problem: str = "") -> Scan
         class_name=path.split("/")[0],
         size_bytes=1,
         md5=md5,
+        content="" if problem else md5,
         phash="" if problem else phash or np.random.default_rng(seed).bytes(32).hex(),
         format="JPEG",
         mode="RGB",
@@ -236,6 +240,24 @@ def test_the_ledger_records_each_verdict_once(made_up: MadeUp, tmp_path: Path) -
     in_force = ledger.verdicts_in_force(longer)
     dropped = {path for (path, _), decision in in_force.items() if decision.action == "drop"}
     assert dropped == set(made_up.truth.expected_reasons("first"))
+
+
+def test_formats_that_are_not_read_are_named_before_the_steps(
+    made_up: MadeUp, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(made_up.folder, raw)
+    for number in range(2):
+        (raw / CLASSES[0] / f"{number}.jpg").write_bytes(b"\xff\x0a" + bytes(50 + number))
+    plan = plan_dataset([raw], SMALL, map_sequentially)
+    request = PrepareRequest(raw=(str(raw),), out=tmp_path / "set", dry_run=True)
+    show_plan(Preparation(plan, []), request)
+    shown = " ".join("".join(capfd.readouterr()).split())
+    advice = shown.index("2 files are left out. JPEG XL files are not supported. Convert")
+    assert advice < shown.index("Files by class")
+    rows = plan.manifest[plan.manifest["detail"].str.startswith("JPEG XL")]
+    assert rows["reason"].tolist() == ["unsupported"] * 2
+    assert rows["detail"].str.contains("`djxl FILE image.jpg`").all()
 
 
 class TestBadInput:

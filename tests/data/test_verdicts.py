@@ -23,6 +23,7 @@ def record(path: str, number: int) -> ScanRecord:
         class_name=path.split("/")[0],
         size_bytes=1000,
         md5=f"{number:032x}",
+        content="" if no_image else f"{number:032x}",
         phash="" if no_image else phash,
         format="" if no_image else "JPEG",
         mode="RGB",
@@ -76,8 +77,8 @@ def near_pair(path: str, other: str, size: tuple[int, int]) -> list[ScanRecord]:
 
 def test_of_near_duplicates_a_previous_one_is_kept_else_the_largest() -> None:
     pair = near_pair("Flying Birds/a.jpg", "Flying Birds/b.jpg", (800, 600))
-    for previous, kept in (((), [False, True]), ((pair[0].md5,), [True, False])):
-        frame = assign_verdicts(pair, "drop-all", 56, near_duplicates="drop", previous_md5=previous)
+    for previous, kept in (((), [False, True]), ((pair[0].content,), [True, False])):
+        frame = assign_verdicts(pair, "drop-all", 56, near_duplicates="drop", previous=previous)
         assert frame["kept"].tolist() == kept
         dropped = frame[~frame["kept"]].iloc[0]
         assert dropped["reason"] == NEAR

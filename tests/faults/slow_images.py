@@ -153,6 +153,27 @@ def gif_blocks(count: int) -> bytes:
     return data[:at] + b"\x21\xfe" + b"\1x" * count + b"\0" + data[at:]
 
 
+def gif_extensions(count: int) -> bytes:
+    """A GIF with extensions of no content."""
+    data = _saved(Image.new("P", (64, 64)), "GIF")
+    at = data.index(b"\x2c", 13)
+    return data[:at] + b"\x21\xfe\0" * count + data[at:]
+
+
+def gif_frame(side_px: int) -> bytes:
+    """A GIF whose first frame is larger than it says, and to be replaced by the background."""
+    data = _saved(Image.new("P", (64, 64)), "GIF")
+    at = data.index(b"\x2c", 13)
+    frame = struct.pack("<BHHHH", 0x2C, 0, 0, side_px, side_px)
+    return data[:at] + b"\x21\xf9\4\x08\0\0\0\0" + frame + data[at + 9 :]
+
+
 @functools.cache
 def flat(kind: str, side_px: int, **options: object) -> bytes:
     return _saved(Image.new("RGB", (side_px, side_px), "grey"), kind, **options)
+
+
+def hidden_segments(count: int) -> bytes:
+    """A JPEG without a scan whose long segments hide tables and many empty segments."""
+    inner = (b"\xff\xdb\0\x43" + bytes(65) + b"\xff\xfe\0\2" * 16_000)[:65_000]
+    return b"\xff\xd8" + (b"\xff\xe5" + struct.pack(">H", len(inner) + 2) + inner) * count

@@ -1,5 +1,8 @@
 """What the deployment installs, whom its machines trust, and what it makes of hostile names."""
 
+import base64
+import io
+import json
 import os
 import re
 import shutil
@@ -270,6 +273,33 @@ def test_a_logged_model_holds_no_code(logged: str, linear: Path, tmp_path: Path)
     image = tracked_model._example_image()
     answer = mlflow.pyfunc.load_model(uri).predict(pd.DataFrame({"image": [image, image]}))
     assert len(answer) == 2 and answer["label"][0] in Predictor(linear).info.classes
+
+
+def test_one_bad_image_of_a_batch_fails_alone(logged: str, linear: Path) -> None:
+    import mlflow
+    from mlflow.pyfunc.scoring_server import predictions_to_json
+
+    model = mlflow.pyfunc.load_model(tracked_model.logged_model(logged).model_uri)
+    good = tracked_model._example_image()
+    wrapped = "\n".join(good[at : at + 76] for at in range(0, len(good), 76))
+    safe = good.replace("+", "-").replace("/", "_").rstrip("=")
+    bad = base64.b64encode(b"no image").decode()
+    images = [good, bad, wrapped, "%%%", f"data:image/png;base64,{good}", safe, ""]
+    answers = model.predict(pd.DataFrame({"image": images}))
+    failed = [number for number, error in enumerate(answers["error"]) if error]
+    assert failed == [1, 3, 6]
+    assert "Not an image" in answers["error"][1] and "base64" in answers["error"][3]
+    labels = answers["label"].tolist()
+    assert {labels[number] for number in (0, 2, 4, 5)} == {labels[0]}
+    assert [labels[number] for number in failed] == [None] * 3
+    # What MLflow's server sends is JSON without NaN.
+    text = io.StringIO()
+    predictions_to_json(answers, text)
+    sent = json.loads(text.getvalue(), parse_constant=lambda name: pytest.fail(name))
+    rows = sent["predictions"]
+    assert rows[1]["index"] is None and rows[0]["index"] == int(answers["index"][0])
+    only_good = model.predict(pd.DataFrame({"image": [good, good]}))
+    assert only_good["error"].tolist() == ["", ""] and only_good["index"].dtype.kind == "i"
 
 
 def test_code_in_a_models_artifacts_is_never_run(logged: str, linear: Path, tmp_path: Path) -> None:

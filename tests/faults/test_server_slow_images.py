@@ -33,12 +33,15 @@ SLOW = {
     "scans inside a TIFF": slow_images.scans_in_tiff(2000, 90),
     "JPEG of empty segments": slow_images.many_segments(75_000),
     "JPEG of fill bytes": slow_images.padded_marker(300_000),
-    "PNG of colour profiles": slow_images.profiles(300),
+    "JPEG of hidden segments": slow_images.hidden_segments(150),
     "PNG of chunks": slow_images.png_chunks(b"abCd", b"", 25_000),
     "PPM of comments": slow_images.plain_comments(400_000),
     "plain PPM": slow_images.plain_values(1100),
     "PPM with an odd maximum": slow_images.scaled_values(1200),
     "BMP of run lengths": slow_images.run_lengths(7000),
+    "GIF of tiny blocks": slow_images.gif_blocks(2_000_000),
+    "GIF of empty extensions": slow_images.gif_extensions(2_000_000),
+    "GIF with a huge frame": slow_images.gif_frame(40_000),
     "TIFF with a huge tile": slow_images.huge_tile(8000),
     "TIFF of tiny tiles": slow_images.tiny_tiles(300),
     "TIFF of tiny strips": slow_images.tiny_strips(300_000),
@@ -48,6 +51,7 @@ ORDINARY = {
     "as many scans as an optimiser may write": slow_images.repeated_scans(800, 60),
     "JPEG with 100 segments": slow_images.many_segments(100),
     "PNG with 100 texts": slow_images.png_chunks(b"zTXt", ZTXT, 100),
+    "PNG of colour profiles": slow_images.profiles(300),
     "plain PPM": slow_images.plain_values(64),
     "PPM with an odd maximum": slow_images.scaled_values(64),
     "BMP of run lengths": slow_images.run_lengths(300),
@@ -110,7 +114,7 @@ def test_prepare_and_collect_reject_it_too(
 def test_the_server_answers_422_and_ends_when_told(linear: Path, tmp_path: Path) -> None:
     with served(tmp_path, "--onnx", linear) as server:
         start = time.monotonic()
-        for name in ("400 scans", "PNG of colour profiles", "PPM of comments"):
+        for name in ("400 scans", "PNG of chunks", "PPM of comments"):
             status, _, body = server.request("POST", "/predict", SLOW[name])
             assert status == 422, body
             assert json.loads(body)["error"]["problem"] == "undecodable"

@@ -3,6 +3,7 @@
 import base64
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -112,6 +113,74 @@ def test_bodies_without_an_image(
 ) -> None:
     response = post(api, body, content_type)
     assert (response.status, json.loads(response.body)["error"]["problem"]) == (status, problem)
+
+
+B64 = base64.b64encode(JPEG)
+URL_SAFE = base64.urlsafe_b64encode(JPEG).rstrip(b"=")
+DATA_URL = b"data:image/jpeg;base64," + B64
+FIELD = b'--edge\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
+URL_ENCODED = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (B64, "application/octet-stream"),
+        (B64, "text/plain"),
+        (b"\n".join(B64[at : at + 76] for at in range(0, len(B64), 76)) + b"\n", "image/jpeg"),
+        (URL_SAFE, "text/plain"),
+        (DATA_URL, "image/jpeg"),
+        (b'"' + DATA_URL + b'"\n', "text/plain"),
+        (b"DATA:;charset=utf-8;base64," + URL_SAFE, "text/plain"),
+        (b"data:image/jpeg," + quote(JPEG).encode(), "text/plain"),
+        (json.dumps({"image": DATA_URL.decode()}).encode(), "text/plain"),
+        (json.dumps({"image": URL_SAFE.decode()}).encode(), "application/json"),
+        (json.dumps(DATA_URL.decode()).encode(), "application/json"),
+        (json.dumps({"image": B64.decode()}).encode(), URL_ENCODED),
+        (b"name=x&image=" + quote(B64, safe="").encode(), URL_ENCODED),
+        (b"image=" + B64, URL_ENCODED),
+        form(DATA_URL),
+        form(B64 + b"\n"),
+        (FIELD + B64 + b"\r\n--edge--", "multipart/form-data; boundary=edge"),
+    ],
+)  # fmt: skip
+def test_an_image_may_be_text(api: Api, body: bytes, content_type: str) -> None:
+    response = post(api, body, content_type)
+    assert response.status == 200, response.body
+    expected = api.predictor.predict(JPEG).probabilities
+    assert json.loads(response.body)["probabilities"] == expected
+
+
+def test_plain_ppm_is_no_base64(api: Api) -> None:
+    assert post(api, b"P3 9 9 255\n" + b"7 " * 243).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b"data:image/png;base64,%%%", "text/plain", 400),
+        (b"not an image at all", "text/plain", 415),
+        (B64[:-30] + b"!" + B64, "text/plain", 415),
+        (b'{"images": ["a"]}', "application/json", 400),
+        (b'{"image": ["a"]}', "application/json", 400),
+        (b'{"image": "data:image/png;base64,%%%"}', "application/json", 400),
+        (b"", "image/png", 400),
+        (b"image=", URL_ENCODED, 400),
+    ],
+)
+def test_text_that_is_no_image_is_told_how_to_send_one(
+    api: Api, body: bytes, content_type: str, status: int
+) -> None:
+    response = post(api, body, content_type)
+    message = json.loads(response.body)["error"]["message"]
+    assert response.status == status and "base64" in message, message
+
+
+def test_what_curl_has_damaged_is_told_the_other_flag(api: Api) -> None:
+    png = hostile.cases()["PNG"][0].replace(b"\n", b"").replace(b"\r", b"")
+    for data, problem in ((png, "non-media"), (JPEG[: len(JPEG) // 2], "undecodable")):
+        error = json.loads(post(api, data, URL_ENCODED).body)["error"]
+        assert error["problem"] == problem and "--data-binary" in error["message"]
 
 
 def test_other_paths_and_methods(api: Api) -> None:

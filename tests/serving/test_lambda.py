@@ -148,6 +148,24 @@ def test_malformed_bodies(function: ModuleType) -> None:
     assert function.handler(halved, CONTEXT)["statusCode"] == 415
 
 
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("start", ["", "data:image/png;base64,"])
+def test_an_image_may_be_text(
+    function: ModuleType, exported: Path, source: Source, start: str
+) -> None:
+    expected = Predictor(exported, threads=1).predict(IMAGE).probabilities
+    wrapped = start.encode() + base64.encodebytes(IMAGE)
+    safe = json.dumps({"image": start + base64.urlsafe_b64encode(IMAGE).decode()}).encode()
+    for kind, body in (("text/plain", wrapped), ("image/png", wrapped), ("text/plain", safe)):
+        result = function.handler(source("POST", "/predict", kind, body), CONTEXT)
+        assert content(result)["probabilities"] == pytest.approx(expected, abs=1e-6)
+    lines = {"body": base64.encodebytes(IMAGE).decode(), "isBase64Encoded": True}
+    event = {**source("POST", "/predict", "image/png", IMAGE), **lines}
+    assert function.handler(event, CONTEXT)["statusCode"] == 200
+    refused = function.handler({"image": "..."}, CONTEXT)
+    assert "base64" in content(refused)["error"]["message"]
+
+
 def test_binary_responses_are_base64() -> None:
     response = Response(200, {"Content-Type": "image/png"}, IMAGE)
     result = format_response(response, rest("GET", "/"), head=False)

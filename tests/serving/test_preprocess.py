@@ -107,7 +107,7 @@ CASES = {
     "truncated WebP": (encoded(image(), "WEBP")[:60], "undecodable"),
     "GIF without a frame": (encoded(image(), "GIF")[:20], "undecodable"),
     "just above the limit": (png(9_000, 9_000, 1, 0, bytes(1126 * 9_000)), "too-large"),
-    "bomb in a text chunk": (png(9, 9, 8, 2, bytes(28 * 9), HUGE_ZTXT), "undecodable"),
+    "bomb in a text chunk": (png(9, 9, 8, 2, bytes(28 * 9), HUGE_ZTXT), None),
 }
 
 

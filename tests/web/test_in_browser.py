@@ -17,6 +17,8 @@ from drone.serving.predictor import Predictor
 from tests.conftest import MadeUp
 from tests.web.conftest import Visit, choose, classify, drawings, image_file, submit
 from tests.web.site import BUSY, MODEL_INFO, WEB, Reply, Site
+from tests.web.test_page import deep
+from tests.web.test_page import file as named
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +76,20 @@ def test_predictions_match_the_predictor(
     assert max(differences) <= TOLERANCE
     assert len(labels) >= 3  # The test model tells images apart.
     assert not site.uploads and "model" not in site.requests
+
+
+def test_16_bits_are_predicted_where_the_browser_shows_them(
+    visit: Visit, site: Site, small_model: Path, small_info: dict[str, Any]
+) -> None:
+    site.add_model(small_model.read_bytes(), small_info)
+    site.config["api"] = None
+    page = visit()
+    full = named("full.png", deep(8))
+    expected = apply_temperature(Predictor(small_model).predict(full["buffer"]).probabilities, 1.7)
+    assert max_difference(classify(page, full), expected) < TOLERANCE
+    choose(page, named("dark.png", deep(4)))
+    submit(page)
+    expect(page.get_by_role("alert")).to_contain_text("a part of its 16 bits only")
 
 
 def test_the_model_is_loaded_only_when_selected(

@@ -123,15 +123,19 @@ def encode(kind: str) -> bytes:
     noise = Image.fromarray(rng.integers(0, 256, (300, 260, 4), np.uint8), "RGBA")
     image = noise.convert("RGB")
     frames = [image.quantize(64), Image.new("RGB", image.size).quantize()]
-    grey = Image.fromarray(rng.integers(0, 65536, (99, 120)).astype(np.uint16))
+    white = Image.new("RGB", image.size, "white")
+    second = {"save_all": True, "append_images": [image, white], "duration": 50}
     kinds: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
         "transparent": (noise, "PNG", {}),
         "palette": (frames[0], "PNG", {"transparency": 3}),
         "profile": (image, "PNG", {"icc_profile": swapped_profile()}),
         "grey": (image.convert("L"), "PNG", {}),
-        "16 bits": (grey, "PNG", {}),
         "gif": (frames[0], "GIF", {"save_all": True, "append_images": frames[1:]}),
         "webp": (image, "WEBP", {"lossless": True}),
+        "blank first, gif": (white, "GIF", {**second, "append_images": [frames[0]]}),
+        "blank first, png": (white, "PNG", second),
+        "blank first, webp": (white, "WEBP", {**second, "lossless": True}),
+        "blank": (white, "PNG", {}),
         "webp, lossy": (image, "WEBP", {}),
         "avif": (image, "AVIF", {}),
         "bmp": (image, "BMP", {}),
@@ -144,7 +148,8 @@ def encode(kind: str) -> bytes:
     return buffer.getvalue()
 
 
-LOSSLESS = ["transparent", "palette", "profile", "grey", "16 bits", "gif", "webp", "bmp"]
+LOSSLESS = ["transparent", "palette", "profile", "grey", "gif", "webp", "bmp", "blank"]
+LOSSLESS += ["blank first, gif", "blank first, png", "blank first, webp"]
 LOSSY = ["webp, lossy", "avif", "progressive", "cmyk"]
 
 
@@ -336,6 +341,10 @@ def png(width: int, height: int) -> bytes:
             file("a.heic", b"\0\0\0\x18ftypheic" + bytes(50)),
             "cannot read HEIC images; save it as JPEG or PNG",
         ),
+        (file("a.png", b"<svg xmlns='http://www.w3.org/2000/svg' width='9'/>"), "read SVG files"),
+        (file("a.jpg", b"%PDF-1.7 " + bytes(50)), "cannot read PDF files"),
+        (file("a.jpg", b"\xff\x0a" + bytes(50)), "cannot read JPEG XL images"),
+        (file("a.jpg", b"\0\0\0\x18ftypisom" + bytes(50)), "cannot read video files"),
     ],
 )
 def test_invalid_files_are_not_sent(visit: Visit, site: Site, invalid: dict, message: str) -> None:
@@ -374,6 +383,21 @@ def test_formats_that_only_the_service_reads(visit: Visit, site: Site) -> None:
     submit(page)
     expect(page.locator("#result")).to_be_visible()
     assert site.uploads == [("application/octet-stream", buffer.getvalue())]
+
+
+def deep(shift: int) -> bytes:
+    grey = np.asarray(Image.linear_gradient("L")).astype(np.uint16) << shift
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_16_bits_are_for_the_service(visit: Visit, site: Site) -> None:
+    page = visit()
+    choose(page, file("a.png", deep(4)))
+    submit(page)
+    expect(page.locator("#result")).to_be_visible()
+    assert site.uploads == [("application/octet-stream", deep(4))]
 
 
 CONTRAST = """(selector) => {

@@ -67,7 +67,7 @@ def test_only_dropped_images_are_predicted_again(
 def test_a_model_is_not_scored_on_images_it_was_trained_on(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = dataset.manifest.loc[dataset.manifest["kept"], ["md5", "split"]].copy()
+    images = dataset.manifest.loc[dataset.manifest["kept"], ["content", "split"]].copy()
     monkeypatch.setattr(artifacts, "images_of", lambda _: images)
     _check_unseen(dataset, "1", "my-run", "do so")
     rows = dataset.rows("test").index

@@ -6,11 +6,12 @@ from typing import Literal
 
 import pandas as pd
 
+from drone.data.prepare.copies import mark_copies
 from drone.data.prepare.ledger import Decision
 from drone.data.prepare.near_duplicates import near_groups
 from drone.data.prepare.original_tables import original_flags
 from drone.data.prepare.scan import ScanRecord
-from drone.data.prepare.verdicts import ACROSS, BY_HAND, EXTENSION, NEAR, STEPS, WITHIN, Policy
+from drone.data.prepare.verdicts import BY_HAND, EXTENSION, NEAR, STEPS, Policy
 
 NearDuplicates = Literal["keep", "drop"]
 """Whether all near duplicates are kept, in one split, or one of each group."""
@@ -25,7 +26,7 @@ def assign_verdicts(
     *,
     near_duplicates: NearDuplicates = "keep",
     decisions: Mapping[str, Decision] | None = None,
-    previous_md5: Collection[str] = (),
+    previous: Collection[str] = (),
 ) -> pd.DataFrame:
     """Returns the records with a verdict, a reason and a group of near duplicates each.
 
@@ -34,9 +35,9 @@ def assign_verdicts(
         policy: What happens to copies in several classes.
         threshold: Maximum distance of near duplicates, in bits; they share a group.
         near_duplicates: Whether all of a group are kept.
-        decisions: The user's decisions by md5.
-        previous_md5: md5 of images in an earlier version of the data set. Of a group of near
-            duplicates they are preferred.
+        decisions: The user's decisions by md5, the last one last. One holds for all copies.
+        previous: Contents of the images in an earlier version of the data set. Of a group of
+            near duplicates they are preferred.
 
     Returns:
         The columns of `ScanRecord` and `given_class` (class of the folder; `class_name` is the
@@ -49,68 +50,48 @@ def assign_verdicts(
     frame["reason"] = frame["problem"]
     frame["duplicate_of"] = ""
     frame["duplicate_class"] = ""
-    actions = {md5: decision.action for md5, decision in (decisions or {}).items()}
-    labels = {md5: decision.class_name for md5, decision in (decisions or {}).items()}
+    # The original compared files; a copy with other metadata or in another container is one too.
+    key = "md5" if policy == "seed" else "content"
+    decided = _decided(frame, key, decisions or {})
+    actions = pd.Series([one.action if one else "" for one in decided], frame.index, dtype=object)
     # Relabelling comes first: it can settle which of several classes a copy belongs to.
-    relabelled = frame["md5"].map(actions) == "relabel"
-    frame.loc[relabelled, "class_name"] = frame.loc[relabelled, "md5"].map(labels)
+    labels = [one.class_name if one and one.action == "relabel" else "" for one in decided]
+    frame["class_name"] = [
+        label or name for label, name in zip(labels, frame["class_name"], strict=True)
+    ]
     if policy == "seed":
         frame.loc[original_flags(frame)["errornous_file"] == 1, "reason"] = EXTENSION
-    _mark_within(frame)
-    _mark_across(frame, policy)
+    mark_copies(frame, key, policy)
     # After the copies, so that a single file of each image keeps its split and pixels.
-    dropped = (frame["reason"] == "") & (frame["md5"].map(actions) == "drop")
-    frame.loc[dropped, "reason"] = BY_HAND
+    dropped = actions == "drop"
+    frame.loc[dropped & (frame["reason"] == ""), "reason"] = BY_HAND
     frame["kept"] = frame["reason"] == ""
     # After drops by hand: where the largest of a group was dropped, the next one is kept.
     if near_duplicates == "drop":
-        _mark_near(frame, threshold, previous_md5)
+        _mark_near(frame, threshold, previous)
     frame["group"] = near_groups(frame, threshold)
     return frame
 
 
-def _mark_within(frame: pd.DataFrame) -> None:
-    """Leaves out every copy but the first of its class."""
-    usable = frame[frame["reason"] == ""]
-    first = usable.groupby(["class_name", "md5"])["path"].transform("first")
-    copies = usable.duplicated(["class_name", "md5"], keep="first")
-    rows = usable.index[copies]
-    frame.loc[rows, "reason"] = WITHIN
-    frame.loc[rows, "duplicate_of"] = first[copies]
-    frame.loc[rows, "duplicate_class"] = usable.loc[rows, "class_name"]
+def _decided(
+    frame: pd.DataFrame, key: str, decisions: Mapping[str, Decision]
+) -> list[Decision | None]:
+    """Returns the last decision on each file or on one of its copies; None without one."""
+    contents = dict(zip(frame["md5"], frame[key], strict=True))
+    # In the order of the decisions: the last on any of the copies counts.
+    by_content = {
+        contents.get(md5) or decision.content: decision for md5, decision in decisions.items()
+    }
+    by_content.pop("", None)  # No image, and so nothing to decide.
+    return [by_content.get(content) for content in frame[key]]
 
 
-def _mark_across(frame: pd.DataFrame, policy: Policy) -> None:
-    """Leaves out images that lie in several classes, as the policy says."""
-    usable = frame[frame["reason"] == ""]
-    shared = usable[usable.duplicated("md5", keep=False)]
-    # The majority counts all copies, also those that `_mark_within` has left out.
-    copies = frame[frame["reason"].isin(("", WITHIN))].groupby(["md5", "class_name"]).size()
-    for md5, rows in shared.groupby("md5", sort=False):
-        kept = _kept_class(rows, copies[md5], policy)
-        removed = rows[rows["class_name"] != kept]
-        frame.loc[removed.index, "reason"] = ACROSS
-        for index in removed.index:
-            others = rows.drop(index)
-            frame.loc[index, "duplicate_of"] = others["path"].iloc[0]
-            frame.loc[index, "duplicate_class"] = others["class_name"].iloc[0]
-
-
-def _kept_class(rows: pd.DataFrame, copies: "pd.Series[int]", policy: Policy) -> str | None:
-    if policy in ("first", "seed"):  # Paths begin with the class: the first is of the first class.
-        return str(rows["class_name"].iloc[0])
-    if policy == "majority":
-        largest = copies[copies == copies.max()]
-        return str(largest.index[0]) if len(largest) == 1 else None
-    return None
-
-
-def _mark_near(frame: pd.DataFrame, threshold: int, previous_md5: Collection[str]) -> None:
+def _mark_near(frame: pd.DataFrame, threshold: int, previous: Collection[str]) -> None:
     """Keeps one image per group: one of an earlier version, else the largest, else the first."""
     group = near_groups(frame, threshold)
     kept = frame[frame["kept"]].assign(
         group=group,
-        previous=frame["md5"].isin(list(previous_md5)),
+        previous=frame["content"].isin(list(previous)),
         pixels=frame["width"] * frame["height"],
     )
     # Stable, so that of equal images the first by path is kept.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -41,6 +41,9 @@ class Decision:
 
     class_name: str = ""
     """The class that an image is relabelled to."""
+
+    content: str = ""
+    """Hash of the image's pixels, by which a decision by hand holds for its copies too."""
 
 
 def drop_decisions(frame: pd.DataFrame, by: str, when: str) -> list[Decision]:
@@ -177,20 +180,43 @@ def _parse(line: str, location: str, classes: Sequence[str]) -> Decision:
 
 
 def by_hand(ledger: Iterable[Decision]) -> dict[str, Decision]:
-    """Returns the user's decisions in force by md5: the last on each, unless it was retracted."""
-    # A dict keeps the last of equal keys, which is the decision in force.
-    last = {decision.md5: decision for decision in ledger if decision.reason == BY_HAND}
+    """Returns the user's decisions in force by md5: the last on each, unless it was retracted.
+
+    They are in the order in which they were made.
+    """
+    last: dict[str, Decision] = {}
+    for decision in ledger:
+        if decision.reason == BY_HAND:
+            last.pop(decision.md5, None)  # A key that is only replaced would keep its place.
+            last[decision.md5] = decision
     return {md5: decision for md5, decision in last.items() if decision.action != "retract"}
 
 
-def new_by_hand(ledger: Iterable[Decision], decisions: Iterable[Decision]) -> list[Decision]:
-    """Returns those of the user's decisions that differ from what the ledger says."""
-    in_force = by_hand(ledger)
+def new_by_hand(
+    ledger: Sequence[Decision], decisions: Iterable[Decision], contents: Mapping[str, str]
+) -> list[Decision]:
+    """Returns those of the user's decisions that differ from what is in force, with contents.
+
+    Args:
+        ledger: Decisions in the ledger.
+        decisions: The user's decisions since.
+        contents: Hash of the pixels by md5. The last decision on any copy is in force for all, and
+            the copy that was decided on may be removed later.
+    """
+
+    # Files that are gone had their contents recorded when they were decided on.
+    recorded = {decision.md5: decision.content for decision in ledger if decision.content}
+    contents = {**recorded, **contents}
+
+    def key(decision: Decision) -> str:
+        return contents.get(decision.md5) or decision.md5
+
+    in_force = {key(decision): decision for decision in by_hand(ledger).values()}
     return [
-        decision
+        replace(decision, content=contents.get(md5, ""))
         for md5, decision in by_hand(decisions).items()
-        if md5 not in in_force
-        or (in_force[md5].action, in_force[md5].class_name)
+        if key(decision) not in in_force
+        or (in_force[key(decision)].action, in_force[key(decision)].class_name)
         != (decision.action, decision.class_name)
     ]
 

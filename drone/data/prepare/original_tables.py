@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from drone.data.prepare.copies import mark_copies
 from drone.data.prepare.verdicts import ACROSS, BRIDGE, BY_HAND, NEAR, WITHIN, Policy
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".ppm")
@@ -60,7 +61,8 @@ def original_counts(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
 def duplicate_table(frame: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     """Returns the table that the original project wrote as eda_duplicate_list.csv.
 
-    Under the policy "seed" the flags are the original's, under the others our verdicts.
+    Under the policy "seed" the flags are the original's, under the others our verdicts, but with
+    copies as the original counted them: by the files' bytes.
 
     Returns:
         Columns `filename` ("Class/name"), `classname` and those of `original_flags`.
@@ -68,12 +70,16 @@ def duplicate_table(frame: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     names = pd.DataFrame({"filename": frame["path"], "classname": frame["given_class"]})
     if policy == "seed":
         return pd.concat([names, original_flags(frame)], axis=1)
-    within, across = frame["reason"] == WITHIN, frame["reason"] == ACROSS
     broken = ~frame["reason"].isin(("", WITHIN, ACROSS, BY_HAND, NEAR, BRIDGE))
+    marked = frame[["path", "class_name", "md5"]].assign(
+        reason=frame["reason"].where(broken, ""), duplicate_of="", duplicate_class=""
+    )
+    mark_copies(marked, "md5", policy)
+    within, across = marked["reason"] == WITHIN, marked["reason"] == ACROSS
     return names.assign(
         errornous_file=broken.astype(int),
         duplicate=within.astype(int),
-        parent_img=frame["duplicate_of"],
+        parent_img=marked["duplicate_of"],
         cross_duplicate=across.astype(int),
-        duplicate_class=frame["duplicate_class"].where(across, ""),
+        duplicate_class=marked["duplicate_class"].where(across, ""),
     )

@@ -170,7 +170,8 @@ def plan_dataset(
         cache.store(dict(zip(listing.files, records, strict=True)))
     previous = _previous_splits(out, settings) if out else {}
     lines = ledger.read(out / ledger.LEDGER_FILE) if out else []
-    new_decisions = ledger.new_by_hand(lines, decisions)
+    contents = {record.md5: record.content for record in records}
+    new_decisions = ledger.new_by_hand(lines, decisions, contents)
     threshold = settings.near_duplicate_threshold
     frame = assign_verdicts(
         records,
@@ -178,7 +179,7 @@ def plan_dataset(
         threshold,
         near_duplicates=settings.near_duplicates,
         decisions=ledger.by_hand([*lines, *new_decisions]),
-        previous_md5=previous.keys(),
+        previous=previous.keys(),
     )
     # The splits come last: they are balanced over what the verdicts keep.
     frame = assign_splits(
@@ -223,7 +224,7 @@ def _scan_row(row: Row, settings: Preprocessing, opener: Opener) -> Row:
 
 
 def _previous_splits(out: Path, settings: PrepareSettings) -> Mapping[str, str]:
-    """Returns the split of each md5 of an earlier data set; none if it was split differently.
+    """Returns the splits of an earlier data set by content; none if it was split differently.
 
     If it is damaged, the newest earlier version that is not takes its place.
     """
@@ -235,7 +236,7 @@ def _previous_splits(out: Path, settings: PrepareSettings) -> Mapping[str, str]:
     if any(before[name] != now[name] for name in _DECIDE_SPLITS):
         return {}
     assigned = manifest[manifest["split"] != ""]
-    return dict(zip(assigned["md5"], assigned["split"], strict=True))
+    return dict(zip(assigned["content"], assigned["split"], strict=True))
 
 
 def _newest_intact(out: Path) -> Dataset | None:

@@ -11,12 +11,17 @@ from drone.data.prepare.listing import RawFile
 from drone.data.prepare.perceptual_hash import perceptual_hash
 from drone.data.prepare.roots import Opener, open_root
 from drone.errors import ImageError
-from drone.serving.preprocess import DECODE_ERRORS, Preprocessing, decode_reduced, open_header
+from drone.serving.blank import SIDE_PX, is_blank
+from drone.serving.metadata import DECODE_ERRORS, coded_image
+from drone.serving.preprocess import Preprocessing, decode, decode_reduced, open_header
 
 UNREADABLE = "unreadable"
 """Problem of a file that the operating system or the archive does not let us read."""
 
-_MEASURE_PX = 128
+BLANK = "blank"
+"""Problem of an image that shows nothing; serving answers it all the same."""
+
+_MEASURE_PX = SIDE_PX
 """Side of the grey square on which sharpness and brightness are measured."""
 
 
@@ -31,6 +36,10 @@ class ScanRecord:
     md5: str
     """md5 of the file's bytes, hexadecimal; empty if the file is unreadable or too large."""
 
+    content: str
+    """Hash of the pixels, hexadecimal: equal for files that differ in metadata or container only.
+    Of a JPEG it is that of the coded data and the orientation. Empty if there is no image."""
+
     phash: str
     """Perceptual hash of the decoded image, hexadecimal; empty if there is none."""
 
@@ -42,7 +51,7 @@ class ScanRecord:
 
     width: int
     height: int
-    """Size in pixels after EXIF rotation; 0 if there is no image."""
+    """Size in pixels after EXIF rotation, of the frame that counts; 0 if there is no image."""
 
     orientation: int
     """EXIF orientation, 1 to 8; 0 if the file has none."""
@@ -58,7 +67,7 @@ class ScanRecord:
     """Mean of the grey image, 0 black to 1 white; 0 if there is no image."""
 
     problem: str
-    """Empty for a good image, else one of `ImageError.REASONS` or "unreadable"."""
+    """Empty for a good image, else one of `ImageError.REASONS`, "unreadable" or "blank"."""
 
     detail: str
     """The problem in a sentence."""
@@ -91,13 +100,27 @@ def scan_file(raw_file: RawFile, settings: Preprocessing, opener: Opener = open_
 def _image_record(raw_file: RawFile, data: bytes, md5: str, settings: Preprocessing) -> ScanRecord:
     header = open_header(data, settings)
     orientation, camera = _exif(header)
-    width, height = header.size
-    if orientation >= 5:  # EXIF orientations 5 to 8 are turned by 90 degrees.
-        width, height = height, width
     # Reduced decoding changes the header's mode, so it is read before.
     image_format, mode = header.format or "", header.mode
-    grey = decode_reduced(header, _MEASURE_PX, "L")
-    square = grey.resize((_MEASURE_PX, _MEASURE_PX), Image.Resampling.BOX)
+    if image_format == "JPEG":
+        # EXIF orientations 5 to 8 are turned by 90 degrees.
+        width, height = header.size[::-1] if orientation >= 5 else header.size
+        # As grey, and at a reduced scale: the greater part of a scan is decoding JPEG.
+        grey = decode_reduced(header, _MEASURE_PX, "L")
+        content = _digest(f"JPEG {max(orientation, 1)}", coded_image(data))
+        # The full image only where the grey one shows nothing: colours may be as bright as others.
+        square = _square(grey)
+        shows_nothing = is_blank(square) and is_blank(decode(data, settings))
+    else:
+        image = decode_reduced(header, _MEASURE_PX)
+        width, height = image.size
+        grey = image.convert("L")
+        square = _square(grey)
+        content = _digest(f"RGB {width} {height}", image.tobytes())
+        shows_nothing = is_blank(image)
+    if shows_nothing:
+        detail = "The image is blank: it shows one colour only."
+        return _problem_record(raw_file, len(data), md5, BLANK, detail)
     values = np.asarray(square, dtype=np.float32)
     return ScanRecord(
         root=raw_file.root,
@@ -105,6 +128,7 @@ def _image_record(raw_file: RawFile, data: bytes, md5: str, settings: Preprocess
         class_name=raw_file.class_name,
         size_bytes=len(data),
         md5=md5,
+        content=content,
         phash=perceptual_hash(grey).hex(),
         format=image_format,
         mode=mode,
@@ -117,6 +141,17 @@ def _image_record(raw_file: RawFile, data: bytes, md5: str, settings: Preprocess
         problem="",
         detail="",
     )
+
+
+def _square(grey: Image.Image) -> Image.Image:
+    return grey.resize((_MEASURE_PX, _MEASURE_PX), Image.Resampling.BOX)
+
+
+def _digest(kind: str, data: bytes) -> str:
+    """Returns the hash of an image's content, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def _sharpness(grey_HW: np.ndarray) -> float:
@@ -147,6 +182,7 @@ def _problem_record(
         class_name=raw_file.class_name,
         size_bytes=size_bytes,
         md5=md5,
+        content="",
         phash="",
         format="",
         mode="",

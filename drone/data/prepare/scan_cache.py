@@ -12,9 +12,9 @@ import pyarrow
 
 from drone.data.prepare.listing import RawFile
 from drone.data.prepare.scan import UNREADABLE, ScanRecord
-from drone.serving.preprocess import Preprocessing
+from drone.serving.preprocess import Preprocessing, reads_heic
 
-_VERSION = 2
+_VERSION = 3
 """Raised whenever `scan_file` gives another record for the same bytes."""
 
 _KEY = ("path", "size_bytes", "change_token")
@@ -35,7 +35,8 @@ class ScanCache:
             settings: Limits of the scan. Other limits have another cache.
         """
         limits = (settings.max_bytes, settings.max_pixels, settings.min_side_px)
-        self._salt = f"{_VERSION} {limits}"
+        # Files that could not be read are read once the package for them is installed.
+        self._salt = f"{_VERSION} {limits} {reads_heic()}"
         self._folder = folder
 
     def lookup(self, files: Sequence[RawFile]) -> dict[RawFile, ScanRecord]:

@@ -65,7 +65,7 @@ def assign_splits(
         classes: Class names in order.
         settings: Shares and seed.
         threshold: Maximum distance of near duplicates in bits, the same as for the verdicts.
-        previous: Split of each md5 in an earlier version of the data set.
+        previous: Splits by content in an earlier version of the data set.
         keep_split: Whether images of folders that are named after a split stay in it, even if
             that puts a group into several splits.
 
@@ -77,7 +77,7 @@ def assign_splits(
     frame["split"] = ""
     in_split = frame[gets_split(frame)]
     previous = previous or {}
-    earlier = in_split["md5"].map(lambda md5: previous.get(md5, ""))
+    earlier = in_split["content"].map(lambda content: previous.get(content, ""))
     if keep_split:
         given = in_split["root"].map(split_of_root)
         earlier = given.where(given != "", earlier)

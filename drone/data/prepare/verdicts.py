@@ -33,6 +33,7 @@ STEPS = (
     "unsupported",
     "too-small",
     "too-large",
+    "blank",
     WITHIN,
     ACROSS,
     BY_HAND,
