@@ -25,6 +25,7 @@ bug_report.install(__name__)
 
 import tyro
 
+from drone.commands import command
 from drone.config import override
 from drone.errors import ConfigError
 from drone.presets import PRESETS, get_preset
@@ -150,7 +151,7 @@ def main(job: Train) -> cli.Result:
     best = result.best
     console.show(
         f"Best epoch {best['epoch']:.0f}: macro F1 {best['macro_f1']:.4f} on validation.",
-        f"Next: python ray_jobs/evaluate.py --run {result.run_id}",
+        f"Next: {command('evaluate', run=result.run_id)}",
     )
     return vars(result)
 

@@ -67,7 +67,8 @@ def choose_slots(
     if max_concurrency < 1:
         raise ConfigError(
             f"A trial of {workers_per_trial} workers with {gpus_per_worker:g} GPUs each does not "
-            f"fit: Ray has {cpus} CPUs and {gpus:g} GPUs. Lower --workers-per-trial."
+            f"fit: Ray has {cpus} CPUs and {gpus:g} GPUs. Lower --workers-per-trial or "
+            f"--gpus-per-worker; 0 GPUs train on CPUs."
         )
     if concurrency is None:
         concurrency = min(max_concurrency, max(1, num_trials // 4))
@@ -137,7 +138,7 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
-    interrupted = "The search was stopped. Continue with --resume."
+    interrupted = "The search was stopped; its trials are kept."
     try:
         tuner.fit()
     except KeyboardInterrupt as error:

@@ -1,26 +1,35 @@
 """Starting weights of the backbone: ImageNet, a file, or random."""
 
+import functools
 import hashlib
 import io
 import socket
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from torch import Tensor
-from torchvision.models import MobileNet_V2_Weights
+from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
 from drone.errors import WeightsError
 
 _IMAGENET = MobileNet_V2_Weights.IMAGENET1K_V1
 """The weights that the original project started from too."""
 
+_BACKBONE, _COUNTER = "features.", ".num_batches_tracked"
+"""How the names of the backbone begin, and how those of counters end."""
+
+_MAX_SHOWN = 3
+"""Maximum number of names in an error."""
+
 _TIMEOUT_S = 30.0
-_SAVE_ONE = "Save one with torch.save(model.state_dict(), FILE)."
+_SAVE_ONE = (
+    "Save a mobilenet_v2 with torch.save(model.state_dict(), FILE), or use --weights imagenet."
+)
 
 
 @dataclass(frozen=True)
@@ -59,32 +68,68 @@ class Weights:
                 f"{self.pretrained} cannot be loaded as a file of weights "
                 f"({type(error).__name__}): it is damaged or holds more than tensors. {_SAVE_ONE}"
             ) from error
-        if not isinstance(state, Mapping) or "features.0.0.weight" not in state:
+        if not isinstance(state, Mapping):
             raise WeightsError(
-                f"{self.pretrained} does not hold a state dict of torchvision's mobilenet_v2. "
-                f"{_SAVE_ONE}"
+                f"{self.pretrained} holds a {type(state).__name__}, not a state dict of "
+                f"torchvision's mobilenet_v2. {_SAVE_ONE}"
             )
-        for name, value in state.items():
-            problem = _problem(name, value)
-            if problem:
-                raise WeightsError(f"{self.pretrained}: {name} {problem}. {_SAVE_ONE}")
+        problem = _names_problem(state) or next(filter(None, map(_problem, state.items())), None)
+        if problem:
+            raise WeightsError(f"{self.pretrained}: {problem}. {_SAVE_ONE}")
         return state
 
 
-def _problem(name: object, value: object) -> str | None:
+@functools.cache
+def _expected_shapes() -> Mapping[str, torch.Size]:
+    """Returns the shape of each entry of the backbone's state dict."""
+    with torch.device("meta"):
+        state = mobilenet_v2().state_dict()
+    return {name: value.shape for name, value in state.items() if name.startswith(_BACKBONE)}
+
+
+def _names_problem(state: Mapping[object, object]) -> str | None:
+    """Returns which names a state dict lacks, and which it has instead; None if it has all."""
+    expected = _expected_shapes()
+    # Older versions of torch did not count batches.
+    missing = [name for name in expected if name not in state and not name.endswith(_COUNTER)]
+    # The classifier is of other classes and is not used.
+    unexpected = [
+        name
+        for name in map(str, state)
+        if name not in expected and (missing or name.startswith(_BACKBONE))
+    ]
+    if not missing and not unexpected:
+        return None
+    return (
+        f"{_some(missing, 'names')} of torchvision's mobilenet_v2 are missing, and "
+        f"{_some(unexpected, 'names')} are unexpected"
+    )
+
+
+def _some(names: Sequence[str], what: str) -> str:
+    """Returns the number of names, and the first ones."""
+    shown = ", ".join(name[:60] for name in names[:_MAX_SHOWN])
+    more = ", ..." if len(names) > _MAX_SHOWN else ""
+    return f"{len(names)} {what}" + (f" ({shown}{more})" if names else "")
+
+
+def _problem(entry: tuple[object, object]) -> str | None:
     """Returns why an entry of a state dict cannot be used; None if it can."""
+    name, value = entry
     if not isinstance(name, str):
-        return "is no name of a layer"
-    if not name.startswith("features."):
-        return None  # The classifier of other classes, which is not used.
+        return f"{name!r} is no name of a layer"
+    if not name.startswith(_BACKBONE):
+        return None
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
-        return "is no array of numbers"
-    if name.endswith("num_batches_tracked"):
+        return f"{name} is no array of numbers"
+    if value.shape != (expected := _expected_shapes()[name]):
+        return f"{name} has the shape {tuple(value.shape)} instead of {tuple(expected)}"
+    if name.endswith(_COUNTER):
         return None
     if not value.is_floating_point():
-        return f"has the type {value.dtype} instead of floating point"
+        return f"{name} has the type {value.dtype} instead of floating point"
     if not value.float().isfinite().all():
-        return "has values that are not finite"
+        return f"{name} has values that are not finite"
     return None
 
 

@@ -192,7 +192,7 @@ def resolve_space(
     for name, change in changes.items():
         if name not in names:
             like = nearest(name, list(names))
-            hint = f" Did you mean {like!r}?" if like else " See train.py --help for the names."
+            hint = f" Did you mean {like!r}?" if like else " See python ray_jobs/train.py --help."
             raise ConfigError(f"{source}: there is no setting {name!r}.{hint}")
         domain = _domain(name, change, source)
         if isinstance(domain, Choice) and len(domain.values) == 1:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from drone.commands import command
 from drone.config import override, to_dict
 from drone.errors import RunError
 from drone.files import SchemaError, seal, unseal, write_whole
@@ -128,8 +129,9 @@ class Study:
             raise RunError(f"{self.folder} holds no study (no {STUDY_FILE}).") from error
         except SchemaError as error:
             raise RunError(
-                f"Cannot resume {self.folder}: it was written by another version of this program. "
-                f"Start a new study with ray_jobs/tune.py."
+                f"Cannot resume {self.folder}: it has schema {error.schema}, this version reads "
+                f"{SCHEMA}. "
+                f"Start a new study: {command('tune', data='DATASET')}"
             ) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError(

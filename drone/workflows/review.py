@@ -7,6 +7,7 @@ import pandas as pd
 from drone.curation import label_issues, review
 from drone.curation.label_issues import Ceiling
 from drone.data.prepare import ledger
+from drone.data.prepare.plan import command_for
 from drone.errors import DataError
 from drone.model import weights
 from drone.storage import dataset_cache
@@ -27,6 +28,9 @@ class ReviewResult:
 
     true_classes: pd.DataFrame
     """Of each given class (row), the estimated share that is of each class (column)."""
+
+    prepare_again: str
+    """Command that applies the decisions which the page exports."""
 
 
 def write_review_page(request: ReviewRequest, display: Display = SILENT) -> ReviewResult:
@@ -61,6 +65,7 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
         accuracy=issues.accuracy,
         ceiling=issues.ceiling,
         true_classes=label_issues.true_class_table(issues, dataset.classes),
+        prepare_again=command_for(dataset, decisions="DECISIONS.jsonl"),
     )
 
 

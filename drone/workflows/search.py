@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drone.cluster import connection
+from drone.commands import command
 from drone.config import differing, override, to_dict
 from drone.data.dataset import Dataset
 from drone.errors import ConfigError, RunError
@@ -248,9 +249,10 @@ def _writing(study: Study, spec: StudySpec) -> Iterator[None]:
 
 
 def _exists_already(name: str, studies: Path) -> ConfigError:
+    resume = command("tune", resume=studies / name)
     return ConfigError(
-        f"There is a study {name} in {studies} already. Continue it with --resume {name}, or "
-        f"choose another --name."
+        f"There is a study {name} in {studies} already. Choose another --name, or continue it: "
+        f"{resume}"
     )
 
 
@@ -302,10 +304,11 @@ def _open_dataset(spec: StudySpec, display: Display) -> Dataset:
     at_bins = spec.base.model.mixed or "model.resizer" in spec.space
     dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
     if spec.fingerprint not in ("", dataset.fingerprint):
+        again = command("tune", data=spec.data, num_trials=spec.num_trials)
         raise ConfigError(
             f"Cannot resume the study {spec.name}: it was started on the data set "
             f"{spec.fingerprint[:12]}, and {spec.data} is {dataset.fingerprint[:12]} now. Start a "
-            f"new study."
+            f"new one: {again}"
         )
     return dataset
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from drone.cluster import connection
 from drone.cluster import train as ray_train
 from drone.cluster.train_job import TrainJob
+from drone.commands import command
 from drone.config import flatten, override, to_dict
 from drone.data.dataset import Dataset
-from drone.errors import ConfigError, RunError
+from drone.data.prepare.history import versions
+from drone.errors import ConfigError, DataError, Interrupted, ResumableError, RunError
 from drone.model import mobilenet, weights
 from drone.model.weights import Weights
 from drone.names import check_name
@@ -64,6 +66,11 @@ class RunSpec:
     storage: str = "runs"
     """Folder or URI of the run's checkpoints."""
 
+    @property
+    def has_lost_data(self) -> bool:
+        """Whether the data set is no longer in its folder."""
+        return "://" not in self.data and not Path(self.data).exists()
+
     def to_json(self) -> str:
         """Returns the artifact from which the run can be resumed, without credentials."""
         # Paths are absolute, since a run may be resumed from another folder.
@@ -87,8 +94,8 @@ def read_spec(run_id: str) -> RunSpec:
         content = artifacts.read_json(run_id, _SPEC_FILE)
     except artifacts.MissingArtifactError as error:
         raise RunError(
-            f"Cannot resume run {run_id}: it stopped before training started, or was not created "
-            f"by train.py. Start it again."
+            f"Run {run_id} has no {_SPEC_FILE}: it stopped before training started, or was not "
+            f"started by python ray_jobs/train.py. Start a new one."
         ) from error
     try:
         return RunSpec(
@@ -160,17 +167,54 @@ def resume(
         DroneError: Anything else that the user can fix.
     """
     store = runs.connect(experiment)
-    info = runs.find_run(id_or_name).info
+    run = runs.find_run(id_or_name)
+    info = run.info
     if info.status == "FINISHED":
+        spec = read_spec(info.run_id)
+        more = _command_for(spec, epochs=2 * spec.config.epochs)
         raise RunError(
-            f"Cannot resume run {id_or_name}: it is finished. For more epochs start a new run "
-            f"with --epochs."
+            f"Cannot resume run {id_or_name}: it is finished after {spec.config.epochs} epochs. "
+            f"Start a new run with more: {more}"
         )
     spec = read_spec(info.run_id)
     dataset, starting = _open(spec, display)
-    with runs.start_run(info.run_name, display.warn, info.run_id) as run:
-        display.show(f"Run {run.name} ({run.run_id}) in {store}")
-        return _train(run, store, spec, dataset, starting, resources, display)
+    check_fingerprint(f"Run {info.run_name}", run.data.tags.get("fingerprint"), spec, dataset)
+    with runs.start_run(info.run_name, display.warn, info.run_id) as tracked:
+        display.show(f"Run {tracked.name} ({tracked.run_id}) in {store}")
+        return _train(tracked, store, spec, dataset, starting, resources, display)
+
+
+def _command_for(spec: RunSpec, **flags: object) -> str:
+    """Returns the command that trains a run's preset once more, on its data set and weights."""
+    weights = None if spec.weights == "imagenet" else spec.weights
+    return command("train", spec.config.preset, data=spec.data, weights=weights, **flags)
+
+
+def check_fingerprint(name: str, fingerprint: str | None, spec: RunSpec, dataset: Dataset) -> None:
+    """Checks that a run's data set is still the one that it was trained on.
+
+    Args:
+        name: What needs that data set, for the error.
+        fingerprint: Fingerprint of the data set that the run was trained on; None if unknown.
+        spec: Spec of the run.
+        dataset: Data set that is at its location now.
+
+    Raises:
+        DataError: It is another one; says how to get a run, or a data set, that fits.
+    """
+    if fingerprint in (None, dataset.fingerprint):
+        return
+    again = _command_for(spec)
+    restore, before = "", versions(dataset.folder)
+    # Only the last version can be restored, and only where the data set was prepared.
+    if "://" not in spec.data and before and before[-1].dataset.fingerprint == fingerprint:
+        restore = (
+            f" - or restore the version before: {command('prepare', out=spec.data, undo=True)}"
+        )
+    raise DataError(
+        f"{name} was trained on the data set {str(fingerprint)[:12]}, and {spec.data} has become "
+        f"{dataset.fingerprint[:12]} since. Train a new run on it: {again}{restore}"
+    )
 
 
 def _open(spec: RunSpec, display: Display) -> tuple[Dataset, Weights]:
@@ -275,7 +319,11 @@ def _fit(
         cache=resources.cache,
         workload=CacheWorkload(),
     )
-    ray_train.train(job, starting, _listener(run, progress, display))
+    try:
+        ray_train.train(job, starting, _listener(run, progress, display))
+    except (Interrupted, ResumableError) as error:
+        resume = command("train", resume=run.run_id)
+        raise type(error)(f"{error} Continue: {resume}") from error
 
 
 def _listener(run: TrackedRun, progress: TrainingProgress, display: Display) -> ray_train.Listener:
@@ -309,8 +357,8 @@ def _finish(run: TrackedRun, spec: RunSpec, dataset: Dataset, display: Display) 
     stored = checkpoints.newest(spec.storage)
     if stored is None:
         raise RunError(
-            f"There is no checkpoint of the run in {spec.storage}. With several machines set "
-            f"--storage to a location that all of them share."
+            f"There is no checkpoint of the run in {spec.storage}. With several machines, start a "
+            f"new run with a --storage that all of them share."
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = checkpoints.fetch(stored.location, Path(temporary) / "checkpoint")

@@ -133,7 +133,8 @@ def test_a_run_that_loses_workers_and_is_stopped_gives_the_undisturbed_result(
             assert status == "RUNNING"
         else:
             assert (code, status) == (130, "KILLED"), output
-            assert "Continue with --resume" in output and "Resuming from epoch" in output
+            assert f"Continue: python ray_jobs/train.py --resume {run_id}" in output
+            assert "Resuming from epoch" in output
         args = ["--resume", "stopped"]
     done = run_job("train", *args, "--num-workers", 2, "--json", cwd=folder)
     assert done.code == 0, done.err

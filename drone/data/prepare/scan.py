@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from drone.commands import quoted
 from drone.data.prepare.perceptual_hash import perceptual_hash
 from drone.data.prepare.roots import Opener, Root, escaped_name, join_root, open_root
 from drone.errors import DataError, ImageError
@@ -17,6 +18,9 @@ from drone.serving.preprocess import DECODE_ERRORS, Preprocessing, decode_reduce
 
 UNREADABLE = "unreadable"
 """Problem of a file that the operating system or the archive does not let us read."""
+
+_MAX_SHOWN = 10
+"""Maximum number of folders that an error names."""
 
 _MEASURE_PX = 128
 """Side of the grey square on which sharpness and brightness are measured."""
@@ -168,16 +172,21 @@ def _check_classes(
     present = {file.class_name for file in files}
     names = ", ".join(roots)
     if not present:
-        folders = ", ".join(Path(folder).name for folder in unknown) or "none"
+        folders = [Path(folder).name for folder in unknown]
+        shown = ", ".join(folders[:_MAX_SHOWN]) or "none"
+        if len(folders) > _MAX_SHOWN:
+            shown += f" and {len(folders) - _MAX_SHOWN} more"
+        hint = ", or name your own classes with --classes" if require_all else ""
         raise DataError(
-            f"No folder in {names} matches a class. Folders there: {folders}. "
-            f"Classes: {', '.join(classes)}."
+            f"No folder in {names} matches a class. Folders there: {shown}. Rename them to the "
+            f"classes ({', '.join(classes)}){hint}."
         )
     missing = [name for name in classes if name not in present]
     if missing and require_all:
         raise DataError(
             f"{names} holds no file of {', '.join(map(repr, missing))}: the folder is missing or "
-            f"empty. Add images, or name the classes that you have with --classes."
+            f"empty. Add images, or name all classes that you have, at least two: --classes "
+            f"{' '.join(quoted(name) for name in classes if name in present)}"
         )
 
 
