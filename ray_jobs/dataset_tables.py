@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from drone.labels import SHORT
+from drone.labels import SHORT, nearest
 from ray_jobs import console
 
 if TYPE_CHECKING:  # They import pandas and more, which --help must not wait for.
@@ -19,7 +19,9 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
     """Prints the results of the scan, and what happens to the files."""
     plan = preparation.plan
     for folder in plan.unknown_folders:
-        console.warn(f"{folder} matches no class and is left out.")
+        like = nearest(folder.rpartition("/")[2], plan.settings.classes)
+        hint = f" Rename it if it is meant to be {like!r}." if like else ""
+        console.warn(f"{folder} matches no class and is left out.{hint}")
     # Steps that changed nothing are not shown.
     steps = plan.steps[plan.steps.ne(0).any(axis=1)]
     names = [SHORT.get(name, name) for name in steps.columns]

@@ -128,6 +128,7 @@ def main(job: Train) -> cli.Result:
     from drone.storage.filesystem import absolute
     from drone.training.activation_cache.store import CacheSpec
     from drone.workflows import training
+    from drone.workflows.run_spec import RunSpec
 
     folder = Path(absolute(str(job.activation_cache)))
     resources = training.Resources(
@@ -142,9 +143,7 @@ def main(job: Train) -> cli.Result:
     if job.resume:
         result = training.resume(job.resume, resources, experiment=job.experiment, display=display)
     else:
-        spec = training.RunSpec(
-            config=job.train, data=job.data, weights=job.weights, storage=job.storage
-        )
+        spec = RunSpec(config=job.train, data=job.data, weights=job.weights, storage=job.storage)
         result = training.train(
             spec, resources, name=job.name, experiment=job.experiment, display=display
         )

@@ -133,12 +133,13 @@ def _problem(entry: tuple[object, object]) -> str | None:
     return None
 
 
-def load(source: str) -> Weights:
+def load(source: str, *, may_be_random: bool = True) -> Weights:
     """Loads the weights that `--weights` names.
 
     Args:
         source: "imagenet" (torchvision's file, downloaded once and then cached), "none" (random)
             or the path of a file.
+        may_be_random: Whether errors offer random weights.
 
     Raises:
         WeightsError: The file cannot be read, or the download failed.
@@ -146,16 +147,17 @@ def load(source: str) -> Weights:
     if source == "none":
         return Weights(pretrained="none", data=b"")
     if source == "imagenet":
-        return Weights(pretrained="imagenet", data=_download())
-    weights = Weights(pretrained=Path(source).name, data=_read(source))
+        return Weights(pretrained="imagenet", data=_download(may_be_random))
+    weights = Weights(pretrained=Path(source).name, data=_read(source, may_be_random))
     weights.state()  # Fails here rather than later on a worker.
     return weights
 
 
-def _read(source: str) -> bytes:
+def _read(source: str, may_be_random: bool) -> bytes:
     """Returns the content of a file, which is what else --weights takes."""
+    kinds = "imagenet, none or the path of a file" if may_be_random else "imagenet or a file"
     if not source:
-        raise WeightsError("--weights is empty: name imagenet, none or the path of a file.")
+        raise WeightsError(f"--weights is empty: name {kinds}.")
     try:
         # Not a pipe or a device, which could block or never end.
         if not stat.S_ISREG(Path(source).stat().st_mode):
@@ -163,8 +165,7 @@ def _read(source: str) -> bytes:
         data = Path(source).read_bytes()
     except OSError as error:
         raise WeightsError(
-            f"The weights {source} cannot be read: {error.strerror}. --weights takes imagenet, "
-            f"none or the path of a file."
+            f"The weights {source} cannot be read: {error.strerror}. --weights takes {kinds}."
         ) from error
     if not data:
         raise WeightsError(f"The weights {source} are an empty file. {_SAVE_ONE}")
@@ -173,7 +174,7 @@ def _read(source: str) -> bytes:
     return data
 
 
-def _download() -> bytes:
+def _download(may_be_random: bool) -> bytes:
     """Returns torchvision's file, from its cache if it is there."""
     default_timeout_s = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)  # torch's download has no timeout of its own.
@@ -183,11 +184,11 @@ def _download() -> bytes:
         return cached.read_bytes()
     except (URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", error)
+        random = ", or start from random weights with --weights none, which needs far more images"
         raise WeightsError(
             f"The ImageNet weights could not be downloaded from {_IMAGENET.url} ({reason}). "
-            f"Either download that file elsewhere and pass --weights FILE, or set "
-            f"DRONE_WEIGHTS=FILE for all commands, or pass --weights none to start from random "
-            f"weights, which needs far more images and time."
+            f"Download that file elsewhere and pass --weights FILE, or set DRONE_WEIGHTS=FILE for "
+            f"all commands{random if may_be_random else ''}."
         ) from error
     finally:
         socket.setdefaulttimeout(default_timeout_s)

@@ -304,7 +304,7 @@ class Predictor:
                 self._content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no narrower common base.
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300].rstrip(".")
             raise RunError(
                 f"{self.model} is not a model that can be loaded: {reason}. {_EXPORT}"
             ) from error

@@ -2,6 +2,7 @@
 
 import mlflow
 from mlflow.entities import Experiment, Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from drone.commands import quoted
@@ -39,6 +40,25 @@ def check_run(run: Run) -> None:
         )
     if run.info.lifecycle_stage == _DELETED:
         raise RunError(f"{name} was deleted. Restore it: {_restore('runs', run.info.run_id)}")
+
+
+def resume_advice(run_id: str) -> str:
+    """Returns what to do about a run that cannot be resumed.
+
+    Raises:
+        RunError: It was deleted; has the command that restores it.
+    """
+    client = MlflowClient()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        return (
+            "Resume in the folder that it was started in, or set its store with "
+            "MLFLOW_TRACKING_URI."
+        )
+    check_run(run)
+    name = client.get_experiment(run.info.experiment_id).name
+    return f"It belongs to the experiment {name}: add --experiment {quoted(name)}"
 
 
 def _restore(kind: str, number: str) -> str:

@@ -26,7 +26,7 @@ from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from drone.commands import command, quoted
+from drone.commands import command
 from drone.data.dataset import Dataset
 from drone.errors import RunError, TrackingError
 from drone.files import locked
@@ -75,9 +75,14 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
             _open_experiment(experiment, local=uri.startswith(_SQLITE))
     # ValueError: the URI is none. ImportError: it names a database whose driver is not installed.
     except (*FAILURES, ValueError, ImportError) as error:
+        advice = "Set MLFLOW_TRACKING_URI to another store."
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            advice = (
+                f"Start it, correct MLFLOW_TRACKING_URI, or unset it to track in {_DEFAULT_STORE} "
+                f"here."
+            )
         raise TrackingError(
-            f"The tracking server {uri} cannot be used: {first_line(error)}. Start it, correct "
-            f"MLFLOW_TRACKING_URI, or unset it to track in {_DEFAULT_STORE} here."
+            f"The tracking server {uri} cannot be used: {first_line(error)}. {advice}"
         ) from error
     return uri
 
@@ -289,23 +294,8 @@ def _resume(
     except MlflowException as error:
         raise RunError(
             f"Cannot resume run {run_id} in {mlflow.get_tracking_uri()}: {first_line(error)}. "
-            f"{_resume_advice(run_id)}"
+            f"{deleted.resume_advice(run_id)}"
         ) from error
-
-
-def _resume_advice(run_id: str) -> str:
-    """Returns what to do about a run that cannot be resumed; fails if it was deleted."""
-    client = MlflowClient()
-    try:
-        run = client.get_run(run_id)
-    except MlflowException:
-        return (
-            "Resume in the folder that it was started in, or set its store with "
-            "MLFLOW_TRACKING_URI."
-        )
-    deleted.check_run(run)
-    experiment = client.get_experiment(run.info.experiment_id).name
-    return f"It belongs to the experiment {experiment}: add --experiment {quoted(experiment)}"
 
 
 @contextlib.contextmanager

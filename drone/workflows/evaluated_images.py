@@ -23,7 +23,7 @@ from drone.serving.preprocess import Preprocessing
 from drone.storage import dataset_cache
 from drone.tracking import artifacts
 from drone.tracking.runs import Run
-from drone.workflows.training import read_spec
+from drone.workflows.run_spec import read_spec
 
 OWN_TEST_SPLIT = "test"
 """Name of an evaluation on the test split of the run's own data set."""

@@ -29,7 +29,7 @@ from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
 from drone.workflows.display import SILENT, Display
 from drone.workflows.model_logging import ONNX_FILE, load_best_model
 from drone.workflows.requests import ExportRequest
-from drone.workflows.training import RunSpec, check_fingerprint, read_spec
+from drone.workflows.run_spec import RunSpec, check_fingerprint, read_spec
 
 INT8_FILE, REPORT_FILE = "model.int8.onnx", "export.json"
 _MAX_ACCURACY_LOSS = 0.005

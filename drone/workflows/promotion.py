@@ -24,7 +24,7 @@ from drone.tracking.registry import CHAMPION, PREVIOUS
 from drone.workflows.display import SILENT, Display
 from drone.workflows.evaluated_images import test_split_name
 from drone.workflows.evaluation import test_result
-from drone.workflows.training import check_fingerprint, read_spec
+from drone.workflows.run_spec import check_fingerprint, read_spec
 
 _COLUMNS = ["path", "true", "predicted", "right"]
 """Columns of predictions.csv that the gate compares."""

@@ -47,7 +47,7 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
     dataset = dataset_cache.open_at(request.data, notify=display.show)
     decided = ledger.by_hand(ledger.read(dataset.folder / ledger.LEDGER_FILE))
     issues, suspects = label_issues.find_in_dataset(
-        dataset, weights.load(request.weights), display.track
+        dataset, weights.load(request.weights, may_be_random=False), display.track
     )
     # The user is not asked about an image again.
     suspects = suspects[~suspects["md5"].isin(decided)]

@@ -32,9 +32,10 @@ from drone.workflows.display import SILENT, Display
 from drone.workflows.evaluation import EvaluationResult
 from drone.workflows.promotion import PromotionResult
 from drone.workflows.requests import EvaluateRequest
+from drone.workflows.run_spec import RunSpec
 from drone.workflows.search_report import StudyResult, conclude, log_spec
 from drone.workflows.search_trials import SearchResources, StudyRunner
-from drone.workflows.training import Resources, RunSpec
+from drone.workflows.training import Resources
 
 
 @dataclass(frozen=True, kw_only=True)

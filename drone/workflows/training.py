@@ -10,29 +10,24 @@ from drone.cluster import connection
 from drone.cluster import train as ray_train
 from drone.cluster.train_job import TrainJob
 from drone.commands import command
-from drone.config import flatten, override, to_dict
+from drone.config import flatten, to_dict
 from drone.data.dataset import Dataset
-from drone.data.prepare.history import versions
-from drone.errors import ConfigError, DataError, Interrupted, ResumableError, RunError
+from drone.errors import Interrupted, ResumableError, RunError
 from drone.model import mobilenet, weights
 from drone.model.weights import Weights
 from drone.names import check_name
 from drone.project import commit
-from drone.redaction import redact, without_mask
 from drone.storage import checkpoints, dataset_cache
 from drone.storage.filesystem import absolute, read_text, resolve_writable
-from drone.tracking import artifacts, runs
+from drone.tracking import runs
 from drone.tracking.runs import TrackedRun
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.best_epoch import History
 from drone.training.checkpoint import STATE_FILE, Position, read_position
-from drone.training.config import TrainConfig
 from drone.workflows import cluster_check, model_logging
 from drone.workflows.display import SILENT, Display, TrainingProgress
-
-_SPEC_FILE = "launch.json"
-"""Artifact of a run: what it takes to resume it."""
+from drone.workflows.run_spec import SPEC_FILE, RunSpec, check_fingerprint, read_spec, train_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,62 +45,6 @@ class Resources:
 
     check_cluster: bool = True
     """Whether every machine of a cluster is checked first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """Specification of a run: settings, data set, starting weights and storage."""
-
-    config: TrainConfig
-    data: str
-    """Folder or URI of the data set."""
-
-    weights: str = "imagenet"
-    """As `weights.load` takes it."""
-
-    storage: str = "runs"
-    """Folder or URI of the run's checkpoints."""
-
-    @property
-    def has_lost_data(self) -> bool:
-        """Whether the data set is no longer in its folder."""
-        return "://" not in self.data and not Path(self.data).exists()
-
-    def to_json(self) -> str:
-        """Returns the artifact from which the run can be resumed, without credentials."""
-        # Paths are absolute, since a run may be resumed from another folder.
-        by_name = self.weights in ("imagenet", "none")
-        content = {
-            "config": to_dict(self.config),
-            "data": absolute(self.data),
-            "weights": self.weights if by_name else str(Path(self.weights).resolve()),
-            "storage": self.storage,
-        }
-        return redact(json.dumps(content, indent=1))
-
-
-def read_spec(run_id: str) -> RunSpec:
-    """Returns the spec that a run was started with.
-
-    Raises:
-        RunError: The run stopped before it had a spec, or the spec is damaged.
-    """
-    try:
-        content = artifacts.read_json(run_id, _SPEC_FILE)
-    except artifacts.MissingArtifactError as error:
-        raise RunError(
-            f"Run {run_id} has no {_SPEC_FILE}: it stopped before training started, or was not "
-            f"started by python ray_jobs/train.py. Start a new one."
-        ) from error
-    try:
-        return RunSpec(
-            config=override(TrainConfig(), content["config"], f"run {run_id}"),
-            data=without_mask(str(content["data"])),
-            weights=str(content["weights"]),
-            storage=without_mask(str(content["storage"])),
-        )
-    except (AttributeError, KeyError, ConfigError) as error:
-        raise artifacts.damaged(run_id, _SPEC_FILE, error) from error
 
 
 @dataclass(frozen=True)
@@ -171,7 +110,7 @@ def resume(
     info = run.info
     if info.status == "FINISHED":
         spec = read_spec(info.run_id)
-        more = _command_for(spec, epochs=2 * spec.config.epochs)
+        more = train_command(spec, epochs=2 * spec.config.epochs)
         raise RunError(
             f"Cannot resume run {id_or_name}: it is finished after {spec.config.epochs} epochs. "
             f"Start a new run with more: {more}"
@@ -182,39 +121,6 @@ def resume(
     with runs.start_run(info.run_name, display.warn, info.run_id) as tracked:
         display.show(f"Run {tracked.name} ({tracked.run_id}) in {store}")
         return _train(tracked, store, spec, dataset, starting, resources, display)
-
-
-def _command_for(spec: RunSpec, **flags: object) -> str:
-    """Returns the command that trains a run's preset once more, on its data set and weights."""
-    weights = None if spec.weights == "imagenet" else spec.weights
-    return command("train", spec.config.preset, data=spec.data, weights=weights, **flags)
-
-
-def check_fingerprint(name: str, fingerprint: str | None, spec: RunSpec, dataset: Dataset) -> None:
-    """Checks that a run's data set is still the one that it was trained on.
-
-    Args:
-        name: What needs that data set, for the error.
-        fingerprint: Fingerprint of the data set that the run was trained on; None if unknown.
-        spec: Spec of the run.
-        dataset: Data set that is at its location now.
-
-    Raises:
-        DataError: It is another one; says how to get a run, or a data set, that fits.
-    """
-    if fingerprint in (None, dataset.fingerprint):
-        return
-    again = _command_for(spec)
-    restore, before = "", versions(dataset.folder)
-    # Only the last version can be restored, and only where the data set was prepared.
-    if "://" not in spec.data and before and before[-1].dataset.fingerprint == fingerprint:
-        restore = (
-            f" - or restore the version before: {command('prepare', out=spec.data, undo=True)}"
-        )
-    raise DataError(
-        f"{name} was trained on the data set {str(fingerprint)[:12]}, and {spec.data} has become "
-        f"{dataset.fingerprint[:12]} since. Train a new run on it: {again}{restore}"
-    )
 
 
 def _open(spec: RunSpec, display: Display) -> tuple[Dataset, Weights]:
@@ -249,7 +155,7 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
     )
     run.log_dataset(dataset)
     # Last: a run that has this file has all that it takes to be resumed.
-    run.log_text(spec.to_json(), _SPEC_FILE)
+    run.log_text(spec.to_json(), SPEC_FILE)
     return (
         f"{counts.total:,} parameters, {counts.trainable:,} of them trainable; "
         f"data set {dataset.fingerprint[:12]}"

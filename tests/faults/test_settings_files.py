@@ -24,7 +24,7 @@ from drone.search.space import DEFAULT, resolve_space
 from drone.serving.predictor import Predictor
 from drone.tracking import artifacts, sqlite_store
 from drone.training.config import TrainConfig
-from drone.workflows import training
+from drone.workflows.run_spec import read_spec
 from ray_jobs.settings_file import read_yaml
 from tests.conftest import RunJob
 from tests.faults.tracked_model import TrackedModel, call, stored, tracked, write_linear
@@ -278,14 +278,14 @@ def test_damaged_artifacts_of_a_run(tracked: TrackedModel, dataset: Dataset) -> 
     for content in (b"{", b"[]", b"\xff\xfe", b"[" * 100_000):
         (tracked.artifacts / "launch.json").write_bytes(content)
         with pytest.raises(RunError, match="launch.json of run .* is damaged"):
-            training.read_spec(run_id)
+            read_spec(run_id)
     for spec in ({}, {"config": 3}, {"config": {"epochs": -1}}, {"config": {}, "data": "x"}):
         (tracked.artifacts / "launch.json").write_text(json.dumps(spec))
         with pytest.raises(RunError, match="launch.json of run .* is damaged"):
-            training.read_spec(run_id)
+            read_spec(run_id)
     (tracked.artifacts / "launch.json").unlink()
     with pytest.raises(RunError, match="stopped before training started"):
-        training.read_spec(run_id)
+        read_spec(run_id)
     (tracked.artifacts / "images.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(RunError, match="images.parquet of run .* is damaged"):
         artifacts.images_of(run_id)

@@ -23,6 +23,7 @@ BUILDERS = {
     "command": [],
     "command_for": ["prepare", "--raw", "x", "--out", "x"],
     "promote_command": ["promote"],
+    "train_command": ["train", "finetune", "--data", "x"],
 }
 """Functions that return a command, and how it begins."""
 

@@ -172,6 +172,17 @@ def _check_classes(
     present = {file.class_name for file in files}
     names = ", ".join(roots)
     if not present:
+        inside = [name for name in roots if match_class(Path(name).name, classes)]
+        if inside:
+            raise DataError(
+                f"{inside[0]} is the folder of a class itself. Name the folder above it, which has "
+                f"one per class: {quoted(Path(inside[0]).parent)}"
+            )
+        if not unknown:
+            raise DataError(
+                f"{names} has no folders. Name a folder that has one per class: "
+                f"{', '.join(classes)}."
+            )
         folders = [Path(folder).name for folder in unknown]
         shown = ", ".join(folders[:_MAX_SHOWN]) or "none"
         if len(folders) > _MAX_SHOWN:
