@@ -174,7 +174,9 @@ def test_evaluate_and_promote(
     strict = call_job(
         "promote", "--run", finished, "--limits.min-recall", 1, "--name", "other", cwd=folder
     )
-    assert strict.code == 1 and "did not pass the gate; the champion stays" in strict.err
+    assert strict.code == 1 and "did not pass the gate (" in strict.err
+    assert "minimum recall" in strict.err and "the champion stays" in strict.err
+    assert "python ray_jobs/promote.py --why 1 --name other" in strict.err
     lax = ["--limits.min-recall", 0, "--limits.max-ece", 1]
     dry = call_job("promote", "--run", finished, "--dry-run", *lax, cwd=folder)
     assert dry.code == 0 and "Nothing was changed" in dry.out
