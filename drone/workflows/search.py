@@ -2,8 +2,6 @@
 
 import contextlib
 import datetime
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +9,9 @@ from typing import Any
 
 from drone.cluster import connection
 from drone.commands import command
-from drone.config import differing, override, to_dict
+from drone.config import override
 from drone.data.dataset import Dataset
-from drone.errors import ConfigError, RunError
+from drone.errors import ConfigError, Interrupted, ResumableError, RunError
 from drone.evaluation.limits import Limits
 from drone.files import locked
 from drone.model import weights
@@ -324,9 +322,14 @@ def _finish(
     display: Display,
 ) -> FinalModel:
     """Trains the winner, evaluates it on test, registers and promotes it; each once."""
-    name = _final_name(spec, config)
+    name = spec.final_name(config)
     display.show("", f"Training the winner once more ({name})")
-    run_id = _train_final(name, spec, config, resources, experiment, display)
+    try:
+        run_id = _train_final(name, spec, config, resources, experiment, display)
+    except (Interrupted, ResumableError) as error:
+        # Not of the run alone, which would be neither evaluated nor registered.
+        resume = command("tune", resume=study.folder)
+        raise type(error)(f"{error.__cause__ or error} Continue the study: {resume}") from error
     # Test is read once: a resumed study takes the result of the earlier attempt.
     scores, evaluated = evaluation.test_result(run_id, spec.fingerprint, own=True), None
     if scores is None:
@@ -341,18 +344,6 @@ def _finish(
     except RunError as error:  # No comparison is an outcome of the study, not its failure.
         display.warn(str(error))
     return FinalModel(run_id, scores, evaluated, promoted)
-
-
-def _final_name(spec: StudySpec, config: TrainConfig) -> str:
-    """Returns the name of the final run, by which a resumed study recognises it.
-
-    It depends only on the settings that differ from the defaults, so a setting that a later version
-    adds does not change it, and on the study's run, since another study of the same name may have
-    had other data.
-    """
-    changed = differing(to_dict(config), to_dict(TrainConfig()))
-    text = json.dumps([changed, spec.run_id], sort_keys=True)
-    return f"{spec.name}-final-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _train_final(
