@@ -142,7 +142,8 @@ def test_runs_data_sets_and_weights_that_do_not_exist(call_job: RunJob, dataset:
 def test_a_tracking_server_that_is_down(call_job: RunJob, dataset: Dataset) -> None:
     args = ["smoke", "--data", dataset.folder, "--weights", "none"]
     done = call_job("train", *args, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    fails(done, 1, "tracking server http://127.0.0.1:9 cannot be used", "MLFLOW_TRACKING_URI")
+    message = "tracking server http://127.0.0.1:9 cannot be used: Connection refused. Start it"
+    fails(done, 1, message, "MLFLOW_TRACKING_URI")
     old = call_job("train", *args, MLFLOW_TRACKING_URI="./mlruns")
     fails(old, 1, "./mlruns cannot be used")
 
