@@ -39,7 +39,9 @@ def main(file: Path) -> None:
     """Exits with 1 if the description is not ready."""
     try:
         found = list(problems(yaml.safe_load(file.read_text("utf-8"))))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        found = [f"it cannot be read: {error.strerror}"]
+    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         found = [f"it describes no cluster ({type(error).__name__}: {error})"]
     for problem in found:
         print(f"error: {file}: {problem}", file=sys.stderr)

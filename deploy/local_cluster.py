@@ -131,7 +131,8 @@ def _proxy_command(key: str, known_hosts: str) -> str:
 def check(options: Options) -> None:
     """Exits with a message if an argument is wrong."""
     if not options.key.expanduser().is_file():
-        sys.exit(f"error: there is no private key {options.key}; set --key.")
+        make = f"ssh-keygen -t ed25519 -f {shlex.quote(str(options.key.expanduser()))}"
+        sys.exit(f"error: there is no private key {options.key}; set --key, or make one: {make}")
     if options.head in options.workers or len(set(options.workers)) < len(options.workers):
         sys.exit("error: --head and --workers name a machine twice.")
     for name in (options.user, options.head, *options.workers):

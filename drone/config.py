@@ -104,7 +104,7 @@ def setting_type(config: type, name: str, source: str) -> Any:
     types_of = _setting_types(config)
     if name not in types_of:
         like = nearest(name, list(types_of))
-        hint = f" Did you mean {like!r}?" if like else " See train.py --help for the names."
+        hint = f" Did you mean {like!r}?" if like else " See python ray_jobs/train.py --help."
         raise ConfigError(f"{source}: there is no setting {name!r}.{hint}")
     return types_of[name]
 

@@ -4,6 +4,8 @@ Each message says what happened to which file or setting, and what to do next. T
 without a traceback and exit with `exit_code`.
 """
 
+import errno
+
 from drone.redaction import redact
 
 
@@ -21,6 +23,19 @@ class ConfigError(DroneError, ValueError):
     """A setting, a flag or a preset is wrong."""
 
     exit_code = 2
+
+
+def cannot_listen(host: str, port: int, error: Exception) -> ConfigError:
+    """Returns the error for an address that a server cannot listen on, by its cause."""
+    number, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if number == errno.EADDRINUSE:
+        advice = "Another program listens there: stop it, or choose another --port."
+    elif number == errno.EACCES:
+        advice = "Choose a --port from 1024 on, which needs no special rights."
+    else:
+        advice = "Set --host to an address of this machine, such as 127.0.0.1."
+    return ConfigError(f"Cannot listen on {where}: {reason or 'this is no address'}. {advice}")
 
 
 class DataError(DroneError):
@@ -48,7 +63,11 @@ class TrackingError(DroneError):
 
 
 class TrainingError(DroneError):
-    """Training cannot continue: the loss is not finite, or workers were lost too often."""
+    """Training cannot continue, such as when the loss is not finite."""
+
+
+class ResumableError(DroneError):
+    """Training ended early: workers were lost too often, or its storage failed for too long."""
 
 
 class Interrupted(DroneError):

@@ -55,7 +55,7 @@ def check_name(name: str, setting: str, forbidden: str = "") -> None:
         raise ConfigError(f"{shown}; it must not start with a dash.")
     used = [letter for letter in forbidden if letter in name]
     if used:
-        raise ConfigError(f"{shown}; it must not contain {' '.join(used)}")
+        raise ConfigError(f"{shown}; it must not contain {' or '.join(map(repr, used))}.")
 
 
 def check_folder_name(name: str, setting: str) -> None:

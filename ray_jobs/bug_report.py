@@ -110,9 +110,10 @@ def _describe(error: BaseException) -> tuple[str, int]:
             1,
         )
     if any(kind.__module__ in _STORE_ERRORS for kind in type(error).__mro__):
+        store = os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db in this folder"
         return (
-            f"The tracking store failed: {_first_line(error)}. See that it runs and has space "
-            f"(MLFLOW_TRACKING_URI), then start the job again.",
+            f"The tracking store failed: {_first_line(error)}. See that {store} runs and has "
+            f"space, or set MLFLOW_TRACKING_URI, then start the job again.",
             1,
         )
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

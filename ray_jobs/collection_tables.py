@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drone.commands import command
 from drone.errors import DataError
 from drone.labels import SHORT
 from ray_jobs import console
@@ -62,7 +63,7 @@ def show_results(counts: Mapping[str, "ClassCounts"], out: Path) -> None:
         )
     if reasons:
         console.show(f"The reason for each URL is in {details}. To try again: --retry-failed")
-    console.show(f"Next: python ray_jobs/prepare.py --raw {out} --out DATASET")
+    console.show(f"Next: {command('prepare', raw=[out], out='DATASET')}")
 
 
 def _row(label: str, counts: "Counter[str]", names: list[str]) -> list[object]:

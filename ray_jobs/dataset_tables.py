@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from drone.labels import SHORT
+from drone.labels import SHORT, nearest
 from ray_jobs import console
 
 if TYPE_CHECKING:  # They import pandas and more, which --help must not wait for.
@@ -20,7 +20,7 @@ _MAX_LINES = 20
 def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
     """Prints the results of the scan, and what happens to the files."""
     plan = preparation.plan
-    show_left_out(plan.left_out)
+    show_left_out(plan.left_out, plan.settings.classes)
     # Before the table: these files hold images, which a conversion would add to the data set.
     unsupported = plan.manifest.loc[plan.manifest["reason"] == "unsupported", "detail"]
     for detail, count in unsupported.value_counts().items():
@@ -57,11 +57,13 @@ def _show_straddling(straddling: "pd.DataFrame") -> None:
     )
 
 
-def show_left_out(left_out: "Sequence[LeftOut]") -> None:
+def show_left_out(left_out: "Sequence[LeftOut]", classes: Sequence[str]) -> None:
     """Prints which folders of the raw images are not read, those with the most files first."""
     largest = sorted(left_out, key=lambda item: -item.num_files)
     for item in largest[:_MAX_LINES]:
-        console.warn(str(item))
+        like = nearest(item.folder, classes) if item.reason == "no class" else None
+        hint = f" Rename it if it is meant to be {like!r}." if like else ""
+        console.warn(f"{item}{hint}")
     if rest := largest[_MAX_LINES:]:
         files = sum(item.num_files for item in rest)
         console.warn(f"{len(rest)} more folders: {files} files left out.")

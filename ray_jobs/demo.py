@@ -21,6 +21,7 @@ from ray_jobs import bug_report
 
 bug_report.install(__name__)
 
+from drone.commands import command
 from drone.workflows.requests import DemoRequest
 from ray_jobs import cli, console
 
@@ -86,7 +87,9 @@ def _show(result: "DemoResult") -> None:
         f"{answers.num_as_reported} as in the report",
         f"One of them:             {answers.example}",
         "Compare the runs:        make ui     (then http://127.0.0.1:5000)",
-        "Try the champion:        make page   (then http://127.0.0.1:8000)",
+        "Try the champion:        make page   (then http://127.0.0.1:8000)"
+        if result.champion
+        else f"Try the best run:        {command('serve', run=result.best['run_id'], open=True)}",
         f"Done in {result.seconds:.0f} s.",
     )
 

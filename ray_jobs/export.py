@@ -21,6 +21,7 @@ from ray_jobs import bug_report
 
 bug_report.install(__name__)
 
+from drone.commands import command
 from drone.workflows.requests import ExportRequest
 from ray_jobs import cli, console
 
@@ -55,7 +56,7 @@ def main(job: Export) -> cli.Result:
     info = result.info
     console.show(
         f"Temperature {info['temperature']}, unsure below {info['unsure_below']}.",
-        f"Wrote {job.out}. Next: python ray_jobs/serve.py --onnx {job.out / 'model.onnx'}",
+        f"Wrote {job.out}. Next: {command('serve', onnx=job.out / 'model.onnx')}",
     )
     if job.page:
         console.show(f"The page: {job.page}")

@@ -27,7 +27,7 @@ def show_evaluation(result: "EvaluationResult") -> None:
     from drone.evaluation.metrics import describe
 
     evaluated, scores = result.evaluated, result.scores
-    dataset_tables.show_left_out(evaluated.folders_left_out)
+    dataset_tables.show_left_out(evaluated.folders_left_out, evaluated.predictions.classes)
     reasons = Counter(evaluated.left_out.values()).most_common()
     for reason, count in reasons[:_MAX_REASONS]:
         path = next(path for path, value in evaluated.left_out.items() if value == reason)

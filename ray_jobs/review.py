@@ -52,7 +52,7 @@ def main(job: Review) -> cli.Result:
         f"{result.num_suspects} labels are doubtful. A model without errors would get "
         f"{review.describe(result.ceiling)} on the test split as it is labelled.",
         f"Decide in a browser: {job.out.resolve()}",
-        f"Then: python ray_jobs/prepare.py --raw ... --out {job.data} --decisions FILE",
+        f"Then: {result.prepare_again}",
     )
     return {
         "page": str(job.out),

@@ -25,6 +25,7 @@ bug_report.install(__name__)
 
 import tyro
 
+from drone.commands import command
 from drone.config import override
 from drone.errors import ConfigError
 from drone.presets import PRESETS, get_preset
@@ -127,6 +128,7 @@ def main(job: Train) -> cli.Result:
     from drone.storage.filesystem import absolute
     from drone.training.activation_cache.store import CacheSpec
     from drone.workflows import training
+    from drone.workflows.run_spec import RunSpec
 
     folder = Path(absolute(str(job.activation_cache)))
     resources = training.Resources(
@@ -141,16 +143,14 @@ def main(job: Train) -> cli.Result:
     if job.resume:
         result = training.resume(job.resume, resources, experiment=job.experiment, display=display)
     else:
-        spec = training.RunSpec(
-            config=job.train, data=job.data, weights=job.weights, storage=job.storage
-        )
+        spec = RunSpec(config=job.train, data=job.data, weights=job.weights, storage=job.storage)
         result = training.train(
             spec, resources, name=job.name, experiment=job.experiment, display=display
         )
     best = result.best
     console.show(
         f"Best epoch {best['epoch']:.0f}: macro F1 {best['macro_f1']:.4f} on validation.",
-        f"Next: python ray_jobs/evaluate.py --run {result.run_id}",
+        f"Next: {command('evaluate', run=result.run_id)}",
     )
     return vars(result)
 

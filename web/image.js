@@ -65,8 +65,10 @@ export function checkLimits({ file, width, height }, limits) {
 function checkFileSize(file, limits) {
   if (!file.size) throw new UserError("The file is empty.");
   if (file.size > limits.max_bytes) {
-    const limit = formatBytes(limits.max_bytes);
-    throw new UserError(`The file has ${formatBytes(file.size)}; the limit is ${limit}.`);
+    let [size, limit] = [file.size, limits.max_bytes].map(formatBytes);
+    // Rounded, a file just above the limit would seem to have the size of the limit.
+    if (size === limit) [size, limit] = [`${file.size} bytes`, `${limits.max_bytes} bytes`];
+    throw new UserError(`The file has ${size}; the limit is ${limit}.`);
   }
 }
 

@@ -137,7 +137,10 @@ def main(job: Package) -> cli.Result:
     copy_code(folder)
     python = find_python(job.python)
     if python is None:
-        show(f"No Python {job.python} was found: the package has no .pyc files.")
+        show(
+            f"No Python {job.python} was found: the package has no .pyc files and starts more "
+            f"slowly. Install it (pyenv install {job.python}), or set --python."
+        )
     else:
         compile_code(folder, python)
     runs_here = python is not None and host_architecture() == job.architecture
@@ -168,7 +171,10 @@ def install(folder: Path, job: Package) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         show(*done.stderr.strip().splitlines())
-        raise DroneError("pip cannot download the function's packages; see its messages above.")
+        raise DroneError(
+            f"pip cannot download the function's packages for Python {job.python}; its own "
+            f"messages are above."
+        )
 
 
 def pinned_requirements() -> str:
@@ -279,7 +285,10 @@ def check(folder: Path) -> None:
         raise DroneError(f"The package contains {names}, which the function does not need.")
     unzipped = sum(file.stat().st_size for file in list_files(folder)) / 1e6
     if unzipped > MAX_UNZIPPED_MB:
-        raise DroneError(f"The package has {unzipped:.0f} MB; Lambda's limit is {MAX_UNZIPPED_MB}.")
+        raise DroneError(
+            f"The package has {unzipped:.0f} MB unzipped, and Lambda's limit is {MAX_UNZIPPED_MB} "
+            f"MB. Keep the model in S3 instead (docs/lambda.md)."
+        )
 
 
 def host_architecture() -> str:

@@ -14,7 +14,7 @@ from drone.cluster import connection
 from drone.cluster.train_job import TrainJob, Workers
 from drone.cluster.worker import StoppableTorchConfig, train_worker
 from drone.cluster.worker_channel import WorkerChannel
-from drone.errors import ConfigError, DroneError, Interrupted, TrainingError
+from drone.errors import ConfigError, DroneError, Interrupted, ResumableError, TrainingError
 from drone.model.weights import Weights
 from drone.storage.filesystem import for_ray
 from drone.training import memory
@@ -84,7 +84,8 @@ def choose_workers(
     if min_workers * gpus_per_worker > gpus:
         raise ConfigError(
             f"{min_workers} workers with --gpus-per-worker {gpus_per_worker:g} need "
-            f"{min_workers * gpus_per_worker:g} GPUs, but Ray has {gpus:g}."
+            f"{min_workers * gpus_per_worker:g} GPUs, but Ray has {gpus:g}. Lower one of the two; "
+            f"--gpus-per-worker 0 trains on CPUs."
         )
     # Rounded up: the CPUs must suffice on the machine that gets the most workers.
     workers_per_node = -(-num_workers // len(cpus_by_node))
@@ -118,6 +119,7 @@ def train(job: TrainJob, weights: Weights, listener: Listener) -> None:
 
     Raises:
         Interrupted: Stopped by Ctrl-C or SIGTERM, after a checkpoint.
+        ResumableError: Workers were lost too often, or the storage failed for too long.
         TrainingError: Training cannot continue.
     """
     channel = WorkerChannel()
@@ -134,7 +136,7 @@ def train(job: TrainJob, weights: Weights, listener: Listener) -> None:
         channel.request_stop()
         listener.on_interrupt()
         _listen(ended, channel, listener)
-    _raise_failure(outcome, job.storage)
+    _raise_failure(outcome, job.max_failures)
 
 
 def _fit(trainer: TorchTrainer, outcome: dict[str, Any], ended: threading.Event) -> None:
@@ -201,7 +203,7 @@ def _listen(ended: threading.Event, channel: WorkerChannel, listener: Listener) 
         ended.wait(_POLL_S)
 
 
-def _raise_failure(outcome: dict[str, Any], storage: str) -> None:
+def _raise_failure(outcome: dict[str, Any], max_failures: int) -> None:
     if "error" in outcome:
         error = outcome["error"]
         # What the user can fix lies below Ray's own exceptions.
@@ -210,9 +212,9 @@ def _raise_failure(outcome: dict[str, Any], storage: str) -> None:
             if isinstance(cause, DroneError):
                 raise cause from error
         if isinstance(error, TrainingFailedError):
-            raise TrainingError(
-                f"Workers were lost more often than --max-failures allows. Checkpoints are in "
-                f"{storage}; continue with --resume. Ray says: {_last_line(error)}"
+            raise ResumableError(
+                f"Workers were lost more than {max_failures} times (--max-failures); the last "
+                f"checkpoint is kept. Ray says: {_last_line(error)}."
             ) from error
         raise error
     status = outcome["result"].return_value or {"status": "done"}

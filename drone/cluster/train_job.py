@@ -1,7 +1,9 @@
 """One attempt at a training run, as it travels to the workers."""
 
+import math
 from dataclasses import dataclass
 
+from drone.errors import ConfigError
 from drone.training.activation_cache.policy import CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.config import TrainConfig
@@ -20,6 +22,11 @@ class Workers:
     cpus_per_worker: int
     gpus_per_worker: float
     """GPUs per worker; 0 trains on the CPU."""
+
+    def __post_init__(self) -> None:
+        # With less, Ray would wait for ever.
+        if not 0 <= self.gpus_per_worker < math.inf:
+            raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; it must be 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)

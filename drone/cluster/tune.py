@@ -65,9 +65,12 @@ def choose_slots(
         by_gpus = int(gpus / (workers_per_trial * gpus_per_worker))
         max_concurrency = min(max_concurrency, by_gpus)
     if max_concurrency < 1:
+        advice = "Lower one of the two; --gpus-per-worker 0 trains on CPUs."
+        if workers_per_trial > cpus:
+            advice = f"Set --workers-per-trial to at most {cpus}."
         raise ConfigError(
-            f"A trial of {workers_per_trial} workers with {gpus_per_worker:g} GPUs each does not "
-            f"fit: Ray has {cpus} CPUs and {gpus:g} GPUs. Lower --workers-per-trial."
+            f"A trial of --workers-per-trial {workers_per_trial} with {gpus_per_worker:g} GPUs "
+            f"each does not fit: Ray has {cpus} CPUs and {gpus:g} GPUs. {advice}"
         )
     if concurrency is None:
         concurrency = min(max_concurrency, max(1, num_trials // 4))
@@ -137,7 +140,7 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
-    interrupted = "The search was stopped. Continue with --resume."
+    interrupted = "The search was stopped; its trials are kept."
     try:
         tuner.fit()
     except KeyboardInterrupt as error:

@@ -12,6 +12,7 @@ from drone.collect.provenance import FAILED, KEPT, ImageUrl, Record, UrlKey
 from drone.collect.rate_limiter import RateLimiter
 from drone.collect.settings import FetchSettings
 from drone.collect.urls import host_of
+from drone.commands import command
 from drone.errors import DataError
 from drone.files import write_whole
 from drone.labels import CLASSES
@@ -82,7 +83,8 @@ def check_writable(folder: Path) -> None:
     if not folder.is_dir() or any(folder.iterdir()):
         raise DataError(
             f"{folder} was not collected by this job: it has no {provenance.FILE_NAME}. Choose a "
-            f"new folder with --out; prepare.py accepts several raw folders with --raw."
+            f"new folder with --out, and prepare both: "
+            f"{command('prepare', raw=[folder, 'NEW_FOLDER'], out='DATASET')}"
         )
 
 

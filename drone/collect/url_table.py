@@ -38,7 +38,10 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
         else:
             yield from _csv_rows(file)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"The table {file} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"The table {file} cannot be read: {reason}. --table takes CSV in UTF-8 and parquet."
+        ) from error
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:

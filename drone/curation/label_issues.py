@@ -89,6 +89,7 @@ def find_in_dataset(
     """
     rows = dataset.packed_rows()
     rows = rows[rows["kept"]].reset_index(drop=True)
+    check_groups(rows["class_name"], rows["group"])
     pixel_rows_N = rows["pixel_row"].to_numpy(np.int64, copy=True)
     features_ND = _frozen_features(
         np.full(len(rows), dataset.preprocessing.side_px),
@@ -103,6 +104,27 @@ def find_in_dataset(
     issues = find(probs_NK, labels_N, groups, dataset.classes, len(dataset.rows("test")))
     files = rows.loc[issues.suspects["position"], ["md5", "path", "split"]].reset_index(drop=True)
     return issues, pd.concat([files, issues.suspects.drop(columns="position")], axis=1)
+
+
+def check_groups(class_names: "pd.Series[str]", groups: "pd.Series[str]") -> None:
+    """Checks that each class has enough images to hold some of them out.
+
+    Args:
+        class_names: Class of each image.
+        groups: Group of near duplicates of each image.
+
+    Raises:
+        DataError: A class has too few groups.
+    """
+    counts = groups.groupby(class_names).nunique()
+    too_few = ", ".join(
+        f"{name} has {count}" for name, count in counts.items() if count < _NUM_FOLDS
+    )
+    if too_few:
+        raise DataError(
+            f"Finding label issues needs at least {_NUM_FOLDS} different images of each class, and "
+            f"{too_few}. Add images and prepare the data set again."
+        )
 
 
 def _frozen_features(
@@ -134,19 +156,10 @@ def out_of_fold_probabilities(
     Args:
         features_ND: Features of the images.
         labels_N: Class indices.
-        groups_N: Group of each image; near duplicates share one and are held out together.
+        groups_N: Group of each image; near duplicates share one and are held out together. Each
+            class needs as many as there are folds.
         seed: Seed of the folds and of the PCA.
-
-    Raises:
-        DataError: A class has too few groups for the folds.
     """
-    table = pd.DataFrame({"label": labels_N, "group": groups_N})
-    min_groups = int(table.groupby("label")["group"].nunique().min())
-    if min_groups < _NUM_FOLDS:
-        raise DataError(
-            f"A class has {min_groups} different images; finding label issues needs at least "
-            f"{_NUM_FOLDS} per class. Add images and prepare the data set again."
-        )
     folds = StratifiedGroupKFold(_NUM_FOLDS, shuffle=True, random_state=seed)
     probs_CNK = np.zeros((len(_INVERSE_REGULARISATION), len(labels_N), int(labels_N.max()) + 1))
     for training, held_out in folds.split(features_ND, labels_N, groups_N):

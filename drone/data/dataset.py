@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from drone.commands import command
 from drone.data.bins import bin_sides
 from drone.data.grouped_partition import assign_folds
 from drone.data.pixels import BinnedStore, PixelStore, damaged
@@ -107,22 +108,8 @@ class Dataset:
         """Whether the images are packed at the sides of their bins too."""
         return bool(self.description["bins"])
 
-    def at_bins(self, location: str = "") -> "Dataset":
-        """Returns the same data set, read at the sides of its images' bins.
-
-        Args:
-            location: Folder or URI to name in the error, if it is not `folder`.
-
-        Raises:
-            DataError: It was packed without bins.
-        """
-        if not self.has_bins:
-            name = location or self.folder
-            raise DataError(
-                f"{name} has its images at {self.preprocessing.side_px} px only, and a model with "
-                f"a resizer takes them at their own sizes. Pack them: "
-                f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {name} --bins"
-            )
+    def at_bins(self) -> "Dataset":
+        """Returns the same data set, which must have bins, read at the sides of its bins."""
         return replace(self, at_own_sizes=True)
 
     @property
@@ -265,16 +252,19 @@ def open_dataset(folder: Path) -> Dataset:
     """
     file = folder / DATASET_FILE
     if not file.is_file():
+        # What is there may be the images themselves, beside which no data set can be written.
+        raw, out = (folder, "DATASET") if folder.exists() else ("RAW_FOLDER", folder)
+        problem = f"it has no {DATASET_FILE}" if folder.exists() else "it does not exist"
         raise DataError(
-            f"{folder} is not a prepared data set (it has no {DATASET_FILE}). "
-            f"Make one: python ray_jobs/prepare.py --raw RAW_FOLDER --out {folder}"
+            f"{folder} is not a prepared data set: {problem}. Make one of a folder of class "
+            f"folders: {command('prepare', raw=raw, out=out)}"
         )
     try:
         description = unseal(file.read_bytes(), SCHEMA)
     except SchemaError as error:
         raise DataError(
             f"{folder} has the schema {error.schema}, and this version reads {SCHEMA}. Move it "
-            f"away and make it anew: python ray_jobs/prepare.py --raw RAW_FOLDER --out {folder}"
+            f"away and make it anew: {command('prepare', raw='RAW_FOLDER', out=folder)}"
         ) from error
     except (OSError, ValueError) as error:
         raise damaged(file, error) from error

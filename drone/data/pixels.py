@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from drone.commands import command
 from drone.data.bins import BIN_SIDES_PX
 from drone.errors import DamagedError, DataError
 from drone.files import checksum
@@ -118,9 +119,11 @@ class PixelStore:
 def damaged(file: Path, reason: object) -> DamagedError:
     """Returns the error for a file of a data set that is not what `prepare` wrote."""
     # prepare mends it in place. Never advise to delete the folder: it holds the ledger.
+    is_shard = file.suffix == ".npy"
+    pixels = next((folder for folder in file.parents if is_shard and folder.name == "pixels"), file)
     return DamagedError(
         f"{file} is missing or damaged ({reason}). Mend it from the raw files: "
-        f"python ray_jobs/prepare.py --raw RAW_FOLDER --out DATASET"
+        f"{command('prepare', raw='RAW_FOLDER', out=pixels.parent)}"
     )
 
 

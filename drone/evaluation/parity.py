@@ -101,6 +101,6 @@ def check(parity: Parity, *, require_top1: bool = True) -> None:
         f"The exported model fails the parity check on {parity.num_images} images: its "
         f"probabilities differ from the trained model's by up to {parity.max_difference:.1e} "
         f"(limit {MAX_PROBABILITY_DIFFERENCE:.0e}), and the top-1 class agrees for "
-        f"{parity.top1_agreement:.2%}. The export was discarded. Install the packages of "
-        f"requirements.txt and train the model again: training exports it anew."
+        f"{parity.top1_agreement:.2%}. The export was discarded. Install the locked packages "
+        f"(make setup) and train the model again, which exports it anew."
     )

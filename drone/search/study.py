@@ -8,13 +8,15 @@ These files are the truth that a study resumes from: MLflow and Optuna are broug
 them. Each is written to another name and renamed.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from drone.config import override, to_dict
+from drone.commands import command
+from drone.config import differing, override, to_dict
 from drone.errors import RunError
 from drone.files import SchemaError, seal, unseal, write_whole
 from drone.redaction import redact, without_mask
@@ -93,6 +95,17 @@ class StudySpec:
     storage: str
     """Folder or URI of the trials' checkpoints."""
 
+    def final_name(self, config: TrainConfig) -> str:
+        """Returns the name of the final run, by which a resumed study recognises it.
+
+        It depends only on the settings that differ from the defaults, so a setting that a later
+        version adds does not change it, and on the study's run, since another study of the same
+        name may have had other data.
+        """
+        changed = differing(to_dict(config), to_dict(TrainConfig()))
+        text = json.dumps([changed, self.run_id], sort_keys=True)
+        return f"{self.name}-final-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
 
 class Study:
     """A study's folder."""
@@ -128,8 +141,9 @@ class Study:
             raise RunError(f"{self.folder} holds no study (no {STUDY_FILE}).") from error
         except SchemaError as error:
             raise RunError(
-                f"Cannot resume {self.folder}: it was written by another version of this program. "
-                f"Start a new study with ray_jobs/tune.py."
+                f"Cannot resume {self.folder}: it has schema {error.schema}, this version reads "
+                f"{SCHEMA}. "
+                f"Start a new study: {command('tune', data='DATASET')}"
             ) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError(

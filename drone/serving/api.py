@@ -180,7 +180,7 @@ class Api:
 
     def _predict(self, request: Request) -> dict[str, Any]:
         if len(request.body) > self.settings.max_bytes:
-            raise body_too_large(self.settings.max_bytes)
+            raise body_too_large(self.settings.max_bytes, len(request.body))
         image = extract_image(request)
         prediction = self.predictor.predict(image, max_pixels=self.settings.max_pixels)
         return {**_prediction_to_dict(prediction), "model": self._identity(self.predictor.info)}
@@ -224,10 +224,12 @@ def _prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def body_too_large(max_bytes: int) -> ApiError:
-    """Returns the error for a body above the limit."""
-    message = f"The request body is longer than {max_bytes / 2**20:g} MiB."
-    return ApiError(413, "too-large", message)
+def body_too_large(max_bytes: int, num_bytes: int | None) -> ApiError:
+    """Returns the error for a body above the limit, whose length may be unknown."""
+    limit = f"the limit is {max_bytes / 2**20:g} MiB"
+    # With so many digits that it is never shown as the limit itself.
+    size = "is too long" if num_bytes is None else f"has {num_bytes / 2**20:.7g} MiB"
+    return ApiError(413, "too-large", f"The request body {size}; {limit}.")
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:

@@ -45,7 +45,7 @@ def check_exported(onnx: Path) -> None:
     info = onnx.with_name(INFO_FILE)
     if not info.is_file():
         return
-    advice = "Export the model again with ray_jobs/export.py."
+    advice = "Export the model again: python ray_jobs/export.py --run RUN --out FOLDER"
     try:
         expected = json.loads(info.read_text("utf-8"))["sha256"].get(onnx.name)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

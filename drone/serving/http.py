@@ -251,7 +251,7 @@ class HttpApp:
                 self._body_bytes += len(part)
                 if len(body) <= max_bytes and not message.get("more_body"):
                     return bytes(body)
-            raise body_too_large(max_bytes)
+            raise body_too_large(max_bytes, expected if expected > max_bytes else None)
         except BaseException:
             self._body_bytes -= len(body)
             body.clear()  # The traceback would keep it until the next garbage collection.

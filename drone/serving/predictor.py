@@ -21,6 +21,8 @@ from drone.labels import BIRD
 from drone.serving.preprocess import Preprocessing, decode_and_resize, open_header
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
+_EXPORT = "Export the model again: python ray_jobs/export.py --run RUN --out FOLDER"
+
 _MAX_DECODING_PIXELS = 50_000_000
 """Pixels that one predictor decodes at the same time. Each takes 4 to 10 bytes meanwhile in a JPEG,
 and at most 21, in a rotated WebP with alpha."""
@@ -182,10 +184,7 @@ class Predictor:
         except RunError:
             raise
         except Exception as error:  # onnxruntime's errors have no narrower common base.
-            raise RunError(
-                f"{self.model} gives no prediction: {error}. Export the model again with "
-                f"ray_jobs/export.py."
-            ) from error
+            raise RunError(f"{self.model} gives no prediction: {error}. {_EXPORT}") from error
         finally:
             stop.cancel()
 
@@ -266,7 +265,7 @@ class Predictor:
         if probs_NK.ndim != 2 or probs_NK.shape[1] != num_classes:
             raise RunError(
                 f"{self.model} has {num_classes} classes, but predicts values of the shape "
-                f"{probs_NK.shape}. Export the model again with ray_jobs/export.py."
+                f"{probs_NK.shape}. {_EXPORT}"
             )
         if not np.isfinite(probs_NK).all():
             raise RunError(
@@ -305,19 +304,22 @@ class Predictor:
                 self._content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no narrower common base.
-            reason = " ".join(str(error).split())[:300]
-            raise RunError(f"{self.model} is not a model that can be loaded: {reason}") from error
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise RunError(
+                f"{self.model} is not a model that can be loaded: {reason}. {_EXPORT}"
+            ) from error
         self._metadata = dict(session.get_modelmeta().custom_metadata_map)
-        advice = "Export the model again with ray_jobs/export.py."
         try:
             info = ModelInfo.from_metadata(self._metadata)
         except KeyError as error:
-            raise RunError(f"{self.model} has no {error} in its metadata. {advice}") from error
+            raise RunError(f"{self.model} has no {error} in its metadata. {_EXPORT}") from error
         except (AttributeError, TypeError, ValueError, RecursionError, ConfigError) as error:
-            raise RunError(f"The metadata of {self.model} is damaged: {error}. {advice}") from error
+            raise RunError(
+                f"The metadata of {self.model} is damaged: {error}. {_EXPORT}"
+            ) from error
         problem = _interface_problem(session, len(info.classes))
         if problem:
-            raise RunError(f"{self.model} {problem}. {advice}")
+            raise RunError(f"{self.model} {problem}. {_EXPORT}")
         self._info = info
         self._loaded_at = time.time()
         return session

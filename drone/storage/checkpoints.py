@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from drone.errors import RunError
+from drone.errors import ResumableError, RunError
 from drone.files import unseal
 from drone.storage.filesystem import copy_here, is_object_storage, open_filesystem, probe
 from drone.training.checkpoint import SCHEMA, STATE_FILE, is_whole
@@ -148,7 +148,7 @@ def wait_for_space(location: str, checkpoint: Path, notify: Callable[[str], None
         notify: Called with a message when the storage fails, and when it is back.
 
     Raises:
-        RunError: The storage fails for longer than `MAX_OUTAGE_S`.
+        ResumableError: The storage fails for longer than `MAX_OUTAGE_S`.
     """
     size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
     # Object storage does not run full, and its uploads cost.
@@ -159,10 +159,9 @@ def wait_for_space(location: str, checkpoint: Path, notify: Callable[[str], None
             probe(location, probe_bytes)
         except OSError as error:
             if time.monotonic() >= give_up_at:
-                raise RunError(
+                raise ResumableError(
                     f"The storage {location} could not be written for {MAX_OUTAGE_S:.0f} s: "
-                    f"{error}. Earlier checkpoints are safe. Free some space or fix the storage, "
-                    f"then continue with --resume."
+                    f"{error}. Free some space or mend it; earlier checkpoints are safe."
                 ) from error
             if not failed:
                 notify(f"The storage {location} cannot be written ({error}). Training waits.")

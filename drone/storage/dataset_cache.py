@@ -43,7 +43,23 @@ def open_at(
         DataError: There is no data set, it is damaged, has another fingerprint, or has no bins.
     """
     dataset = _open(location, fingerprint, notify, at_bins)
-    return dataset.at_bins(location) if at_bins else dataset
+    if at_bins and not dataset.has_bins:
+        raise _without_bins(dataset, location)
+    return dataset.at_bins() if at_bins else dataset
+
+
+def _without_bins(dataset: Dataset, location: str) -> DataError:
+    # Imported here: what prepares a data set is not needed to read one.
+    from drone.data.prepare.plan import command_for
+
+    # Bins need the default side, so it is not the one that the data set may have.
+    again = command_for(dataset, bins=True, **{"preprocessing.side_px": None})
+    copied = f" - then copy it to {location} again" if "://" in location else ""
+    return DataError(
+        f"{location} has its images at {dataset.preprocessing.side_px} px only, and a model with "
+        f"a resizer takes them at their own sizes. Pack those too where it was prepared: "
+        f"{again}{copied}"
+    )
 
 
 def _open(
@@ -97,6 +113,12 @@ def _read_fingerprint(location: str) -> str:
     except OSError as error:
         raise DataError(
             f"{location} is not a prepared data set, or cannot be read: {error}. "
-            f"Copy there what prepare.py wrote."
+            f"Copy there the folder that python ray_jobs/prepare.py wrote."
         ) from error
-    return str(json.loads(text)["fingerprint"])
+    try:
+        return str(json.loads(text)["fingerprint"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{location} is damaged: its {DATASET_FILE} names no fingerprint. Copy the data set "
+            f"there again."
+        ) from error

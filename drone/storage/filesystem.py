@@ -96,7 +96,10 @@ def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(location)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"Cannot open the storage {location}: {error}.") from error
+        raise ConfigError(
+            f"Cannot open the storage {location}: {error}. Name a folder, or a URI such as "
+            f"s3://bucket/folder."
+        ) from error
     return filesystem, path
 
 

@@ -23,7 +23,10 @@ def open_root(name: str) -> roots.Root:
         filesystem, path = fs.FileSystem.from_uri(name)
         file_type = filesystem.get_file_info(path).type
     except (OSError, ValueError) as error:
-        raise DataError(f"{name} cannot be opened: {error}") from error
+        raise DataError(
+            f"{name} cannot be opened: {error}. Name a folder, a zip archive or a URI such as "
+            f"s3://bucket/raw."
+        ) from error
     if file_type != fs.FileType.Directory:
         raise DataError(f"There is no folder {name}. Name one that has a subfolder per class.")
     return ObjectStore(filesystem, path)

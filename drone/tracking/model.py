@@ -16,11 +16,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from PIL import Image
 
+from drone.commands import command
 from drone.errors import RunError
 from drone.serving.checksum import check_sha256, file_sha256
 from drone.tracking import pyfunc
 from drone.tracking.failures import FAILURES, first_line
-from drone.tracking.runs import find_run
+from drone.tracking.runs import Run, find_run
 
 CHECKSUM_TAG = "onnx_sha256"
 """Tag of a logged model and of a registered version: SHA-256 of the ONNX file, hexadecimal."""
@@ -122,18 +123,56 @@ def _registered(uri: str) -> ModelRef:
             name, _, number = name.partition("/")
             entry = client.get_model_version(name, number)
     except FAILURES as error:
-        raise RunError(
-            f"There is no model {uri}. Registered models: {_registered_names()}."
-        ) from error
-    return model_ref(entry)
+        raise RunError(f"There is no model {uri}: {describe_registered(name)}") from error
+    model = model_ref(entry)
+    run_of(model)
+    return model
 
 
-def _registered_names() -> str:
+def run_of(model: ModelRef) -> Run:
+    """Returns the run that a model comes from.
+
+    Raises:
+        RunError: It was deleted; names the model.
+    """
     try:
-        models = mlflow.MlflowClient().search_registered_models()
+        return find_run(model.run_id)
+    except RunError as error:
+        raise RunError(f"{model} comes from a run that cannot be used. {error}") from error
+
+
+def describe_registered(name: str) -> str:
+    """Returns what the registry has: the versions and aliases of a model, or the models."""
+    client = mlflow.MlflowClient()
+    try:
+        models = {model.name: model for model in client.search_registered_models()}
+        if name not in models:
+            promote = command("promote", run="RUN")
+            return (
+                f"the registered models are {', '.join(models)}."
+                if models
+                else f"no model is registered yet. Register a run's: {promote}"
+            )
+        # Asked for again: the versions of a search are the latest ones only.
+        numbers = [int(entry.version) for entry in client.search_model_versions(name_filter(name))]
+        aliases = client.get_registered_model(name).aliases
     except FAILURES as error:
-        return f"they cannot be listed ({first_line(error)})"
-    return ", ".join(model.name for model in models) or "none yet"
+        return f"the registry cannot be listed ({first_line(error)})."
+    versions = ", ".join(map(str, sorted(numbers))) or "none"
+    named = ", ".join(f"{alias} is {number}" for alias, number in aliases.items())
+    return f"the versions of {name} are {versions}, its aliases {named or 'none'}."
+
+
+def name_filter(name: str) -> str:
+    """Returns the filter for the versions of a registered model.
+
+    Raises:
+        RunError: No model can have such a name.
+    """
+    quote = '"' if "'" in name else "'"
+    if quote in name:
+        raise RunError(f"{name} cannot be the name of a model: it contains quotes of both kinds.")
+    return f"name = {quote}{name}{quote}"
 
 
 def model_ref(entry: ModelVersion) -> ModelRef:
@@ -151,15 +190,28 @@ def logged_model(run_id: str) -> LoggedModel:
     run = find_run(run_id)
     outputs = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
     if not outputs:
-        raise RunError(
-            f"Run {run.info.run_name} ({run_id}, {run.info.status}) has no model. If it was "
-            f"stopped, finish it with python ray_jobs/train.py --resume {run_id}."
-        )
+        name = f"Run {run.info.run_name} ({run_id}, {run.info.status})"
+        raise RunError(f"{name} has no model. {_how_to_get_a_model(run)}")
     try:
         # The last one: a run that was killed after logging its model logs it again when resumed.
         return mlflow.MlflowClient().get_logged_model(outputs[-1])
     except FAILURES as error:
         raise RunError(f"Cannot read the model of run {run_id}: {first_line(error)}.") from error
+
+
+def _how_to_get_a_model(run: Run) -> str:
+    tags, run_id = run.data.tags, run.info.run_id
+    study = run.info.run_name if "num_trials" in run.data.params else tags.get("study")
+    if study is not None:
+        return (
+            f"It belongs to the study {study}, which keeps the model of its final run alone, named "
+            f"{study}-final-... If there is none yet: {command('tune', resume=study)}"
+        )
+    if "preset" not in tags:
+        return "It was not started by python ray_jobs/train.py. Name a run that was."
+    if run.info.status == "FINISHED":
+        return "Train one: " + command("train", tags["preset"], data="DATASET")
+    return f"Wait until it is finished or, if it was stopped, {command('train', resume=run_id)}"
 
 
 def fetch_onnx(model: ModelRef, target: Path) -> Path:
@@ -189,7 +241,10 @@ def fetch_onnx(model: ModelRef, target: Path) -> Path:
         )
     checksums = [tag for tag in (model.sha256, logged.tags.get(CHECKSUM_TAG)) if tag]
     if not checksums:
-        raise RunError(f"{model}: its model has no checksum, so it was not logged by train.py.")
+        raise RunError(
+            f"{model}: its model has no checksum, so this program has not logged it. Train a run "
+            f"and evaluate that."
+        )
     for expected in checksums:
         check_sha256(
             files[0],

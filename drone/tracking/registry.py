@@ -8,10 +8,18 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
+from drone.commands import command
 from drone.errors import RunError, TrackingError
 from drone.tracking.artifacts import MissingArtifactError, read_json
 from drone.tracking.failures import FAILURES, first_line
-from drone.tracking.model import CHECKSUM_TAG, ModelRef, logged_model, model_ref
+from drone.tracking.model import (
+    CHECKSUM_TAG,
+    ModelRef,
+    describe_registered,
+    logged_model,
+    model_ref,
+    name_filter,
+)
 from drone.tracking.runs import reopen_run
 
 DEFAULT_NAME = "drone-classifier"
@@ -42,17 +50,10 @@ def version_by_alias(name: str, alias: str) -> ModelRef | None:
 
 def version_of_run(name: str, run_id: str) -> str | None:
     """Returns the version that a run's model is registered as, or None."""
-    entries = MlflowClient().search_model_versions(_name_filter(name))
+    entries = MlflowClient().search_model_versions(name_filter(name))
     # As numbers: as text, 10 would come before 9.
     versions = [int(entry.version) for entry in entries if entry.run_id == run_id]
     return str(max(versions)) if versions else None
-
-
-def _name_filter(name: str) -> str:
-    quote = '"' if "'" in name else "'"
-    if quote in name:
-        raise RunError(f"{name} cannot be the name of a model: it contains quotes of both kinds.")
-    return f"name = {quote}{name}{quote}"
 
 
 def register(name: str, run_id: str, tags: Mapping[str, str]) -> str:
@@ -107,7 +108,8 @@ def rollback(name: str) -> tuple[ModelRef, ModelRef]:
     if champion is None or previous is None:
         missing = CHAMPION if champion is None else PREVIOUS
         raise RunError(
-            f"Cannot roll back {name}: it has no {missing} version. Promote two runs first."
+            f"Cannot roll back {name}, which has no {missing}: {describe_registered(name)} Promote "
+            f"another run: {promote_command(name, run='RUN')}"
         )
     client = MlflowClient()
     # In this order: a kill between the two leaves the champion as it was.
@@ -157,25 +159,43 @@ def read_gate_decision(name: str, version: str) -> dict[str, Any]:
     try:
         run_id = str(client.get_model_version(name, version).run_id)
     except FAILURES as error:
-        entries = client.search_model_versions(_name_filter(name))
-        versions = ", ".join(sorted((str(entry.version) for entry in entries), key=int))
         raise RunError(
-            f"{name} has no version {version}. Its versions are: {versions or 'none yet'}."
+            f"There is no version {version} of {name}: {describe_registered(name)}"
         ) from error
     try:
         document = read_json(run_id, _decision_artifact(name, version))
     except MissingArtifactError as error:
         raise RunError(
-            f"The gate was never applied to version {version} of {name}: it was registered "
-            f"without promote.py. Apply it with python ray_jobs/promote.py --run {run_id}"
+            f"The gate was never applied to version {version} of {name}: it was registered by "
+            f"other means. {_how_to_apply_the_gate(name, version, run_id)}"
         ) from error
     if not _is_decision(document):
         raise RunError(
             f"The decision on version {version} of {name} is damaged: "
-            f"{_decision_artifact(name, version)} of run {run_id} is not what promote.py wrote. "
+            f"{_decision_artifact(name, version)} of run {run_id} is not what was written. "
             f"Restore it from a copy; the version's description has the same figures."
         )
     return document
+
+
+def _how_to_apply_the_gate(name: str, version: str, run_id: str) -> str:
+    champion = version_by_alias(name, CHAMPION)
+    if champion is not None and champion.run_id == run_id:
+        return "It is the champion already, which is compared with no other."
+    registered = version_of_run(name, run_id)
+    if registered != version:
+        return f"Version {registered} is of the same run: see --why {registered}."
+    return f"Apply it: {promote_command(name, run=run_id)}"
+
+
+def promote_command(name: str, **flags: object) -> str:
+    """Returns a command that acts on a registered model.
+
+    Args:
+        name: Name of the model.
+        flags: Further flags, as `commands.command` takes them.
+    """
+    return command("promote", **flags, name=None if name == DEFAULT_NAME else name)
 
 
 def _is_decision(document: Mapping[str, Any]) -> bool:

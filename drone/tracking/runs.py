@@ -22,16 +22,17 @@ import pandas as pd
 from mlflow import entities
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from drone.commands import command
 from drone.data.dataset import Dataset
 from drone.errors import RunError, TrackingError
 from drone.files import locked
 from drone.names import check_name, storable
 from drone.redaction import redact
-from drone.tracking import sqlite_store
+from drone.tracking import deleted, sqlite_store
 from drone.tracking.artifacts import IMAGE_COLUMNS, IMAGES_FILE
 from drone.tracking.failures import FAILURES, first_line
 from drone.tracking.lease import Lease, hold
@@ -74,9 +75,14 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
             _open_experiment(experiment, local=uri.startswith(_SQLITE))
     # ValueError: the URI is none. ImportError: it names a database whose driver is not installed.
     except (*FAILURES, ValueError, ImportError) as error:
+        advice = "Set MLFLOW_TRACKING_URI to another store."
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            advice = (
+                f"Start it, correct MLFLOW_TRACKING_URI, or unset it to track in {_DEFAULT_STORE} "
+                f"here."
+            )
         raise TrackingError(
-            f"The tracking server {uri} cannot be used: {first_line(error)}. Start it, correct "
-            f"MLFLOW_TRACKING_URI, or unset it to track in {_DEFAULT_STORE} here."
+            f"The tracking server {uri} cannot be used: {first_line(error)}. {advice}"
         ) from error
     return uri
 
@@ -95,7 +101,10 @@ def _checked(uri: str) -> Iterator[None]:
 
 
 def _open_experiment(experiment: str, *, local: bool) -> None:
-    if MlflowClient().get_experiment_by_name(experiment) is None:
+    existing = MlflowClient().get_experiment_by_name(experiment)
+    if existing is not None:
+        deleted.check_experiment(existing)
+    else:
         # Absolute, since a later job may run in another folder.
         artifacts = Path(_DEFAULT_ARTIFACTS).resolve().as_uri() if local else None
         # Without its kind the UI takes a new experiment for one of language models.
@@ -238,7 +247,7 @@ class TrackedRun:
                 raise TrackingError(
                     f"The tracking server is still away; epochs {epochs} of run {self.name} are "
                     f"not logged, nor is its model. Nothing is lost: start the server, then "
-                    f"python ray_jobs/train.py --resume {self.run_id}"
+                    f"{command('train', resume=self.run_id)}"
                 )
             time.sleep(_CATCH_UP_INTERVAL_S)
 
@@ -263,7 +272,8 @@ def start_run(
 
     Raises:
         LockedError: Another process is writing the run.
-        RunError: The store has no run of that id, or not in the chosen experiment.
+        RunError: The store has no run of that id, or it was deleted, or it is of another
+            experiment.
     """
     with contextlib.ExitStack() as stack:
         if resume_run_id is None:
@@ -284,8 +294,7 @@ def _resume(
     except MlflowException as error:
         raise RunError(
             f"Cannot resume run {run_id} in {mlflow.get_tracking_uri()}: {first_line(error)}. "
-            f"Resume in the folder that it was started in, or set its store with "
-            f"MLFLOW_TRACKING_URI and its experiment with --experiment."
+            f"{deleted.resume_advice(run_id)}"
         ) from error
 
 
@@ -336,18 +345,15 @@ def find_run(id_or_name: str) -> Run:
     """Returns the run with an id, or the newest one with a name.
 
     Raises:
-        RunError: There is no such run.
+        RunError: There is no such run, or it was deleted.
     """
     client = MlflowClient()
     # No run has such a name, and some databases cannot even be asked for it.
     if id_or_name.isprintable():
-        try:
-            # A name is no valid id, which MLflow reports as an error.
-            return client.get_run(id_or_name)
-        except MlflowException:
-            pass
-        run = find_by_name(id_or_name)
+        run = _run_of_id(id_or_name) or find_by_name(id_or_name)
+        run = run or find_by_name(id_or_name, ViewType.DELETED_ONLY)
         if run is not None:
+            deleted.check_run(run)
             return run
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     newest = client.search_runs(experiments, max_results=5, order_by=["attributes.start_time DESC"])
@@ -357,13 +363,25 @@ def find_run(id_or_name: str) -> Run:
     )
 
 
-def find_by_name(name: str) -> Run | None:
-    """Returns the newest run with a name, or None."""
+def _run_of_id(run_id: str) -> Run | None:
+    try:
+        # A name is no valid id, which MLflow reports as an error.
+        return MlflowClient().get_run(run_id)
+    except MlflowException:
+        return None
+
+
+def find_by_name(name: str, view: int = ViewType.ACTIVE_ONLY) -> Run | None:
+    """Returns the newest run with a name, or None; by default of those that were not deleted."""
     client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    # Deleted ones too: with an experiment, its runs are deleted.
+    experiments = client.search_experiments(view_type=ViewType.ALL)
     escaped = name.replace("'", "''")
     runs = client.search_runs(
-        experiments, f"attributes.run_name = '{escaped}'", order_by=["attributes.start_time DESC"]
+        [experiment.experiment_id for experiment in experiments],
+        f"attributes.run_name = '{escaped}'",
+        run_view_type=view,
+        order_by=["attributes.start_time DESC"],
     )
     return runs[0] if runs else None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from drone import secret_file
-from drone.errors import ConfigError, TrackingError
+from drone.errors import ConfigError, TrackingError, cannot_listen
 from drone.storage.filesystem import absolute
 
 STORE_FILE = "mlflow.db"
@@ -107,11 +107,7 @@ def _check_port(settings: ServerSettings) -> None:
             probe.bind((settings.host, settings.port))
         # The others: the text cannot be an address.
         except (OSError, TypeError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "this is no address"
-            raise ConfigError(
-                f"Cannot listen on {settings.host}:{settings.port}: {reason}. Is a "
-                f"tracking server running already? Otherwise choose another --host or --port."
-            ) from error
+            raise cannot_listen(settings.host, settings.port, error) from error
 
 
 def _supervise(
@@ -183,7 +179,10 @@ class _ServerProcess:
         while time.monotonic() < give_up_at:
             exit_code = self.exit_code()
             if exit_code is not None:
-                raise TrackingError(f"MLflow's server ended at its start with {exit_code}.")
+                raise TrackingError(
+                    f"MLflow's server ended at its start with exit code {exit_code}; its own "
+                    f"messages are above."
+                )
             with contextlib.suppress(OSError), urllib.request.urlopen(self._health, timeout=5):
                 return
             time.sleep(0.5)
@@ -242,7 +241,10 @@ class _Backup:
             self._filesystem, self._path = fs.FileSystem.from_uri(location)
             self._filesystem.create_dir(self._path, recursive=True)
         except (ValueError, OSError) as error:
-            raise ConfigError(f"--backup {settings.backup} cannot be used: {error}") from error
+            raise ConfigError(
+                f"--backup {settings.backup} cannot be used: {error}. Name a folder, or a URI such "
+                f"as s3://bucket/mlflow."
+            ) from error
         self._copied_state: tuple[float, ...] = ()
 
     def restore(self) -> bool:

@@ -134,12 +134,16 @@ class TrialRuns:
         self._behind.pop(key, None)
 
     def catch_up(
-        self, start_again: Callable[[Part, TrialRecord], None], timeout_s: float = 60.0
+        self,
+        start_again: Callable[[Part, TrialRecord], None],
+        resume: str,
+        timeout_s: float = 60.0,
     ) -> None:
         """Logs what is missing, retrying the store for a while.
 
         Args:
             start_again: Calls `start` for a trial that has no run.
+            resume: Command that resumes the study, for the error.
             timeout_s: Seconds to retry for.
 
         Raises:
@@ -157,7 +161,7 @@ class TrialRuns:
             if self._behind and time.monotonic() >= give_up_at:
                 raise TrackingError(
                     f"The tracking server is away; {len(self._behind)} trials are not logged. "
-                    f"Nothing is lost: start it, then resume the study with tune.py --resume."
+                    f"Nothing is lost: start it, then {resume}"
                 )
             if self._behind:
                 time.sleep(_RETRY_INTERVAL_S)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drone.commands import command
 from drone.errors import RunError
 from drone.files import SchemaError, checksum, flush, seal, unseal
 from drone.training.best_epoch import History
@@ -126,7 +127,7 @@ def read_position(folder: Path) -> tuple[Position, Identity]:
     except SchemaError as error:
         raise RunError(
             f"Cannot read the checkpoint {folder}: it has schema {error.schema}, this version "
-            f"reads {SCHEMA}. Start the run again with ray_jobs/train.py."
+            f"reads {SCHEMA}. Start a new run: {command('train', 'finetune', data='DATASET')}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(

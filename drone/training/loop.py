@@ -270,6 +270,6 @@ class _Run:
 def _raise_stop(stop: Stop) -> None:
     """Ends the run if a rank has asked for it; a checkpoint must have been written."""
     if stop is Stop.INTERRUPTED:
-        raise Interrupted("Training was stopped. Continue with --resume.")
+        raise Interrupted("Training was stopped; its checkpoint is kept.")
     if stop is Stop.PREEMPTED:
         raise Preempted

@@ -15,6 +15,7 @@ from .requests import PrepareRequest as PrepareRequest
 from .requests import ReviewRequest as ReviewRequest
 from .requests import ServeRequest as ServeRequest
 from .review import write_review_page as write_review_page
+from .run_spec import RunSpec as RunSpec
 from .search import AfterSearch as AfterSearch
 from .search import NewStudy as NewStudy
 from .search import create_study as create_study
@@ -24,7 +25,6 @@ from .search_trials import SearchResources as SearchResources
 from .serving import ServerSettings as ServerSettings
 from .serving import serve as serve
 from .training import Resources as Resources
-from .training import RunSpec as RunSpec
 from .training import TrainResult as TrainResult
 from .training import resume as resume
 from .training import train as train

@@ -6,6 +6,7 @@ from pathlib import Path
 from drone.cluster import connection
 from drone.cluster.doctor import Finding, examine
 from drone.cluster.node_report import CheckRequest
+from drone.commands import command
 from drone.data.dataset import Dataset
 from drone.errors import RunError
 from drone.model import weights
@@ -79,9 +80,10 @@ def before_job(
     for finding in problems:
         display.warn(describe(finding))
     if any(finding.verdict == "failure" for finding in problems):
+        again = command("doctor", data=data, storage=storage)
         raise RunError(
-            "The cluster cannot run this job: see the failed checks above. Check it again with "
-            "ray_jobs/doctor.py, or start without checking: --no-doctor."
+            f"The cluster cannot run this job: see the failed checks above. Check it again: "
+            f"{again} - or start without checking: --no-doctor"
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from drone.commands import command
 from drone.data.dataset import open_dataset
 from drone.errors import DroneError, RunError, WeightsError
 from drone.model import weights
@@ -216,16 +217,17 @@ def _ask(model: Sequence[str], data: Path, report: Path, display: Display) -> An
 def _served(model: Sequence[str], display: Display) -> Iterator[str]:
     """Serves a model on a free port; yields the URL."""
     arguments = [*model, "--port", "0"]
-    display.show("", f"$ python ray_jobs/serve.py {' '.join(arguments)}")
-    command = [sys.executable, str(ROOT / "ray_jobs" / "serve.py"), *arguments]
+    shown = command("serve", *arguments)
+    display.show("", f"$ {shown}")
+    words = [sys.executable, str(ROOT / "ray_jobs" / "serve.py"), *arguments]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
         try:
             assert server.stdout is not None
             url = next((re.search(r"http://\S+", line) for line in server.stdout), None)
             if url is None:
-                raise RunError("serve.py ended before it listened. Run it by hand to see why.")
+                raise RunError(f"The server ended before it listened. See why: {shown}")
             yield url[0]
         finally:
             server.terminate()
@@ -240,12 +242,15 @@ def _predict(url: str, image: bytes) -> dict[str, Any]:
 def _call(job: str, *arguments: object, display: Display) -> dict[str, Any]:
     """Runs a job as the user would, after showing its command; returns its result."""
     flags = [str(argument) for argument in arguments]
-    display.show("", f"$ python ray_jobs/{job}.py {' '.join(flags)}")
-    command = [sys.executable, str(ROOT / "ray_jobs" / f"{job}.py"), *flags, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    display.show("", f"$ {command(job, *flags)}")
+    words = [sys.executable, str(ROOT / "ray_jobs" / f"{job}.py"), *flags, "--json"]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode:
-        raise RunError(f"{job}.py ended with exit code {done.returncode}; see above.")
+        raise RunError(
+            f"The command {command(job, *flags)} ended with exit code {done.returncode}; its own "
+            f"message is above."
+        )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

@@ -1,15 +1,17 @@
 """Predicts the images of an evaluation: a test split, or a folder of class folders."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from drone.commands import command
 from drone.data.dataset import Dataset, Split
 from drone.data.prepare.listing import LeftOut
-from drone.errors import ConfigError, RunError
+from drone.errors import ConfigError, DataError, RunError
 from drone.evaluation import mixed_resolution
 from drone.evaluation.batch_inference import LoadPixels, Track, predict_in_batches
 from drone.evaluation.latency import measure_latency_ms
@@ -17,11 +19,15 @@ from drone.evaluation.metrics import Predictions, Proportion, proportion
 from drone.evaluation.mixed_resolution import Comparison, Variant
 from drone.evaluation.unseen import load_unseen
 from drone.labels import normalised
-from drone.serving.predictor import Predictor
+from drone.serving.predictor import ModelInfo, Predictor
+from drone.serving.preprocess import Preprocessing
 from drone.storage import dataset_cache
 from drone.tracking import artifacts
 from drone.tracking.runs import Run
-from drone.workflows.training import read_spec
+from drone.workflows.run_spec import read_spec
+
+OWN_TEST_SPLIT = "test"
+"""Name of an evaluation on the test split of the run's own data set."""
 
 
 @dataclass(frozen=True)
@@ -82,25 +88,25 @@ def predict_test_split(
         ConfigError: The model is of one image size and there is a baseline.
     """
     _check_baseline(predictor, baseline)
-    location = data or read_spec(run.info.run_id).data
+    location = data or _own_data(run)
     # Bins only where the model reads them: not every data set has been packed with them.
     dataset = dataset_cache.open_at(location, at_bins=bool(predictor.info.sides_px))
-    if (
-        dataset.classes != predictor.info.classes
-        or dataset.preprocessing != predictor.info.preprocessing
-    ):
+    difference = _difference(predictor.info, dataset.classes, dataset.preprocessing)
+    if difference:
+        raw = dict.fromkeys(dataset.manifest["root"])
+        advice = command("evaluate", run=run.info.run_id, images=next(iter(raw)))
         raise RunError(
-            f"{dataset.folder} was prepared with other classes or another preprocessing than "
-            f"the model of run {run.info.run_name} was trained with. Evaluate it with --images, or "
-            f"prepare the data set the same way."
+            f"The model of run {run.info.run_name} does not fit {dataset.folder}: {difference}. "
+            f"Evaluate it on raw images, which it prepares itself: {advice}"
         )
     # The test split of another data set may hold what this model was trained on.
     own = dataset.fingerprint == run.data.tags.get("fingerprint")
     if not own:
-        advice = "--images FOLDER leaves such images out"
+        advice = "--images with a folder of class folders leaves such images out"
         _check_unseen(dataset, run.info.run_id, str(run.info.run_name), advice)
     if baseline:
-        _check_unseen(dataset, baseline.run_id, baseline.name, f"train it on {location}")
+        advice = "name a run that was trained on this data set"
+        _check_unseen(dataset, baseline.run_id, baseline.name, advice)
     # Of one size, for the report and for the comparison.
     squashed = replace(dataset, at_own_sizes=False).split("test")
     test = dataset.split("test")
@@ -121,6 +127,17 @@ def predict_test_split(
     return _with_comparisons(evaluated, test.sides_N, predictor, track, baseline)
 
 
+def _own_data(run: Run) -> str:
+    """Returns where the data set of a run is."""
+    spec = read_spec(run.info.run_id)
+    if spec.has_lost_data:
+        raise DataError(
+            f"The data set of run {run.info.run_name} is no longer in {spec.data}. Name the folder "
+            f"that it has moved to: {command('evaluate', run=run.info.run_id, data='DATASET')}"
+        )
+    return spec.data
+
+
 def test_split_name(fingerprint: str, own: bool) -> str:
     """Returns the name under which an evaluation on a test split is logged.
 
@@ -128,7 +145,7 @@ def test_split_name(fingerprint: str, own: bool) -> str:
         fingerprint: Fingerprint of the data set.
         own: Whether the run was trained on that data set.
     """
-    return "test" if own else f"test-{fingerprint[:8]}"
+    return OWN_TEST_SPLIT if own else f"test-{fingerprint[:8]}"
 
 
 def predict_folder(
@@ -188,11 +205,12 @@ def predict_folder(
 def _check_unseen(dataset: Dataset, run_id: str, name: str, advice: str) -> None:
     """Fails if a run was trained or selected on test images of the data set."""
     # By content: other data sets have other names and other splits for the same images.
-    seen = dataset.rows("test")["content"].isin(artifacts.training_contents(run_id)).sum()
+    test = dataset.rows("test")["content"]
+    seen = test.isin(artifacts.training_contents(run_id)).sum()
     if seen:
         raise RunError(
             f"Cannot evaluate {name} on {dataset.folder}: it was trained or selected on {seen} of "
-            f"the test images, so it would look better than it is; {advice}."
+            f"the {len(test)} test images, so it would look better than it is; {advice}."
         )
 
 
@@ -203,18 +221,27 @@ def _check_baseline(predictor: Predictor, baseline: Baseline | None) -> None:
     if not predictor.info.sides_px:
         raise ConfigError(
             "--against compares a model of mixed resolutions, such as of preset multires, with "
-            "one of a single image size; this model has a single size itself. promote.py compares "
-            "any two."
+            "one of a single image size; this model has a single size itself. Any two are compared "
+            "by python ray_jobs/promote.py."
         )
-    other = baseline.predictor
-    if (
-        other.info.classes != predictor.info.classes
-        or other.info.preprocessing != predictor.info.preprocessing
-    ):
+    other = baseline.predictor.info
+    difference = _difference(predictor.info, other.classes, other.preprocessing)
+    if difference:
         raise RunError(
-            f"Cannot compare with {baseline.name}: it has other classes or another preprocessing, "
-            f"so the two cannot predict the same pixels."
+            f"Cannot compare with {baseline.name}: {difference}. Compare with a run that was "
+            f"trained on the same data set."
         )
+
+
+def _difference(
+    info: ModelInfo, classes: Sequence[str], preprocessing: Preprocessing
+) -> str | None:
+    """Returns how a model's classes or preprocessing differ from others; None if they do not."""
+    if info.classes != tuple(classes):
+        return f"the classes {', '.join(info.classes)} are not {', '.join(classes)}"
+    own, others = asdict(info.preprocessing), asdict(preprocessing)
+    names = [name for name in own if own[name] != others[name]]
+    return ", ".join(f"{name} {own[name]} is not {others[name]}" for name in names) or None
 
 
 def _with_comparisons(

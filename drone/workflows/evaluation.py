@@ -14,6 +14,7 @@ from drone.tracking.model import fetch_onnx, resolve_model
 from drone.tracking.runs import Run
 from drone.workflows.display import SILENT, Display
 from drone.workflows.evaluated_images import (
+    OWN_TEST_SPLIT,
     Baseline,
     EvaluatedImages,
     predict_folder,
@@ -68,6 +69,11 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
             evaluated = predict_folder(run, predictor, request.images, display.track, baseline)
         else:
             evaluated = predict_test_split(run, predictor, request.data, display.track, baseline)
+            if evaluated.name != OWN_TEST_SPLIT:
+                display.warn(
+                    f"{evaluated.facts['data set']} is not the data set that run "
+                    f"{run.info.run_name} was trained on: these scores are on another test split."
+                )
         scores, file = _write(run, evaluated, request.out)
     return EvaluationResult(run.info.run_id, evaluated, scores, file)
 

@@ -25,11 +25,11 @@ from drone.serving.checksum import INFO_FILE, file_sha256
 from drone.serving.predictor import Predictor
 from drone.storage import checkpoints, dataset_cache
 from drone.tracking import runs
-from drone.tracking.model import fetch_onnx, resolve_model
+from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
 from drone.workflows.display import SILENT, Display
 from drone.workflows.model_logging import ONNX_FILE, load_best_model
 from drone.workflows.requests import ExportRequest
-from drone.workflows.training import RunSpec, read_spec
+from drone.workflows.run_spec import RunSpec, check_fingerprint, read_spec
 
 INT8_FILE, REPORT_FILE = "model.int8.onnx", "export.json"
 _MAX_ACCURACY_LOSS = 0.005
@@ -95,9 +95,7 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
             "--int8 cannot quantize a model of mixed resolutions: its graph selects a resizer by "
             "image size, which the quantizer does not support. Export it without --int8."
         )
-    dataset = dataset_cache.open_at(request.data or spec.data, notify=display.show)
-    if spec.config.model.mixed:
-        dataset = dataset.at_bins()
+    dataset = _open_dataset(request, model, spec, display)
     with _writing(request.out), tempfile.TemporaryDirectory() as temporary:
         # Built aside and moved at the end, so that --out never holds a model that failed a check.
         building = Path(temporary)
@@ -105,7 +103,13 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
         # A copy: name, version and calibration are added to its metadata.
         shutil.copy(fetch_onnx(model, building / "fetched"), target)
         logged = Predictor(target)
-        _check_dataset(logged, dataset)
+        if request.data is None:
+            check_fingerprint(str(model), logged.info.fingerprint, spec, dataset)
+        elif logged.info.fingerprint != dataset.fingerprint:
+            raise RunError(
+                f"{model} was trained on the data set {logged.info.fingerprint[:12]}, and --data "
+                f"{request.data} is {dataset.fingerprint[:12]}. Name one of its own."
+            )
         measured = _check_parity(request, spec, logged, dataset, building, display)
         calibrated = calibration.calibrate(
             logged, dataset.split("validation"), request.unsure_below
@@ -134,6 +138,19 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
     return ExportResult(request.out, request.page, info, measured, quantized)
 
 
+def _open_dataset(
+    request: ExportRequest, model: ModelRef, spec: RunSpec, display: Display
+) -> Dataset:
+    if request.data is None and spec.has_lost_data:
+        raise DataError(
+            f"The data set of {model} is no longer in {spec.data}. Name the folder that it has "
+            f"moved to with --data."
+        )
+    location = request.data or spec.data
+    at_bins = spec.config.model.mixed
+    return dataset_cache.open_at(location, notify=display.show, at_bins=at_bins)
+
+
 @contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
     """Holds the lock of a folder for exports."""
@@ -141,15 +158,6 @@ def _writing(out: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f".{folder.name}.lock"), f"The export {out}"):
         yield
-
-
-def _check_dataset(logged: Predictor, dataset: Dataset) -> None:
-    trained_on = logged.info.fingerprint
-    if trained_on != dataset.fingerprint:
-        raise RunError(
-            f"The model was trained on the data set {trained_on[:12]}, and {dataset.folder} is "
-            f"{dataset.fingerprint[:12]}. Name the right one with --data."
-        )
 
 
 def _check_parity(

@@ -10,18 +10,21 @@ from typing import Any
 
 import pandas as pd
 
+from drone.commands import command
 from drone.errors import RunError
 from drone.evaluation.gate import Contender, apply_gate, markdown
 from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.limits import Limits
 from drone.names import check_model_name
 from drone.serving.predictor import Predictor
+from drone.storage import dataset_cache
 from drone.tracking import artifacts, registry, runs
-from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
+from drone.tracking.model import ModelRef, fetch_onnx, resolve_model, run_of
 from drone.tracking.registry import CHAMPION, PREVIOUS
 from drone.workflows.display import SILENT, Display
 from drone.workflows.evaluated_images import test_split_name
 from drone.workflows.evaluation import test_result
+from drone.workflows.run_spec import check_fingerprint, read_spec
 
 _COLUMNS = ["path", "true", "predicted", "right"]
 """Columns of predictions.csv that the gate compares."""
@@ -54,10 +57,11 @@ class PromotionResult:
             return f"{self.run_name} is the champion of {self.name} already."
         if self.promoted:
             return f"{self.run_name} is now models:/{self.name}@champion (version {self.version})."
+        why = registry.promote_command(self.name, why=self.version)
+        failed = [rule["name"] for rule in self.document["rules"] if not rule["passed"]]
         return (
             f"{self.run_name} is registered as version {self.version} of {self.name}, but did not "
-            f"pass the gate; the champion stays. python ray_jobs/promote.py --why {self.version} "
-            f"shows the decision again."
+            f"pass the gate ({', '.join(failed)}); the champion stays. The decision again: {why}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,9 +110,11 @@ def promote(
     model = resolve_model(None, run_id)
     candidate = _contender(model, fingerprint, own=True, name=f"run {run_name}")
     if candidate is None:
+        who = f"Run {run_name} has not been evaluated on its test split: it"
+        data = _where_to_evaluate(run_id, fingerprint, who)
         raise RunError(
             f"Run {run_name} has not been evaluated on its test split. First: "
-            f"python ray_jobs/evaluate.py --run {run_id}"
+            f"{command('evaluate', run=run_id, data=data)}"
         )
     # Of its own data set too: splits that overlap would make any model look good.
     _check_test_images_unseen(run_id, run_id, f"Run {run_name}")
@@ -241,21 +247,39 @@ def _latency_ms(predictor: Predictor, metrics: Mapping[str, Any]) -> float:
 
 def _champion(name: str, version: ModelRef, candidate_run_id: str, fingerprint: str) -> Contender:
     """Returns the champion with its results on the candidate's test split."""
-    tags = runs.find_run(version.run_id).data.tags
+    tags = run_of(version).data.tags
     own = tags.get("fingerprint") == fingerprint
     champion = _contender(version, fingerprint, own, f"the champion (version {version.version})")
     if champion is None:
-        differ = "" if own else f", and was trained on another one than {fingerprint[:12]}"
+        who = f"The champion of {name} has not been evaluated as the candidate has: the candidate"
+        data = _where_to_evaluate(candidate_run_id, fingerprint, who)
+        trained_on = tags.get("fingerprint", "")[:12] or "an unknown data set"
+        differ = "" if own else f" (it was trained on {trained_on})"
+        first = command("evaluate", model=f"models:/{name}@{CHAMPION}", data=data)
         raise RunError(
             f"The champion of {name} (version {version.version}) has not been evaluated on the "
-            f"candidate's data set{differ}, so they cannot be compared. First: "
-            f"python ray_jobs/evaluate.py --model models:/{name}@champion --data DATASET"
+            f"candidate's data set {fingerprint[:12]}{differ}, so they cannot be compared. First: "
+            f"{first}"
         )
     if not own:
         # Another data set may have put these very images into its training split.
         who = f"The champion (version {version.version})"
         _check_test_images_unseen(version.run_id, candidate_run_id, who)
     return champion
+
+
+def _where_to_evaluate(run_id: str, fingerprint: str, who: str) -> str:
+    """Returns where the data set of a run is; a placeholder if it has moved.
+
+    Raises:
+        DataError: It has changed, so that the test split of the run is no more.
+    """
+    spec = read_spec(run_id)
+    if spec.has_lost_data:
+        return "DATASET"
+    # Else the advice would lead to scores on another test split, and back here.
+    check_fingerprint(who, fingerprint, spec, dataset_cache.open_at(spec.data))
+    return spec.data
 
 
 def _check_test_images_unseen(run_id: str, tested_run_id: str, who: str) -> None:
@@ -265,6 +289,7 @@ def _check_test_images_unseen(run_id: str, tested_run_id: str, who: str) -> None
     seen = int(tested.isin(artifacts.training_contents(run_id)).sum())
     if seen:
         raise RunError(
-            f"{who} was trained on {seen} of the test images, so a comparison on them would be "
-            f"worthless. Train both on the same data set, or promote under another --name."
+            f"{who} was trained or selected on {seen} of the {len(tested)} test images, so a "
+            f"comparison on them would be worthless. Train both on the same data set, or promote "
+            f"under another --name."
         )

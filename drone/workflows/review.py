@@ -9,6 +9,7 @@ from drone.curation import label_issues, review
 from drone.curation.label_issues import Ceiling
 from drone.data.prepare import ledger
 from drone.data.prepare.ledger import Decision
+from drone.data.prepare.plan import command_for
 from drone.errors import DataError
 from drone.model import weights
 from drone.storage import dataset_cache
@@ -30,6 +31,9 @@ class ReviewResult:
     true_classes: pd.DataFrame
     """Of each given class (row), the estimated share that is of each class (column)."""
 
+    prepare_again: str
+    """Command that applies the decisions which the page exports."""
+
 
 def write_review_page(request: ReviewRequest, display: Display = SILENT) -> ReviewResult:
     """Finds label issues and writes the page, and a table of the suspects beside it.
@@ -46,7 +50,7 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
     decisions = ledger.by_hand(ledger.read(dataset.folder / ledger.LEDGER_FILE))
     decided = _with_copies(decisions, dataset.manifest)
     issues, suspects = label_issues.find_in_dataset(
-        dataset, weights.load(request.weights), display.track
+        dataset, weights.load(request.weights, may_be_random=False), display.track
     )
     # The user is not asked about an image again.
     suspects = suspects[~suspects["md5"].isin(decided)]
@@ -64,6 +68,7 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
         accuracy=issues.accuracy,
         ceiling=issues.ceiling,
         true_classes=label_issues.true_class_table(issues, dataset.classes),
+        prepare_again=command_for(dataset, decisions="DECISIONS.jsonl"),
     )
 
 

@@ -2,17 +2,16 @@
 
 import contextlib
 import datetime
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from drone.cluster import connection
-from drone.config import differing, override, to_dict
+from drone.commands import command
+from drone.config import override
 from drone.data.dataset import Dataset
-from drone.errors import ConfigError, RunError
+from drone.errors import ConfigError, Interrupted, ResumableError, RunError
 from drone.evaluation.limits import Limits
 from drone.files import locked
 from drone.model import weights
@@ -31,9 +30,10 @@ from drone.workflows.display import SILENT, Display
 from drone.workflows.evaluation import EvaluationResult
 from drone.workflows.promotion import PromotionResult
 from drone.workflows.requests import EvaluateRequest
+from drone.workflows.run_spec import RunSpec
 from drone.workflows.search_report import StudyResult, conclude, log_spec
 from drone.workflows.search_trials import SearchResources, StudyRunner
-from drone.workflows.training import Resources, RunSpec
+from drone.workflows.training import Resources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,9 +248,10 @@ def _writing(study: Study, spec: StudySpec) -> Iterator[None]:
 
 
 def _exists_already(name: str, studies: Path) -> ConfigError:
+    resume = command("tune", resume=studies / name)
     return ConfigError(
-        f"There is a study {name} in {studies} already. Continue it with --resume {name}, or "
-        f"choose another --name."
+        f"There is a study {name} in {studies} already. Choose another --name, or continue it: "
+        f"{resume}"
     )
 
 
@@ -302,10 +303,11 @@ def _open_dataset(spec: StudySpec, display: Display) -> Dataset:
     at_bins = spec.base.model.mixed or "model.resizer" in spec.space
     dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
     if spec.fingerprint not in ("", dataset.fingerprint):
+        again = command("tune", data=spec.data, num_trials=spec.num_trials)
         raise ConfigError(
             f"Cannot resume the study {spec.name}: it was started on the data set "
             f"{spec.fingerprint[:12]}, and {spec.data} is {dataset.fingerprint[:12]} now. Start a "
-            f"new study."
+            f"new one: {again}"
         )
     return dataset
 
@@ -320,9 +322,14 @@ def _finish(
     display: Display,
 ) -> FinalModel:
     """Trains the winner, evaluates it on test, registers and promotes it; each once."""
-    name = _final_name(spec, config)
+    name = spec.final_name(config)
     display.show("", f"Training the winner once more ({name})")
-    run_id = _train_final(name, spec, config, resources, experiment, display)
+    try:
+        run_id = _train_final(name, spec, config, resources, experiment, display)
+    except (Interrupted, ResumableError) as error:
+        # Not of the run alone, which would be neither evaluated nor registered.
+        resume = command("tune", resume=study.folder)
+        raise type(error)(f"{error.__cause__ or error} Continue the study: {resume}") from error
     # Test is read once: a resumed study takes the result of the earlier attempt.
     scores, evaluated = evaluation.test_result(run_id, spec.fingerprint, own=True), None
     if scores is None:
@@ -337,18 +344,6 @@ def _finish(
     except RunError as error:  # No comparison is an outcome of the study, not its failure.
         display.warn(str(error))
     return FinalModel(run_id, scores, evaluated, promoted)
-
-
-def _final_name(spec: StudySpec, config: TrainConfig) -> str:
-    """Returns the name of the final run, by which a resumed study recognises it.
-
-    It depends only on the settings that differ from the defaults, so a setting that a later version
-    adds does not change it, and on the study's run, since another study of the same name may have
-    had other data.
-    """
-    changed = differing(to_dict(config), to_dict(TrainConfig()))
-    text = json.dumps([changed, spec.run_id], sort_keys=True)
-    return f"{spec.name}-final-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _train_final(

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from drone.commands import command
 from drone.config import flatten, to_dict
 from drone.data.dataset import Dataset
 from drone.errors import TrainingError
@@ -104,7 +105,6 @@ def _report(
     evaluation_plots.save(plots.learning_curves(records, _best(records).number), curves)
     preset = spec.base.preset
     data = redact(spec.data)
-    command = f"python ray_jobs/train.py {preset} --data {data} --config {config_file}"
     return report.StudyReport(
         title=f"Study {spec.name}",
         facts={
@@ -112,7 +112,7 @@ def _report(
             "data set": data,
             "fingerprint": spec.fingerprint,
             "trials": _counts(records),
-            "use it": command,
+            "use it": command("train", preset, data=data, config=config_file),
         },
         winner=sentence,
         trials=summary.table(records, names),
@@ -127,8 +127,8 @@ def _best(records: Sequence[TrialRecord]) -> TrialRecord:
     top = summary.top_trials(records, 1)
     if not top:
         raise TrainingError(
-            "No trial completed an epoch, so there is nothing to select from. Give the study more "
-            "time, or --add-trials."
+            "No trial completed an epoch, so there is nothing to select from. Resume the study "
+            "with --add-trials, and without a --time-budget-min or with a longer one."
         )
     return top[0]
 

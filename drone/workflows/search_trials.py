@@ -10,6 +10,7 @@ from drone.cluster.schedulers import Scheduler, make_scheduler
 from drone.cluster.searcher import FixedTrials, SampledTrials, StudySearcher, TrialSource
 from drone.cluster.trial import TrialSpec, checkpoint_location
 from drone.cluster.tune import TrialSlots, choose_slots, run_trials
+from drone.commands import command
 from drone.config import flatten, to_dict
 from drone.data.dataset import Dataset
 from drone.errors import Interrupted, TrainingError
@@ -206,14 +207,15 @@ class StudyRunner:
         # it.
         attempt = f"{recorder.part}_{datetime.datetime.now():%Y%m%d_%H%M%S_%f}"
         trial_spec = self._trial_spec(recorder.part, slots)
+        resume = command("tune", resume=self.study.folder)
         try:
             run_trials(searcher, scheduler, trial_spec, slots, attempt)
-        except Interrupted:
+        except Interrupted as error:
             self.trial_runs.mark_killed()
-            raise
+            raise Interrupted(f"{error} Continue: {resume}") from error
         finally:
             checkpoints.delete_all(f"{self.spec.storage}/{attempt}")
-        self.trial_runs.catch_up(self.create_mlflow_run)
+        self.trial_runs.catch_up(self.create_mlflow_run, resume)
 
     def _within_budget(self) -> bool:
         budget_s = self.resources.time_budget_s

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from drone.cluster import serve as ray_serve
-from drone.errors import ConfigError
+from drone.errors import ConfigError, cannot_listen
 from drone.serving.api import Api, ApiSettings
 from drone.serving.checksum import check_exported
 from drone.serving.connections import ConnectionSettings, LimitedServer
@@ -90,11 +90,7 @@ def _bind(host: str, port: int) -> socket.socket:
     # The others: the text cannot be an address.
     except (OSError, TypeError, ValueError) as error:
         listener.close()
-        reason = getattr(error, "strerror", None) or "this is no address"
-        raise ConfigError(
-            f"Cannot listen on {_location(host, port)}: {reason}. Is another server "
-            f"running there? Choose another --host or --port."
-        ) from error
+        raise cannot_listen(host, port, error) from error
     return listener
 
 

@@ -9,29 +9,26 @@ from pathlib import Path
 from drone.cluster import connection
 from drone.cluster import train as ray_train
 from drone.cluster.train_job import TrainJob
-from drone.config import flatten, override, to_dict
+from drone.commands import command
+from drone.config import flatten, to_dict
 from drone.data.dataset import Dataset
-from drone.errors import ConfigError, RunError
+from drone.errors import Interrupted, ResumableError, RunError
 from drone.model import mobilenet, weights
 from drone.model.weights import Weights
 from drone.names import check_name
 from drone.project import commit
-from drone.redaction import redact, without_mask
 from drone.storage import checkpoints, dataset_cache
 from drone.storage.filesystem import absolute, read_text, resolve_writable
-from drone.tracking import artifacts, runs
+from drone.tracking import runs
 from drone.tracking.runs import TrackedRun
 from drone.training import class_weights
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.best_epoch import History
 from drone.training.checkpoint import STATE_FILE, Position, read_position
-from drone.training.config import TrainConfig
 from drone.workflows import cluster_check, model_logging
 from drone.workflows.display import SILENT, Display, TrainingProgress
-
-_SPEC_FILE = "launch.json"
-"""Artifact of a run: what it takes to resume it."""
+from drone.workflows.run_spec import SPEC_FILE, RunSpec, check_fingerprint, read_spec, train_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,57 +46,6 @@ class Resources:
 
     check_cluster: bool = True
     """Whether every machine of a cluster is checked first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """Specification of a run: settings, data set, starting weights and storage."""
-
-    config: TrainConfig
-    data: str
-    """Folder or URI of the data set."""
-
-    weights: str = "imagenet"
-    """As `weights.load` takes it."""
-
-    storage: str = "runs"
-    """Folder or URI of the run's checkpoints."""
-
-    def to_json(self) -> str:
-        """Returns the artifact from which the run can be resumed, without credentials."""
-        # Paths are absolute, since a run may be resumed from another folder.
-        by_name = self.weights in ("imagenet", "none")
-        content = {
-            "config": to_dict(self.config),
-            "data": absolute(self.data),
-            "weights": self.weights if by_name else str(Path(self.weights).resolve()),
-            "storage": self.storage,
-        }
-        return redact(json.dumps(content, indent=1))
-
-
-def read_spec(run_id: str) -> RunSpec:
-    """Returns the spec that a run was started with.
-
-    Raises:
-        RunError: The run stopped before it had a spec, or the spec is damaged.
-    """
-    try:
-        content = artifacts.read_json(run_id, _SPEC_FILE)
-    except artifacts.MissingArtifactError as error:
-        raise RunError(
-            f"Cannot resume run {run_id}: it stopped before training started, or was not created "
-            f"by train.py. Start it again."
-        ) from error
-    try:
-        return RunSpec(
-            config=override(TrainConfig(), content["config"], f"run {run_id}"),
-            data=without_mask(str(content["data"])),
-            weights=str(content["weights"]),
-            storage=without_mask(str(content["storage"])),
-        )
-    except (AttributeError, KeyError, ConfigError) as error:
-        raise artifacts.damaged(run_id, _SPEC_FILE, error) from error
 
 
 @dataclass(frozen=True)
@@ -144,7 +90,7 @@ def train(
         # By id: run names repeat.
         spec = replace(spec, storage=f"{spec.storage}/{run.run_id}")
         display.show(_log_spec(run, spec, dataset, starting))
-        if advice := _class_weights_advice(spec.config, dataset):
+        if advice := _class_weights_advice(spec, dataset):
             display.warn(advice)
         return _train(run, store, spec, dataset, starting, resources, display)
 
@@ -163,17 +109,21 @@ def resume(
         DroneError: Anything else that the user can fix.
     """
     store = runs.connect(experiment)
-    info = runs.find_run(id_or_name).info
+    run = runs.find_run(id_or_name)
+    info = run.info
     if info.status == "FINISHED":
+        spec = read_spec(info.run_id)
+        more = train_command(spec, epochs=2 * spec.config.epochs)
         raise RunError(
-            f"Cannot resume run {id_or_name}: it is finished. For more epochs start a new run "
-            f"with --epochs."
+            f"Cannot resume run {id_or_name}: it is finished after {spec.config.epochs} epochs. "
+            f"Start a new run with more: {more}"
         )
     spec = read_spec(info.run_id)
     dataset, starting = _open(spec, display)
-    with runs.start_run(info.run_name, display.warn, info.run_id) as run:
-        display.show(f"Run {run.name} ({run.run_id}) in {store}")
-        return _train(run, store, spec, dataset, starting, resources, display)
+    check_fingerprint(f"Run {info.run_name}", run.data.tags.get("fingerprint"), spec, dataset)
+    with runs.start_run(info.run_name, display.warn, info.run_id) as tracked:
+        display.show(f"Run {tracked.name} ({tracked.run_id}) in {store}")
+        return _train(tracked, store, spec, dataset, starting, resources, display)
 
 
 def _open(spec: RunSpec, display: Display) -> tuple[Dataset, Weights]:
@@ -211,16 +161,16 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
     )
     run.log_dataset(dataset)
     # Last: a run that has this file has all that it takes to be resumed.
-    run.log_text(spec.to_json(), _SPEC_FILE)
+    run.log_text(spec.to_json(), SPEC_FILE)
     return (
         f"{counts.total:,} parameters, {counts.trainable:,} of them trainable; "
         f"data set {dataset.fingerprint[:12]}; class weights {weights_text}"
     )
 
 
-def _class_weights_advice(config: TrainConfig, dataset: Dataset) -> str | None:
+def _class_weights_advice(spec: RunSpec, dataset: Dataset) -> str | None:
     counts_K = dataset.split("train").counts_K
-    return class_weights.advice(config.optim.class_weights, counts_K, dataset.classes)
+    return class_weights.advice(spec.config.optim.class_weights, counts_K, dataset.classes)
 
 
 def _train(
@@ -286,7 +236,11 @@ def _fit(
         cache=resources.cache,
         workload=CacheWorkload(),
     )
-    ray_train.train(job, starting, _listener(run, progress, display))
+    try:
+        ray_train.train(job, starting, _listener(run, progress, display))
+    except (Interrupted, ResumableError) as error:
+        resume = command("train", resume=run.run_id)
+        raise type(error)(f"{error} Continue: {resume}") from error
 
 
 def _listener(run: TrackedRun, progress: TrainingProgress, display: Display) -> ray_train.Listener:
@@ -320,8 +274,8 @@ def _finish(run: TrackedRun, spec: RunSpec, dataset: Dataset, display: Display) 
     stored = checkpoints.newest(spec.storage)
     if stored is None:
         raise RunError(
-            f"There is no checkpoint of the run in {spec.storage}. With several machines set "
-            f"--storage to a location that all of them share."
+            f"There is no checkpoint of the run in {spec.storage}. With several machines, start a "
+            f"new run with a --storage that all of them share."
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = checkpoints.fetch(stored.location, Path(temporary) / "checkpoint")

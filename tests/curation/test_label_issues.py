@@ -1,6 +1,7 @@
 """Label issues, on labels of which it is known which are wrong."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from drone.curation import label_issues
@@ -64,9 +65,8 @@ def test_near_duplicates_do_not_vouch_for_each_other() -> None:
 
 
 def test_too_few_images() -> None:
-    labels_N = np.array([0] * 20 + [1] * 20 + [2] * 20 + [3] * 3)
-    groups = [str(number) for number in range(len(labels_N))]
-    with pytest.raises(
-        DataError, match="A class has 3 different images; .* needs at least 5 per class"
-    ):
-        label_issues.out_of_fold_probabilities(features(labels_N), labels_N, groups)
+    names = pd.Series(["A"] * 20 + ["B"] * 20 + ["C"] * 4 + ["D"] * 9)
+    groups = pd.Series([f"{number}" for number in range(44)] + ["44", "45", "46"] * 3)
+    message = "at least 5 different images of each class, and C has 4, D has 3"
+    with pytest.raises(DataError, match=message):
+        label_issues.check_groups(names, groups)

@@ -18,6 +18,7 @@ from drone.errors import ConfigError, DataError
 from drone.files import checksum
 from drone.model.resizer import SIDES_PX, STACKS
 from drone.serving.preprocess import Preprocessing, to_pixels
+from drone.storage.dataset_cache import open_at
 
 
 def test_the_nearest_bin_and_ties_go_down() -> None:
@@ -86,7 +87,7 @@ def test_adding_bins_changes_no_data_and_updates_keep_them(mixed_raw: Path, tmp_
     planned = plan_dataset([mixed_raw], PrepareSettings(), map_sequentially)
     plain, _ = write_dataset(planned, out, map_sequentially)
     with pytest.raises(DataError, match="224 px only.*--bins"):
-        plain.at_bins()
+        open_at(str(out), at_bins=True)
     binned, written = write_dataset(planned, out, map_sequentially, bins=True)
     assert written and binned.has_bins and binned.fingerprint == plain.fingerprint
     assert (

@@ -120,7 +120,7 @@ def test_nothing_is_undone_when_an_image_is_gone(made_up: MadeUp, tmp_path: Path
     gone.unlink()
     updated = prepare(raw, out).fingerprint
     with pytest.raises(
-        DataError, match=r"has changed since it was scanned.*Restore the file, or run prepare.py"
+        DataError, match=r"has changed since it was scanned.*Restore the file, or prepare the data"
     ):
         undo_last(out, map_sequentially)
     assert open_dataset(out).fingerprint == updated

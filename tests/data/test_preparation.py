@@ -288,8 +288,23 @@ class TestBadInput:
         records = [record(f"{name}/{number}") for name in CLASSES for number in range(5)]
         few = [item for item in records if item.path not in ("Winged Drones/0", "Winged Drones/1")]
         few = [item for item in few if item.path != "Winged Drones/2"]
-        with pytest.raises(DataError, match=r"Too few different images.*Winged Drones: 2"):
-            assign_splits(assign_verdicts(few, "drop-all", 50), CLASSES, SplitSettings(), 50)
+        broken = [record(f"Winged Drones/b{number}", problem="undecodable") for number in range(4)]
+        verdicts = assign_verdicts([*few, *broken], "drop-all", 50)
+        message = r"Winged Drones has 2 different images and needs 3 \(left out: 4 undecodable\)\."
+        with pytest.raises(DataError, match=message) as raised:
+            assign_splits(verdicts, CLASSES, SplitSettings(), 50)
+        assert "Flying" not in str(raised.value) and "threshold" not in str(raised.value)
+
+    def test_a_class_of_frames_that_are_all_alike(self) -> None:
+        records = [record(f"{name}/{number}") for name in CLASSES[:3] for number in range(5)]
+        frames = [record(f"Winged Drones/{number}", phash="ab" * 32) for number in range(40)]
+        message = (
+            r"Winged Drones has 1 different image among 40, the others being near duplicates, and "
+            r"needs 3\. .*or lower --near-duplicate-threshold, which is 50"
+        )
+        with pytest.raises(DataError, match=message):
+            verdicts = assign_verdicts([*records, *frames], "drop-all", 50)
+            assign_splits(verdicts, CLASSES, SplitSettings(), 50)
 
     def test_an_output_that_is_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").touch()

@@ -184,6 +184,8 @@ def test_a_cluster_on_aws_starts_with_a_bucket_and_an_image_that_were_chosen(
     assert not (tmp_path / ".ray").exists()
     file.write_text("max_workers: 8")
     assert "it describes no cluster" in deploy("aws_cluster.py", file, home=tmp_path).stderr
+    missing = deploy("aws_cluster.py", tmp_path / "none.yaml", home=tmp_path).stderr
+    assert "none.yaml: it cannot be read: No such file or directory" in missing
     text = text.replace(image, "ami-0123456789abcdef0").replace("YOUR-BUCKET", "bucket")
     file.write_text(text)
     accepted = deploy("aws_cluster.py", file, home=tmp_path)

@@ -22,7 +22,7 @@ from drone.search.study import Study, StudySpec
 from drone.tracking import runs
 from drone.tracking.server import ServerSettings
 from drone.training.config import TrainConfig
-from drone.workflows.training import RunSpec, read_spec
+from drone.workflows.run_spec import RunSpec, read_spec
 from tests.conftest import ROOT, RunJob, job_environment
 from tests.jobs.processes import free_port, is_up, wait_for
 

@@ -20,7 +20,7 @@ from drone.tracking.model import log_model
 from drone.workflows import promotion
 from drone.workflows.evaluation import evaluate
 from drone.workflows.requests import EvaluateRequest
-from drone.workflows.training import RunSpec
+from drone.workflows.run_spec import RunSpec
 from tests.conftest import RunJob
 
 

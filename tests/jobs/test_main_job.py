@@ -133,7 +133,8 @@ def test_a_run_that_loses_workers_and_is_stopped_gives_the_undisturbed_result(
             assert status == "RUNNING"
         else:
             assert (code, status) == (130, "KILLED"), output
-            assert "Continue with --resume" in output and "Resuming from epoch" in output
+            assert f"Continue: python ray_jobs/train.py --resume {run_id}" in output
+            assert "Resuming from epoch" in output
         args = ["--resume", "stopped"]
     done = run_job("train", *args, "--num-workers", 2, "--json", cwd=folder)
     assert done.code == 0, done.err
@@ -173,7 +174,9 @@ def test_evaluate_and_promote(
     strict = call_job(
         "promote", "--run", finished, "--limits.min-recall", 1, "--name", "other", cwd=folder
     )
-    assert strict.code == 1 and "did not pass the gate; the champion stays" in strict.err
+    assert strict.code == 1 and "did not pass the gate (" in strict.err
+    assert "minimum recall" in strict.err and "the champion stays" in strict.err
+    assert "python ray_jobs/promote.py --why 1 --name other" in strict.err
     lax = ["--limits.min-recall", 0, "--limits.max-ece", 1]
     dry = call_job("promote", "--run", finished, "--dry-run", *lax, cwd=folder)
     assert dry.code == 0 and "Nothing was changed" in dry.out

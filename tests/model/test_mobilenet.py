@@ -120,13 +120,30 @@ class TestWeights:
     def test_weights_of_another_network(self, tmp_path: Path) -> None:
         file = tmp_path / "other.pth"
         torch.save({"layer.weight": torch.zeros(3)}, file)
-        with pytest.raises(WeightsError, match="does not hold a state dict"):
+        message = (
+            r"other.pth: 260 names \(features.0.0.weight, .*\) of torchvision's mobilenet_v2 are "
+            r"missing, and 1 names \(layer.weight\) are unexpected.*--weights imagenet"
+        )
+        with pytest.raises(WeightsError, match=message):
             weights.load(str(file))
-        state = mobilenet_v2(width_mult=0.5).state_dict()
-        with pytest.raises(
-            WeightsError, match="do not fit torchvision's MobileNet_V2 1.0.*--weights imagenet"
-        ):
-            mobilenet.build(ModelConfig(), 4, 0, state)
+        torch.save(mobilenet_v2(width_mult=0.5).state_dict(), file)
+        message = r"features.0.0.weight has the shape \(16, 3, 3, 3\) instead of \(32, 3, 3, 3\)"
+        with pytest.raises(WeightsError, match=message):
+            weights.load(str(file))
+
+    def test_names_with_a_prefix_and_names_too_many(self, tmp_path: Path) -> None:
+        file, state = tmp_path / "wrapped.pth", mobilenet_v2().state_dict()
+        torch.save({f"module.{name}": value for name, value in state.items()}, file)
+        message = r"260 names .* are missing, and 314 names \(module.features.0.0.weight, .*\.\)"
+        with pytest.raises(WeightsError, match=message):
+            weights.load(str(file))
+        torch.save({**state, "features.19.weight": torch.zeros(1)}, file)
+        with pytest.raises(WeightsError, match=r"0 names .* 1 names \(features.19.weight\)"):
+            weights.load(str(file))
+        # What older versions of torch saved, and other classes than ours.
+        older = {name: value for name, value in state.items() if "num_batches" not in name}
+        torch.save({**older, "classifier.1.weight": torch.zeros(7, 1280)}, file)
+        mobilenet.build(ModelConfig(), 4, 0, weights.load(str(file)).state())
 
     def test_a_failed_download_names_three_alternatives(
         self, monkeypatch: pytest.MonkeyPatch

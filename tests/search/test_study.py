@@ -97,7 +97,7 @@ def test_a_damaged_study_names_its_file(tmp_path: Path, content: str) -> None:
 
 def test_a_study_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"schema": 1, "name": "s"}')
-    with pytest.raises(RunError, match=r"Cannot resume .*: it was written by another version"):
+    with pytest.raises(RunError, match=r"Cannot resume .*: it has schema 1, this version reads 3"):
         Study(tmp_path).read_spec()
 
 

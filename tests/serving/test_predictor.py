@@ -188,7 +188,10 @@ def test_files_that_are_not_a_model(tmp_path: Path, exported: Path) -> None:
     model = onnx.load(exported)
     onnx.helper.set_model_props(model, {"classes": "[]"})
     onnx.save(model, bad)
-    message = r"bad.onnx has no 'preprocessing' in its metadata. Export the model again with"
+    message = (
+        r"bad.onnx has no 'preprocessing' in its metadata. "
+        r"Export the model again: python ray_jobs/export.py --run RUN --out FOLDER"
+    )
     with pytest.raises(RunError, match=message):
         Predictor(bad).start()
 

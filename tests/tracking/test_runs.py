@@ -9,8 +9,11 @@ from drone.tracking import runs
 
 def test_resuming_a_run_that_the_store_does_not_have_names_the_store(parent_run_id: str) -> None:
     MlflowClient().delete_run(parent_run_id)
-    for run_id in (parent_run_id, "0" * 32):
-        message = rf"Cannot resume run {run_id} in sqlite:.*mlflow\.db: .*MLFLOW_TRACKING_URI"
+    restore = "Restore it: MLFLOW_TRACKING_URI=sqlite"
+    for run_id, message in (
+        (parent_run_id, rf"\({parent_run_id}\) was deleted\. {restore}"),
+        ("0" * 32, r"Cannot resume run 0+ in sqlite:.*mlflow\.db: .*MLFLOW_TRACKING_URI"),
+    ):
         with (
             pytest.raises(RunError, match=message),
             runs.start_run("study", lambda _: None, run_id),

@@ -330,7 +330,7 @@ def png(width: int, height: int) -> bytes:
         (file("a.png", png(90, 90)[:60]), "The image is damaged or truncated."),
         (
             file("a.png", b"\x89PNG\r\n\x1a\n" + bytes(3_000_001)),
-            "The file has 2.9 MB; the limit is 2.9 MB.",
+            "The file has 3000009 bytes; the limit is 3000000 bytes.",
         ),
         (
             file("a.png", png(2001, 2000)),
@@ -365,7 +365,8 @@ def test_limits_before_the_model_info_is_loaded(visit: Visit, site: Site, tmp_pa
     expect(page.locator("#model-info")).to_contain_text("does not respond yet")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20 * 2**20))
     page.set_input_files("#file", tmp_path / "a.png")
-    expect(page.get_by_role("alert")).to_contain_text("The file has 20 MB; the limit is 20 MB.")
+    message = "The file has 20971528 bytes; the limit is 20971520 bytes."
+    expect(page.get_by_role("alert")).to_contain_text(message)
     choose(page, file("b.png", png(2001, 2000)))
     # The first attempt loads the limits and applies them before it sends the image.
     submit(page)

@@ -22,7 +22,7 @@ class Recorder(SilentDisplay):
         self.warnings += "\n".join(lines)
 
 
-def no_download() -> bytes:
+def no_download(may_be_random: bool) -> bytes:
     raise WeightsError("The ImageNet weights could not be downloaded.")
 
 

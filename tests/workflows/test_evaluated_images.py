@@ -73,6 +73,6 @@ def test_a_model_is_not_scored_on_images_it_was_trained_on(
     rows = dataset.rows("test").index
     images.loc[rows[:3], "split"] = ["train", "train", "validation"]
     with pytest.raises(
-        RunError, match=r"Cannot evaluate my-run on .* selected on 3 of the test .*; do so"
+        RunError, match=r"Cannot evaluate my-run on .* selected on 3 of the 18 test .*; do so"
     ):
         _check_unseen(dataset, "1", "my-run", "do so")

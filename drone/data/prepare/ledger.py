@@ -137,7 +137,8 @@ def read_by_hand(file: Path, classes: Sequence[str]) -> list[Decision]:
     try:
         lines = _lines(file)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The decisions {file} cannot be read: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"The decisions {file} cannot be read: {reason}.") from error
     return [
         _parse(line, f"{file}, line {number}", classes)
         for number, line in enumerate(lines, start=1)

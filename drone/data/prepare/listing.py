@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from drone.commands import quoted
 from drone.data.prepare.roots import Entry, Opener, Root, escaped_name, join_root, open_root
 from drone.errors import DataError
 from drone.labels import CLASSES, match_class, normalised
@@ -25,6 +26,9 @@ _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Vol
 
 _MAX_DEPTH = 2
 """Folders that the class folders may lie in, below the root: images/train/Flying Birds."""
+
+_MAX_SHOWN = 10
+"""Folders that an error names."""
 
 _MAX_COUNTED = 100_000
 """Files of a folder that are counted at most, where none of them is read."""
@@ -223,13 +227,37 @@ def _check_classes(
     names = ", ".join(roots)
     if not present:
         unknown = [item.folder for item in listing.left_out if item.reason == "no class"]
-        raise DataError(
-            f"No folder in {names} matches a class and holds a file. Folders there: "
-            f"{', '.join(unknown) or 'none'}. Classes: {', '.join(classes)}."
-        )
+        raise _no_class(roots, classes, unknown, may_choose=require_all)
     missing = [name for name in classes if name not in present]
     if missing and require_all:
         raise DataError(
             f"{names} holds no file of {', '.join(map(repr, missing))}: the folder is missing or "
-            f"empty. Add images, or name the classes that you have with --classes."
+            f"empty. Add images, or name all classes that you have, at least two: --classes "
+            f"{' '.join(quoted(name) for name in classes if name in present)}"
         )
+
+
+def _no_class(
+    roots: Sequence[str], classes: Sequence[str], unknown: Sequence[str], *, may_choose: bool
+) -> DataError:
+    """Returns the error where no folder of a class holds a file."""
+    inside = [name for name in roots if match_class(Path(name).name, classes)]
+    if inside:
+        return DataError(
+            f"{inside[0]} is the folder of a class itself. Name the folder above it, which has "
+            f"one per class: {quoted(Path(inside[0]).parent)}"
+        )
+    names = ", ".join(roots)
+    if not unknown:
+        return DataError(
+            f"{names} has no folders with files. Name a folder that has one per class: "
+            f"{', '.join(classes)}."
+        )
+    shown = ", ".join(unknown[:_MAX_SHOWN])
+    if len(unknown) > _MAX_SHOWN:
+        shown += f" and {len(unknown) - _MAX_SHOWN} more"
+    hint = ", or name your own classes with --classes" if may_choose else ""
+    return DataError(
+        f"No folder in {names} matches a class. Folders there: {shown}. Rename them to the "
+        f"classes ({', '.join(classes)}){hint}."
+    )

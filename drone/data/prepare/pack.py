@@ -102,7 +102,7 @@ def _pack_shard(
         except (OSError, ImageError) as error:
             raise DataError(
                 f"{image.root}/{image.path} has changed since it was scanned ({error}). Restore "
-                f"the file, or run prepare.py again when nothing writes to the raw folder."
+                f"the file, or prepare the data set again when nothing writes to the raw folder."
             ) from error
     # It ends in .npy because np.save would append that otherwise.
     temporary = target.with_suffix(".tmp.npy")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from drone.config import to_dict
+from drone.commands import command
+from drone.config import differing, flatten, to_dict
 from drone.data.dataset import SPLITS, Dataset, fingerprint, is_dataset, open_dataset
 from drone.data.prepare import history, ledger
 from drone.data.prepare.clean import NearDuplicates, assign_verdicts, steps_table
@@ -202,6 +203,18 @@ def plan_dataset(
         new_decisions=tuple(new_decisions),
         opener=opener,
     )
+
+
+def command_for(dataset: Dataset, **flags: object) -> str:
+    """Returns the command that prepares a data set again: the same raw folders and settings.
+
+    Args:
+        dataset: An existing data set.
+        flags: Further flags, as `commands.command` takes them; they replace its settings.
+    """
+    settings = flatten(differing(dataset.description["settings"], to_dict(PrepareSettings())))
+    raw = list(dict.fromkeys(dataset.manifest["root"]))
+    return command("prepare", raw=raw, out=dataset.folder, **{**settings, **flags})
 
 
 def _scan(

@@ -11,7 +11,7 @@ from drone.data.dataset import SPLITS
 from drone.data.grouped_partition import partition
 from drone.data.prepare.listing import split_of_root
 from drone.data.prepare.near_duplicates import near_groups
-from drone.data.prepare.verdicts import BRIDGE, gets_split
+from drone.data.prepare.verdicts import BRIDGE, NEAR, gets_split
 from drone.errors import ConfigError, DataError
 
 
@@ -85,7 +85,7 @@ def assign_splits(
         # Without the bridges, the groups that they joined fall apart.
         frame["group"] = near_groups(frame, threshold)
     # After bridges are left out, since a class may have too few groups without them.
-    _check_sizes(frame[frame["kept"]], classes)
+    _check_sizes(frame, classes, threshold)
     in_split = frame[gets_split(frame)]
     # Balanced by the folders' classes: relabelling an image moves no other to another split.
     by_folder = in_split.assign(class_name=in_split["given_class"])
@@ -128,13 +128,33 @@ def _leave_out_bridges(
     return len(bridges) > 0
 
 
-def _check_sizes(kept: pd.DataFrame, classes: Sequence[str]) -> None:
+def _check_sizes(frame: pd.DataFrame, classes: Sequence[str], threshold: int) -> None:
+    """Fails if a class cannot be in every split; names each such class, and why it is too small."""
+    kept = frame[frame["kept"]]
     groups = kept.groupby("class_name")["group"].nunique().reindex(list(classes), fill_value=0)
     too_few = groups[groups < len(SPLITS)]
-    if len(too_few):
-        counts = ", ".join(f"{name}: {count}" for name, count in too_few.items())
-        raise DataError(
-            f"Too few different images for train, validation and test, which need one each "
-            f"({counts}). Add images to these classes, or see with --dry-run which step left "
-            f"files out."
-        )
+    if too_few.empty:
+        return
+    described = [_describe_class(frame, name, int(count)) for name, count in too_few.items()]
+    images = kept[kept["class_name"].isin(too_few.index)]
+    near = len(images) > too_few.sum() or (frame["reason"] == NEAR).any()
+    advice = f", or lower --near-duplicate-threshold, which is {threshold}, if these do differ"
+    raise DataError(
+        f"Train, validation and test each need an image of every class, and near duplicates share "
+        f"a split: {'; '.join(described)}. Add images that differ from these"
+        f"{advice if near and threshold else ''}."
+    )
+
+
+def _describe_class(frame: pd.DataFrame, name: str, num_groups: int) -> str:
+    """Returns how many images a class has, and what was left out of it."""
+    files = frame[frame["class_name"] == name]
+    left_out = files.loc[~files["kept"], "reason"].value_counts()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    num_kept = int(files["kept"].sum())
+    alike = f" among {num_kept}, the others being near duplicates,"
+    return (
+        f"{name} has {num_groups} different image{'' if num_groups == 1 else 's'}"
+        f"{alike if num_kept > num_groups else ''} and "
+        f"needs {len(SPLITS)}" + (f" (left out: {reasons})" if reasons else "")
+    )
