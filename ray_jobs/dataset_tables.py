@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from drone.labels import SHORT
+from drone.labels import short_names
 from ray_jobs import console
 
 if TYPE_CHECKING:  # They import pandas and more, which --help must not wait for.
@@ -22,7 +22,7 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
         console.warn(f"{folder} matches no class and is left out.")
     # Steps that changed nothing are not shown.
     steps = plan.steps[plan.steps.ne(0).any(axis=1)]
-    names = [SHORT.get(name, name) for name in steps.columns]
+    names = [*short_names(plan.settings.classes), "total"]
     console.table("Files by class", ["step", *names], rows_of(steps))
     if plan.settings.policy == "seed":
         title = "As the original counted, a file in several rows"

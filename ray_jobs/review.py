@@ -9,6 +9,7 @@ wrong labels, and the accuracy that they allow, are estimated by confident learn
 features.
 """
 
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from ray_jobs import bug_report
 
 bug_report.install(__name__)
 
-from drone.labels import SHORT
+from drone.labels import short_names
 from drone.workflows.requests import ReviewRequest
 from ray_jobs import cli, console, dataset_tables
 
@@ -45,14 +46,15 @@ def main(job: Review) -> cli.Result:
 
     result = review.write_review_page(job, console.ConsoleDisplay())
     table = result.true_classes
-    names = [SHORT.get(name, name) for name in table.columns]
+    names = short_names(table.columns)
     title = "Of each given class (row), estimated share that is"
     console.table(title, ["given", *names], dataset_tables.rows_of(table))
     console.show(
         f"{result.num_suspects} labels are doubtful. A model without errors would get "
         f"{review.describe(result.ceiling)} on the test split as it is labelled.",
         f"Decide in a browser: {job.out.resolve()}",
-        f"Then: python ray_jobs/prepare.py --raw ... --out {job.data} --decisions FILE",
+        f"Then: python ray_jobs/prepare.py --raw ... --out {shlex.quote(job.data)} "
+        f"--decisions FILE",
     )
     return {
         "page": str(job.out),

@@ -6,6 +6,7 @@ Such a score shows that the stages work together; it says nothing about real dro
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -201,7 +202,9 @@ def _ask(model: Sequence[str], data: Path, report: Path, display: Display) -> An
         ]
     labels = np.array([answer["label"] for answer in answers])
     right = labels == rows["class_name"].to_numpy()
-    reported = pd.read_csv(report / "predictions.csv", index_col="path")["predicted"]
+    # As text: a class may be called NA or 01.
+    table = pd.read_csv(report / "predictions.csv", keep_default_na=False, dtype=str)
+    reported = table.set_index("path")["predicted"]
     shown = int(right.argmax())
     return Answers(
         num_images=len(rows),
@@ -216,7 +219,7 @@ def _ask(model: Sequence[str], data: Path, report: Path, display: Display) -> An
 def _served(model: Sequence[str], display: Display) -> Iterator[str]:
     """Serves a model on a free port; yields the URL."""
     arguments = [*model, "--port", "0"]
-    display.show("", f"$ python ray_jobs/serve.py {' '.join(arguments)}")
+    display.show("", f"$ python ray_jobs/serve.py {shlex.join(arguments)}")
     command = [sys.executable, str(ROOT / "ray_jobs" / "serve.py"), *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -240,7 +243,7 @@ def _predict(url: str, image: bytes) -> dict[str, Any]:
 def _call(job: str, *arguments: object, display: Display) -> dict[str, Any]:
     """Runs a job as the user would, after showing its command; returns its result."""
     flags = [str(argument) for argument in arguments]
-    display.show("", f"$ python ray_jobs/{job}.py {' '.join(flags)}")
+    display.show("", f"$ python ray_jobs/{job}.py {shlex.join(flags)}")
     command = [sys.executable, str(ROOT / "ray_jobs" / f"{job}.py"), *flags, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == 130:
