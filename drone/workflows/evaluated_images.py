@@ -15,11 +15,12 @@ from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.metrics import Predictions, Proportion, proportion
 from drone.evaluation.mixed_resolution import Comparison, Variant
 from drone.evaluation.unseen import load_unseen
-from drone.labels import normalised
+from drone.names import short_key
 from drone.serving.predictor import Predictor
 from drone.storage import dataset_cache
 from drone.tracking import artifacts
 from drone.tracking.runs import Run
+from drone.workflows.moved import open_recorded
 from drone.workflows.training import read_spec
 
 
@@ -80,7 +81,12 @@ def predict_test_split(
     _check_baseline(predictor, baseline)
     location = data or read_spec(run.info.run_id).data
     # Bins only where the model reads them: not every data set has been packed with them.
-    dataset = dataset_cache.open_at(location, at_bins=bool(predictor.info.sides_px))
+    at_bins = bool(predictor.info.sides_px)
+    if data:
+        dataset = dataset_cache.open_at(data, at_bins=at_bins)
+    else:
+        owner = f"run {run.info.run_name}"
+        dataset = open_recorded(location, owner, lambda _: None, at_bins=at_bins)
     if (
         dataset.classes != predictor.info.classes
         or dataset.preprocessing != predictor.info.preprocessing
@@ -169,8 +175,7 @@ def predict_folder(
         classes=predictor.info.classes,
     )
     evaluated = EvaluatedImages(
-        # Part of the names of metrics, which MLflow limits.
-        name=f"images-{normalised(folder.resolve().name)[:60]}",
+        name=f"images-{short_key(folder.resolve().name)}",
         title=str(folder),
         predictions=predictions,
         load_pixels=squashed,

@@ -28,6 +28,7 @@ from drone.tracking import runs
 from drone.tracking.model import fetch_onnx, resolve_model
 from drone.workflows.display import SILENT, Display
 from drone.workflows.model_logging import ONNX_FILE, load_best_model
+from drone.workflows.moved import open_recorded
 from drone.workflows.requests import ExportRequest
 from drone.workflows.training import RunSpec, read_spec
 
@@ -95,7 +96,10 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
             "--int8 cannot quantize a model of mixed resolutions: its graph selects a resizer by "
             "image size, which the quantizer does not support. Export it without --int8."
         )
-    dataset = dataset_cache.open_at(request.data or spec.data, notify=display.show)
+    if request.data:
+        dataset = dataset_cache.open_at(request.data, notify=display.show)
+    else:
+        dataset = open_recorded(spec.data, f"run {model.run_id}", display.show)
     if spec.config.model.mixed:
         dataset = dataset.at_bins()
     with _writing(request.out), tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,7 @@
 """Writes the result of a study into its folder, and logs it to its run."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,8 @@ def _report(
     evaluation_plots.save(plots.learning_curves(records, _best(records).number), curves)
     preset = spec.base.preset
     data = redact(spec.data)
-    command = f"python ray_jobs/train.py {preset} --data {data} --config {config_file}"
+    words = ["python", "ray_jobs/train.py", preset, "--data", data, "--config", str(config_file)]
+    command = shlex.join(words)
     return report.StudyReport(
         title=f"Study {spec.name}",
         facts={

@@ -21,12 +21,13 @@ from drone.storage import checkpoints, dataset_cache
 from drone.storage.filesystem import absolute, read_text, resolve_writable
 from drone.tracking import artifacts, runs
 from drone.tracking.runs import TrackedRun
+from drone.training import memory
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.best_epoch import History
 from drone.training.checkpoint import STATE_FILE, Position, read_position
 from drone.training.config import TrainConfig
-from drone.workflows import cluster_check, model_logging
+from drone.workflows import cluster_check, model_logging, moved
 from drone.workflows.display import SILENT, Display, TrainingProgress
 
 _SPEC_FILE = "launch.json"
@@ -73,12 +74,14 @@ class RunSpec:
             "data": absolute(self.data),
             "weights": self.weights if by_name else str(Path(self.weights).resolve()),
             "storage": self.storage,
+            # By it the paths are found again in a project that was moved.
+            "home": str(runs.store_folder() or ""),
         }
         return redact(json.dumps(content, indent=1))
 
 
 def read_spec(run_id: str) -> RunSpec:
-    """Returns the spec that a run was started with.
+    """Returns the spec that a run was started with, with its paths as they are now.
 
     Raises:
         RunError: The run stopped before it had a spec, or the spec is damaged.
@@ -91,11 +94,12 @@ def read_spec(run_id: str) -> RunSpec:
             f"by train.py. Start it again."
         ) from error
     try:
+        home = str(content["home"])
         return RunSpec(
             config=override(TrainConfig(), content["config"], f"run {run_id}"),
-            data=without_mask(str(content["data"])),
-            weights=str(content["weights"]),
-            storage=without_mask(str(content["storage"])),
+            data=moved.present_input(without_mask(str(content["data"])), home),
+            weights=moved.present_input(str(content["weights"]), home),
+            storage=moved.present_place(without_mask(str(content["storage"])), home),
         )
     except (AttributeError, KeyError, ConfigError) as error:
         raise artifacts.damaged(run_id, _SPEC_FILE, error) from error
@@ -137,7 +141,9 @@ def train(
     store = runs.connect(experiment)
     # Before anything starts: a run that cannot store checkpoints is wasted.
     spec = replace(spec, storage=resolve_writable(spec.storage))
-    dataset, starting = _open(spec, display)
+    at_bins = spec.config.model.mixed
+    dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
+    starting = _load_weights(spec, display)
     with runs.start_run(name, display.warn) as run:
         display.show(f"Run {run.name} ({run.run_id}) in {store}")
         # By id: run names repeat.
@@ -150,39 +156,73 @@ def resume(
     id_or_name: str,
     resources: Resources = Resources(),
     *,
+    data: str | None = None,
     experiment: str = runs.DEFAULT_EXPERIMENT,
     display: Display = SILENT,
 ) -> TrainResult:
     """Resumes a run that was stopped, with its own settings, data set and weights.
+
+    Args:
+        id_or_name: Id or name of the run.
+        resources: What the run may use.
+        data: Where its data set is now, if it has moved.
+        experiment: Experiment in MLflow.
+        display: Shows the run.
 
     Raises:
         RunError: There is no such run, or it is finished.
         DroneError: Anything else that the user can fix.
     """
     store = runs.connect(experiment)
-    info = runs.find_run(id_or_name).info
+    found = runs.find_run(id_or_name)
+    info = found.info
     if info.status == "FINISHED":
         raise RunError(
             f"Cannot resume run {id_or_name}: it is finished. For more epochs start a new run "
             f"with --epochs."
         )
     spec = read_spec(info.run_id)
-    dataset, starting = _open(spec, display)
+    if data is not None:
+        spec = replace(spec, data=absolute(data))
+    _check_checkpoints(spec, info.run_id)
+    dataset = moved.open_recorded(
+        spec.data, f"run {info.run_name}", display.show, at_bins=spec.config.model.mixed
+    )
+    _check_dataset(dataset, found.data.tags.get("fingerprint", ""), f"run {info.run_name}")
+    starting = _load_weights(spec, display)
     with runs.start_run(info.run_name, display.warn, info.run_id) as run:
         display.show(f"Run {run.name} ({run.run_id}) in {store}")
+        # With the places where everything is now.
+        run.log_text(spec.to_json(), _SPEC_FILE)
         return _train(run, store, spec, dataset, starting, resources, display)
 
 
-def _open(spec: RunSpec, display: Display) -> tuple[Dataset, Weights]:
-    at_bins = spec.config.model.mixed
-    dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
+def _check_checkpoints(spec: RunSpec, run_id: str) -> None:
+    """Fails if the checkpoints of a run are gone: it would start anew, and log epochs twice."""
+    if "://" in spec.storage or Path(spec.storage).exists() or not runs.logged_epochs(run_id):
+        return
+    raise RunError(
+        f"Cannot resume run {run_id}: its checkpoints belong in {spec.storage}, and there is no "
+        f"such folder. Copy them there, or start a new run."
+    )
+
+
+def _check_dataset(dataset: Dataset, fingerprint: str, owner: str) -> None:
+    if dataset.fingerprint != fingerprint:
+        raise ConfigError(
+            f"Cannot resume {owner}: it was started on the data set {fingerprint[:12]}, and "
+            f"{dataset.folder} is {dataset.fingerprint[:12]}. Name the right one with --data."
+        )
+
+
+def _load_weights(spec: RunSpec, display: Display) -> Weights:
     starting = weights.load(spec.weights)
     if starting.pretrained == "none":
         display.warn(
             "Starting from random weights: expect far lower scores than with ImageNet weights. "
             "The run is tagged pretrained=none."
         )
-    return dataset, starting
+    return starting
 
 
 def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weights) -> str:
@@ -200,7 +240,7 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
             "weights_sha256": starting.sha256,
             "fingerprint": dataset.fingerprint,
             "commit": commit(),
-            "classes": json.dumps(dataset.classes),
+            "classes": json.dumps(dataset.classes, ensure_ascii=False),
         }
     )
     run.log_dataset(dataset)
@@ -224,7 +264,8 @@ def _train(
     """Trains what is left of a run, then logs what is left to log."""
     config = spec.config
     shown = display.training(config.epochs, _stored_history(spec.storage), config.best_epoch_by)
-    with connection.connected(), shown as progress:
+    # Before the workers start: set later, they would not reach the thread that trains.
+    with connection.connected(environment=memory.ENVIRONMENT), shown as progress:
         if resources.check_cluster:
             cluster_check.before_job(
                 store, spec.storage, spec.data, dataset, starting, resources.cache.folder, display
