@@ -9,6 +9,7 @@ are faster here. --page writes a complete web site: the page with the model in i
 web server.
 """
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,10 @@ def main(job: Export) -> cli.Result:
             f"{'kept as model.int8.onnx' if int8.kept else 'not kept'}."
         )
     info = result.info
+    model = shlex.quote(str(job.out / "model.onnx"))
     console.show(
         f"Temperature {info['temperature']}, unsure below {info['unsure_below']}.",
-        f"Wrote {job.out}. Next: python ray_jobs/serve.py --onnx {job.out / 'model.onnx'}",
+        f"Wrote {job.out}. Next: python ray_jobs/serve.py --onnx {model}",
     )
     if job.page:
         console.show(f"The page: {job.page}")

@@ -21,6 +21,9 @@ class Workers:
     gpus_per_worker: float
     """GPUs per worker; 0 trains on the CPU."""
 
+    may_wait: bool
+    """Whether workers that do not start may be waiting for machines that join later."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:

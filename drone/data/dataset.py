@@ -12,6 +12,7 @@ history/            manifests of earlier versions, for --undo and --diff
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -121,7 +122,7 @@ class Dataset:
             raise DataError(
                 f"{name} has its images at {self.preprocessing.side_px} px only, and a model with "
                 f"a resizer takes them at their own sizes. Pack them: "
-                f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {name} --bins"
+                f"python ray_jobs/prepare.py --raw RAW_FOLDER --out {_word(name)} --bins"
             )
         return replace(self, at_own_sizes=True)
 
@@ -267,15 +268,21 @@ def open_dataset(folder: Path) -> Dataset:
     if not file.is_file():
         raise DataError(
             f"{folder} is not a prepared data set (it has no {DATASET_FILE}). "
-            f"Make one: python ray_jobs/prepare.py --raw RAW_FOLDER --out {folder}"
+            f"Make one: python ray_jobs/prepare.py --raw RAW_FOLDER --out {_word(folder)}"
         )
     try:
         description = unseal(file.read_bytes(), SCHEMA)
     except SchemaError as error:
         raise DataError(
             f"{folder} has the schema {error.schema}, and this version reads {SCHEMA}. Move it "
-            f"away and make it anew: python ray_jobs/prepare.py --raw RAW_FOLDER --out {folder}"
+            f"away and make it anew: python ray_jobs/prepare.py --raw RAW_FOLDER "
+            f"--out {_word(folder)}"
         ) from error
     except (OSError, ValueError) as error:
         raise damaged(file, error) from error
     return Dataset(folder=folder, description=description)
+
+
+def _word(location: object) -> str:
+    """Returns a location as one word of a command that the user may copy."""
+    return shlex.quote(str(location))
