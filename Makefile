@@ -5,6 +5,8 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# By module: the scripts of an environment do not run from every path, such as one with quotes.
+RAY := $(BIN)/python -m ray.scripts.scripts
 READY := $(VENV)/.ready
 
 # A variable as one word of the shell, whatever was typed: $(call quoted,NAME).
@@ -29,7 +31,7 @@ SSH_KEY ?=
 ENVIRONMENT ?=
 STORAGE ?=
 # Ray's newer autoscaler never starts the workers of a local cluster.
-RAY_LOCAL := RAY_UP_enable_autoscaler_v2=0 $(BIN)/ray
+RAY_LOCAL := RAY_UP_enable_autoscaler_v2=0 $(RAY)
 
 .PHONY: help setup demo test test-all check bench ui page lambda lock cluster-aws cluster-local \
 	cluster-local-down clean
@@ -52,7 +54,7 @@ help:
 setup: $(READY)
 
 $(READY): requirements-dev.lock
-	$(PYTHON) -m venv $(VENV)
+	$(call quote,$(PYTHON)) -m venv $(VENV)
 	@echo "Installing into $(VENV): about 240 packages, several GB with PyTorch for CUDA"
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
 		--log $(VENV)/pip.log --require-hashes -r requirements-dev.lock 2>&1 | awk -f .ci/pip_progress.awk
@@ -61,7 +63,7 @@ $(READY): requirements-dev.lock
 # After a change of requirements*.txt. Versions that still fit stay; to renew one, or all, that
 # nothing names: make lock RENEW="--upgrade-package NAME" or RENEW=--upgrade.
 RENEW ?=
-LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
+LOCK := $(BIN)/python -m uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
 
 lock: setup
@@ -83,10 +85,10 @@ test-all: setup
 	$(PYTEST)
 
 check: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -c 'from importlinter.cli import lint_imports_command as check; check()'
 
 bench: setup
 	$(BIN)/python bench/training.py
@@ -95,7 +97,7 @@ bench: setup
 	$(BIN)/python bench/serving.py
 
 ui: setup
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
+	$(BIN)/python -m mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
 page: setup
 	$(BIN)/python ray_jobs/serve.py --model models:/drone-classifier@champion --open
@@ -106,7 +108,7 @@ lambda: setup
 
 cluster-aws: setup
 	@$(BIN)/python deploy/aws_cluster.py
-	$(BIN)/ray up cluster.yaml
+	$(RAY) up cluster.yaml
 
 cluster-local: setup
 	@test -n $(call quoted,HEAD) || { echo "error: name the machines: make cluster-local HEAD=ADDRESS WORKERS='ADDRESS ...'"; exit 2; }
@@ -119,7 +121,7 @@ cluster-local: setup
 	$(RAY_LOCAL) up -y cluster-local.yaml
 
 cluster-local-down: setup
-	$(BIN)/ray down -y cluster-local.yaml
+	$(RAY) down -y cluster-local.yaml
 
 clean:
 	rm -rf demo build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -25,6 +25,8 @@ _RENAME_EXCHANGE = 2
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 """Errors of file systems (NFS, some FUSE) and sandboxes that cannot exchange two names."""
 
+_LOCK_POLL_S = 0.05
+
 
 def checksum(file: Path) -> str:
     """Returns the SHA-256 of a file's content, in hexadecimal.
@@ -228,19 +230,19 @@ def this_process() -> Holder:
 
 
 @contextlib.contextmanager
-def locked(file: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+def locked(file: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """Holds a lock, which ends with the process at the latest.
 
     Args:
         file: The lock's file; created, and removed at the end. Its folder must exist.
         what: What the lock protects, for the error.
-        wait: Waits for another process instead of failing.
+        wait_s: Seconds to wait for another process before failing.
 
     Raises:
         LockedError: Another process holds the lock; names it.
         OSError: The file cannot be written.
     """
-    descriptor = _acquire(file, what, wait)
+    descriptor = _acquire(file, what, time.monotonic() + wait_s)
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(this_process())).encode(), 0)
@@ -252,24 +254,27 @@ def locked(file: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(file: Path, what: str, wait: bool) -> int:
+def _acquire(file: Path, what: str, give_up_at: float) -> int:
     """Returns the descriptor of the locked file."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_named(descriptor, file):
                 return descriptor
         except BlockingIOError as error:
-            holder = _read_holder(descriptor)
-            os.close(descriptor)
-            raise LockedError(
-                f"{what} is being written by {holder}. Wait until it has finished, or stop it."
-            ) from error
+            # Not a lock that waits by itself: of a holder that was stopped it would wait for ever.
+            if time.monotonic() >= give_up_at:
+                holder = _read_holder(descriptor)
+                os.close(descriptor)
+                raise LockedError(
+                    f"{what} is being written by {holder}. Wait until it has finished, or stop it."
+                ) from error
+            time.sleep(_LOCK_POLL_S)
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # The holder before has just removed this file.
+        os.close(descriptor)  # The holder has it, or has just removed this file.
 
 
 def _is_named(descriptor: int, file: Path) -> bool:

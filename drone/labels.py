@@ -1,5 +1,6 @@
 """The four classes: their names and order, and how folder names are matched to them."""
 
+import unicodedata
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -18,18 +19,33 @@ BIRD = "Flying Birds"
 """The one class that is not a drone."""
 
 
+def short_names(classes: Sequence[str]) -> list[str]:
+    """Returns the classes' abbreviations if each of them has one, else their names."""
+    # All or none: a class that is called FB must differ from the abbreviation of another.
+    return [SHORT[name] for name in classes] if set(classes) <= SHORT.keys() else list(classes)
+
+
 def normalised(name: str) -> str:
     """Returns the letters and digits of a name in lower case: `Flying_Birds` -> `flyingbirds`."""
-    return "".join(character for character in name.lower() if character.isalnum())
+    return "".join(character for character in composed(name).lower() if character.isalnum())
+
+
+def composed(name: str) -> str:
+    """Returns a name with each accented letter as one character; macOS writes two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def match_class(folder: str, classes: Sequence[str] = CLASSES) -> str | None:
     """Returns the class that a folder name stands for, or None.
 
-    Case, spaces, punctuation and a plural s are ignored.
+    Case, spaces, punctuation and a plural s are ignored, unless several classes differ in nothing
+    else: those must be written as they are.
     """
+    exact = [name for name in classes if composed(name) == composed(folder)]
     stem = normalised(folder).removesuffix("s")
-    return next((name for name in classes if normalised(name).removesuffix("s") == stem), None)
+    similar = [name for name in classes if stem and normalised(name).removesuffix("s") == stem]
+    matches = exact or similar
+    return matches[0] if len(matches) == 1 else None
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str | None:

@@ -1,5 +1,6 @@
 """Names that come from users, files and folders: which are allowed, and how they are shown."""
 
+import hashlib
 import re
 
 from drone.errors import ConfigError
@@ -8,6 +9,12 @@ _MAX_LENGTH = 200
 """MLflow and file systems take at most 250 to 255 characters, and suffixes are added."""
 
 _NOT_IN_FILE_NAMES = re.compile(r"[^\w.-]+")
+_NOT_IN_KEYS = re.compile(r"[^\w .-]")
+
+MAX_KEY_LENGTH = 200
+"""Characters of a name that `key` has encoded; MLflow takes 250, with the prefix of the metric."""
+
+_MAX_SHORT_KEY = 60
 
 
 def printable(text: str) -> str:
@@ -79,6 +86,23 @@ def check_model_name(name: str, setting: str) -> None:
     check_name(name, setting, forbidden="/\\:@%")
     if name.startswith("."):
         raise ConfigError(f"{setting} is {name!r}; it must not start with a dot.")
+
+
+def key(name: str) -> str:
+    """Returns a name as part of the name of a metric or an artifact; different ones stay different.
+
+    Letters, digits, spaces, dots, dashes and underscores stay. Any other character becomes its code
+    point between colons: `Birds & bats` -> `Birds :26: bats`. MLflow takes nothing else.
+    """
+    return _NOT_IN_KEYS.sub(lambda found: f":{ord(found[0]):x}:", name)
+
+
+def short_key(name: str) -> str:
+    """Returns `key` of a name; one that becomes long is cut, and ends in its checksum."""
+    encoded = key(name)
+    if len(encoded) <= _MAX_SHORT_KEY:
+        return encoded
+    return f"{encoded[:_MAX_SHORT_KEY]}-{hashlib.sha256(encoded.encode()).hexdigest()[:8]}"
 
 
 def file_name(name: str) -> str:

@@ -34,6 +34,12 @@ _DISK_ERRORS = (
 _STORE_ERRORS = ("mlflow.exceptions", "requests.exceptions", "sqlalchemy.exc")
 """Modules of the errors of a tracking store; by name, since importing them takes seconds."""
 
+_REFUSALS = (
+    *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+    *("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_CONFLICT"),
+)
+"""MLflow's codes for requests that it will not take at another time either."""
+
 _MAX_LENGTH = 4000
 """Maximum characters of a message: a setting that it quotes may have any length."""
 
@@ -110,15 +116,20 @@ def _describe(error: BaseException) -> tuple[str, int]:
             1,
         )
     if any(kind.__module__ in _STORE_ERRORS for kind in type(error).__mro__):
-        store = os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db in this folder"
-        return (
-            f"The tracking store failed: {_first_line(error)}. See that {store} runs and has "
-            f"space, or set MLFLOW_TRACKING_URI, then start the job again.",
-            1,
-        )
+        return _describe_store_error(error), 1
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"Cannot use {os.fsdecode(error.filename or 'a file')}: {error.strerror}.", 1
     return f"{_first_line(error)}. This is a bug. {_save(error)}", 1
+
+
+def _describe_store_error(error: BaseException) -> str:
+    if getattr(error, "error_code", None) in _REFUSALS:
+        return f"The tracking store refused a request: {_first_line(error)}."
+    store = os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db in this folder"
+    return (
+        f"The tracking store failed: {_first_line(error)}. See that {store} runs and has space, or "
+        f"set MLFLOW_TRACKING_URI, then start the job again."
+    )
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

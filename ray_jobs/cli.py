@@ -82,6 +82,16 @@ def _parse(
             print(printable(line), file=sys.stderr)
 
 
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """Returns a flag's value, for those that decide the defaults of the others; None without it."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
+        if argument == flag:
+            return following
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from drone.labels import SHORT, nearest
+from drone.labels import nearest, short_names
 from ray_jobs import console
 
 if TYPE_CHECKING:  # They import pandas and more, which --help must not wait for.
@@ -27,7 +27,7 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
         console.warn(f"{count} {'file is' if count == 1 else 'files are'} left out. {detail}")
     # Steps that changed nothing are not shown.
     steps = plan.steps[plan.steps.ne(0).any(axis=1)]
-    names = [SHORT.get(name, name) for name in steps.columns]
+    names = [*short_names(plan.settings.classes), "total"]
     console.table("Files by class", ["step", *names], rows_of(steps))
     if plan.settings.policy == "seed":
         title = "As the original counted, a file in several rows"

@@ -21,7 +21,7 @@ from ray_jobs import bug_report
 
 bug_report.install(__name__)
 
-from drone.labels import SHORT
+from drone.labels import short_names
 from drone.workflows.requests import ReviewRequest
 from ray_jobs import cli, console, dataset_tables
 
@@ -45,7 +45,7 @@ def main(job: Review) -> cli.Result:
 
     result = review.write_review_page(job, console.ConsoleDisplay())
     table = result.true_classes
-    names = [SHORT.get(name, name) for name in table.columns]
+    names = short_names(table.columns)
     title = "Of each given class (row), estimated share that is"
     console.table(title, ["given", *names], dataset_tables.rows_of(table))
     console.show(

@@ -56,7 +56,8 @@ class Train:
     """GPUs per worker (default: one, if there are any)."""
 
     resume: str | None = None
-    """Run to resume, by id or name; its settings and data set are its own."""
+    """Run to resume, by id or name; its settings and data set are its own (--data names the place
+    of a data set that has moved)."""
 
     config: Path | None = None
     """YAML file of settings that replace the preset's; flags replace both."""
@@ -100,7 +101,7 @@ def parse(arguments: Sequence[str]) -> Train:
         raise ConfigError(f"Name a preset first: {', '.join(PRESETS)}. See --help.")
     settings = get_preset(preset or "finetune")
     # Read before the flags, whose defaults it sets: a flag must win over the file.
-    file = _value_of("--config", flags)
+    file = cli.value_of("--config", flags)
     if file is not None:
         settings = override(settings, read_yaml(Path(file)), file)
     # A resumed run has a data set of its own, so that --data is not required then.
@@ -111,15 +112,6 @@ def parse(arguments: Sequence[str]) -> Train:
 def _help() -> str:
     presets = "\n".join(f"    {name:<16} {preset.about}" for name, preset in PRESETS.items())
     return f"{__doc__}\nThe first argument is a preset:\n{presets}\n"
-
-
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if argument == flag:
-            return following
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-    return None
 
 
 def main(job: Train) -> cli.Result:
@@ -141,7 +133,13 @@ def main(job: Train) -> cli.Result:
     )
     display = console.ConsoleDisplay()
     if job.resume:
-        result = training.resume(job.resume, resources, experiment=job.experiment, display=display)
+        result = training.resume(
+            job.resume,
+            resources,
+            data=job.data or None,
+            experiment=job.experiment,
+            display=display,
+        )
     else:
         spec = RunSpec(config=job.train, data=job.data, weights=job.weights, storage=job.storage)
         result = training.train(

@@ -16,9 +16,10 @@ and in the study's folder.
 
 import os
 import sys
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 # `ray submit` copies a job alone to the cluster: find the project beside it, here or in ~/app.
 ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
@@ -28,6 +29,8 @@ from ray_jobs import bug_report
 
 bug_report.install(__name__)
 
+import tyro
+
 from drone.errors import ConfigError
 from ray_jobs import cli, console, results
 from ray_jobs.settings_file import read_yaml
@@ -35,9 +38,18 @@ from ray_jobs.settings_file import read_yaml
 if TYPE_CHECKING:
     from drone.workflows.search import NewStudy
 
-_FIXED_BY_STUDY = {"data", "num_trials", "preset", "config", "epochs", "views", "seed", "vary"}
-_FIXED_BY_STUDY |= {"space", "first", "scheduler", "name", "weights", "storage"}
-"""Arguments that a study keeps from its start."""
+_FIXED_BY_STUDY = {
+    *("num_trials", "preset", "config", "epochs", "views", "seed", "vary", "space", "first"),
+    *("scheduler", "name", "weights", "storage"),
+}
+"""Arguments that decide a study, and cannot be changed after its start."""
+
+_KEPT_BY_STUDY = (
+    *("time_budget_min", "confirm", "final", "concurrency", "workers_per_trial"),
+    *("gpus_per_worker", "activation_cache", "activation_cache_gb", "experiment", "model_name"),
+    "doctor",
+)
+"""Arguments that a resumed study takes from before, unless they are set again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +57,8 @@ class Tune:
     """Arguments of the job."""
 
     data: str | None = None
-    """Data set written by prepare.py: a folder or a URI such as s3://bucket/drones."""
+    """Data set written by prepare.py: a folder or a URI such as s3://bucket/drones. With --resume,
+    where the study's own is now, if it has moved."""
 
     num_trials: int = 30
     """Number of trials of the study."""
@@ -90,7 +103,8 @@ class Tune:
     """Train the winner once more, evaluate it on test, register it and try to promote it."""
 
     resume: str | None = None
-    """Study to resume, by name or folder."""
+    """Study to resume, by name or folder, with the flags that it was started with; only those that
+    do not decide the result of a trial can be set again."""
 
     add_trials: int = 0
     """Number of further trials; with --resume."""
@@ -138,8 +152,8 @@ class Tune:
     """Print the result as one JSON object, last."""
 
     def __post_init__(self) -> None:
-        if self.resume is not None:
-            self._check_resume()
+        if self.resume is not None and not self.resume.strip():
+            raise ConfigError("--resume is empty; set it to the name or folder of a study.")
         if self.resume is None and self.data is None:
             raise ConfigError("Name a data set: --data DATASET (or --resume STUDY). See --help.")
         if self.add_trials and self.resume is None:
@@ -149,18 +163,53 @@ class Tune:
         if min(self.confirm) < 0:
             raise ConfigError("--confirm takes two numbers that are 0 or more.")
 
-    def _check_resume(self) -> None:
-        if not str(self.resume).strip():
-            raise ConfigError("--resume is empty; set it to the name or folder of a study.")
-        for argument in fields(self):
-            # A flag that repeats its default cannot be told from one that was not given.
-            factory = argument.default_factory
-            default = argument.default if factory is MISSING else factory()
-            if argument.name in _FIXED_BY_STUDY and getattr(self, argument.name) != default:
-                raise ConfigError(
-                    f"--{argument.name.replace('_', '-')} is fixed when a study starts and cannot "
-                    f"be changed with --resume. --add-trials gives it more trials."
-                )
+
+def parse(arguments: Sequence[str]) -> Tune:
+    """Parses the command line; the defaults of a resumed study are what it was started with."""
+    resumed = cli.value_of("--resume", arguments)
+    if not resumed or {"--help", "-h"} & set(arguments):
+        return tyro.cli(Tune, args=arguments, description=__doc__)
+    for argument in arguments:
+        name = argument.split("=")[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name in _FIXED_BY_STUDY:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is fixed when a study starts and cannot be changed "
+                f"with --resume. --add-trials gives it more trials."
+            )
+    from drone.workflows import search
+
+    studies = Path(cli.value_of("--studies", arguments) or Tune.studies)
+    _, spec = search.reopen_study(resumed, studies)
+    default = Tune(resume=resumed, studies=studies, **_from_plain(spec.options))
+    return tyro.cli(Tune, args=arguments, default=default, description=__doc__)
+
+
+def _options(job: Tune) -> dict[str, Any]:
+    """Returns the arguments that a study keeps, as JSON has them."""
+    values = {name: getattr(job, name) for name in _KEPT_BY_STUDY}
+    return values | {
+        "confirm": list(job.confirm),
+        "activation_cache": str(job.activation_cache.resolve()),
+    }
+
+
+def _from_plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `_options`; none for a study that was started from Python."""
+    if not options:
+        return {}
+    return {
+        **options,
+        "confirm": tuple(options["confirm"]),
+        "activation_cache": Path(options["activation_cache"]),
+    }
+
+
+def _show_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name, value in before.items():
+        if now[name] != value:
+            console.show(
+                f"--{name.replace('_', '-')} is {now[name]} from now on; the study had {value}."
+            )
 
 
 def main(job: Tune) -> cli.Result:
@@ -169,12 +218,15 @@ def main(job: Tune) -> cli.Result:
     from drone.storage.filesystem import absolute
     from drone.training.activation_cache.store import CacheSpec
     from drone.workflows import search
+    from drone.workflows.search_final import AfterSearch
     from drone.workflows.search_trials import SearchResources
 
     if job.resume is not None:
-        study, spec = search.reopen_study(job.resume, job.studies, job.add_trials)
+        study, spec = search.reopen_study(job.resume, job.studies, job.add_trials, job.data)
+        _show_changes(spec.options, _options(job))
     else:
         study, spec = search.create_study(_new_study(job))
+    spec = replace(spec, options=_options(job))
     folder = Path(absolute(str(job.activation_cache)))
     resources = SearchResources(
         concurrency=job.concurrency,
@@ -187,7 +239,7 @@ def main(job: Tune) -> cli.Result:
         study,
         spec,
         resources,
-        search.AfterSearch(confirm=job.confirm, final=job.final, model_name=job.model_name),
+        AfterSearch(confirm=job.confirm, final=job.final, model_name=job.model_name),
         experiment=job.experiment,
         check_cluster=job.doctor,
         display=console.ConsoleDisplay(),
@@ -230,4 +282,4 @@ def _new_study(job: Tune) -> "NewStudy":
 
 
 if __name__ == "__main__":
-    cli.start(Tune, main, __doc__)
+    cli.start(parse, main)

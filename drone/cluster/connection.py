@@ -58,7 +58,7 @@ def connected(
         environment: Environment variables of every worker process.
 
     Raises:
-        RunError: There is no cluster at RAY_ADDRESS.
+        RunError: There is no cluster at RAY_ADDRESS, or Ray cannot start its workers.
     """
     address = os.environ.get("RAY_ADDRESS")
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -69,26 +69,28 @@ def connected(
     on_sigterm = signal.getsignal(signal.SIGTERM)
     import ray
 
+    from drone.cluster import startup
+
     runtime_env: dict[str, Any] = {"env_vars": dict(environment)} if environment else {}
-    if address and not in_job:
-        _join(address, runtime_env)
-    elif in_job:  # The job server has set the working directory already.
-        ray.init(runtime_env=runtime_env, log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        _protect_token()
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            runtime_env=runtime_env,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    # Ray's own handler would end the process at once, without a checkpoint.
-    signal.signal(signal.SIGTERM, on_sigterm)
-    _connection["cluster"] = bool(address or in_job)
     try:
-        yield
+        if address and not in_job:
+            _join(address, runtime_env)
+        elif in_job:  # The job server has set the working directory already.
+            startup.start(runtime_env, logging_level=logging.WARNING)
+        else:
+            _protect_token()
+            startup.start(
+                runtime_env,
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+            )
+        # Ray's own handler would end the process at once, without a checkpoint.
+        signal.signal(signal.SIGTERM, on_sigterm)
+        _connection["cluster"] = bool(address or in_job)
+        with startup.errors_explained():
+            yield
     finally:
         _connection["cluster"] = False
         ray.shutdown()
@@ -105,12 +107,11 @@ def _protect_token() -> None:
 
 def _join(address: str, runtime_env: dict[str, Any]) -> None:
     """Joins the cluster that RAY_ADDRESS names."""
-    import ray
+    from drone.cluster import startup
 
     try:
-        ray.init(
-            runtime_env={"working_dir": str(ROOT), "excludes": _NOT_UPLOADED, **runtime_env},
-            log_to_driver=False,
+        startup.start(
+            {"working_dir": str(ROOT), "excludes": _NOT_UPLOADED, **runtime_env},
             logging_level=logging.WARNING,
         )
     # ConnectionError: nothing answers there. ValueError: it is no address.

@@ -17,7 +17,6 @@ from drone.cluster.worker_channel import WorkerChannel
 from drone.errors import ConfigError, DroneError, Interrupted, ResumableError, TrainingError
 from drone.model.weights import Weights
 from drone.storage.filesystem import for_ray
-from drone.training import memory
 from drone.training.activation_cache.policy import CacheDecision
 from drone.training.best_epoch import History
 from drone.training.context import Progress
@@ -94,6 +93,7 @@ def choose_workers(
         min_workers=min_workers,
         cpus_per_worker=max(1, int(min(cpus_by_node)) // workers_per_node),
         gpus_per_worker=gpus_per_worker,
+        may_wait=connection.on_cluster(),
     )
 
 
@@ -130,12 +130,17 @@ def train(job: TrainJob, weights: Weights, listener: Listener) -> None:
     # A daemon, so that a second Ctrl-C need not wait for Ray.
     threading.Thread(target=_fit, args=arguments, daemon=True).start()
     try:
-        _listen(ended, channel, listener)
+        _listen(ended, channel, listener, outcome)
     except KeyboardInterrupt:
+        # Workers that do not start would never answer, and there is nothing to save yet.
+        if "started" not in outcome:
+            raise Interrupted(
+                "The run was stopped before its workers had started. Continue with --resume."
+            ) from None
         # A second Ctrl-C from here on ends the process at once.
         channel.request_stop()
         listener.on_interrupt()
-        _listen(ended, channel, listener)
+        _listen(ended, channel, listener, outcome)
     _raise_failure(outcome, job.max_failures)
 
 
@@ -177,18 +182,23 @@ def _trainer(job: TrainJob, weights: Weights, channel: WorkerChannel) -> TorchTr
             name=job.attempt,
             storage_path=storage_path,
             storage_filesystem=storage_filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=job.max_failures,
+                # On a cluster workers that cannot start may be waiting for machines.
+                controller_failure_limit=-1 if workers.may_wait else job.max_failures,
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_MAX_CHECKPOINTS),
-            # Before the workers start: set later, they would not reach the thread that trains.
-            worker_runtime_env={"env_vars": memory.ENVIRONMENT},
         ),
     )
 
 
-def _listen(ended: threading.Event, channel: WorkerChannel, listener: Listener) -> None:
+def _listen(
+    ended: threading.Event, channel: WorkerChannel, listener: Listener, outcome: dict[str, Any]
+) -> None:
     while True:
         has_ended = ended.is_set()  # Before draining: nothing is published after that.
         for message in channel.drain():
+            outcome["started"] = True
             if isinstance(message, Progress):
                 listener.on_progress(message)
             elif isinstance(message, CacheDecision):
@@ -213,8 +223,8 @@ def _raise_failure(outcome: dict[str, Any], max_failures: int) -> None:
                 raise cause from error
         if isinstance(error, TrainingFailedError):
             raise ResumableError(
-                f"Workers were lost more than {max_failures} times (--max-failures); the last "
-                f"checkpoint is kept. Ray says: {_last_line(error)}."
+                f"Workers were lost, or did not start, more than {max_failures} times "
+                f"(--max-failures); the last checkpoint is kept. Ray says: {_last_line(error)}."
             ) from error
         raise error
     status = outcome["result"].return_value or {"status": "done"}

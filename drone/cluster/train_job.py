@@ -23,6 +23,9 @@ class Workers:
     gpus_per_worker: float
     """GPUs per worker; 0 trains on the CPU."""
 
+    may_wait: bool
+    """Whether workers that do not start may be waiting for machines that join later."""
+
     def __post_init__(self) -> None:
         # With less, Ray would wait for ever.
         if not 0 <= self.gpus_per_worker < math.inf:

@@ -85,6 +85,7 @@ def choose_slots(
         # No worker may need more than a machine has.
         cpus_per_worker=min(cpus_per_worker, int(min(cpus_by_node))),
         gpus_per_worker=gpus_per_worker,
+        may_wait=connection.on_cluster(),
     )
     return TrialSlots(concurrency=concurrency, workers=workers)
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from drone.evaluation.metrics import Predictions
-from drone.labels import SHORT
+from drone.labels import short_names
 from drone.names import printable
 
 matplotlib.use("Agg")  # Servers have no display.
@@ -30,7 +30,7 @@ def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     figure = Figure(figsize=(10.5, 4.6))
     rows_K = matrix_KK.sum(axis=1, keepdims=True)
     shares_KK = matrix_KK / np.maximum(rows_K, 1)
-    names = [SHORT.get(name, printable(name)[:_MAX_NAME]) for name in classes]
+    names = [printable(name)[:_MAX_NAME] for name in short_names(classes)]
     for position, (title, values, form) in enumerate(
         [("Images", matrix_KK, "d"), ("Share of the true class", shares_KK, ".2f")], start=1
     ):

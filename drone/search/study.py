@@ -1,6 +1,6 @@
 """A study on disk: its spec, and every trial with its epochs.
 
-    study.json          the spec; written once
+    study.json          the spec; written again when the study is resumed
     trials/0007.json    a trial, rewritten after each of its epochs
     confirm/0001.json   a confirmation run: one of the best configurations, trained again
 
@@ -95,6 +95,13 @@ class StudySpec:
     storage: str
     """Folder or URI of the trials' checkpoints."""
 
+    home: str = ""
+    """Folder of the tracking store, by which paths are found again in a project that was moved;
+    empty if it is none of this machine."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What may change when the study is resumed, as it was last set, by the flags of tune.py."""
+
     def final_name(self, config: TrainConfig) -> str:
         """Returns the name of the final run, by which a resumed study recognises it.
 
@@ -136,6 +143,9 @@ class Study:
             }
             for name in ("data", "storage"):
                 content[name] = without_mask(content[name])
+            if "://" not in content["storage"]:
+                # By default in this folder, wherever that is now.
+                content["storage"] = str(self.folder / content["storage"])
             return StudySpec(**content)
         except OSError as error:
             raise RunError(f"{self.folder} holds no study (no {STUDY_FILE}).") from error
@@ -152,8 +162,10 @@ class Study:
             ) from error
 
     def write_spec(self, spec: StudySpec) -> None:
-        """Writes the spec of a new study."""
+        """Writes the spec of a study."""
         content = {**vars(spec), "base": to_dict(spec.base)}
+        if "://" not in spec.storage and Path(spec.storage).is_relative_to(self.folder):
+            content["storage"] = str(Path(spec.storage).relative_to(self.folder))
         content["space"] = {name: asdict(domain) for name, domain in spec.space.items()}
         _write_json(self.folder / STUDY_FILE, content)
 

@@ -1,6 +1,8 @@
 """MLflow: runs, studies, models and the registry; the only importer of it.
 
 runs         runs and their metrics, written by one process
+sqlite_store a store in a file: created whole, checked, migrated, moved with its artifacts
+history      metrics of a run by epoch
 artifacts    files of runs, as they were logged
 study_runs   a study: a parent run, and a child run per trial
 model        models in MLflow: ONNX with the preprocessing inside

@@ -1,3 +1,4 @@
+from .history import metric_history as metric_history
 from .model import ModelRef as ModelRef
 from .model import fetch_onnx as fetch_onnx
 from .model import resolve_model as resolve_model
@@ -6,7 +7,6 @@ from .runs import Run as Run
 from .runs import TrackedRun as TrackedRun
 from .runs import connect as connect
 from .runs import find_run as find_run
-from .runs import metric_history as metric_history
 from .study_runs import TrialRuns as TrialRuns
 
 __all__ = [

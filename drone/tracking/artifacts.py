@@ -4,6 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import pandas as pd
@@ -41,7 +42,23 @@ def download(run_id: str, artifact: str, target: Path) -> Path:
         # Listed only now: the stores do not agree on the error for what is missing.
         if _has_artifact(run_id, artifact):
             raise RunError(f"Cannot read {artifact} of run {run_id}: {reason}.") from error
+        folder = _missing_folder(run_id)
+        if folder is not None:
+            raise RunError(
+                f"The artifacts of run {run_id} are missing: there is no folder {folder}. Copy it "
+                f"there; the folder mlartifacts belongs beside the file of the tracking store."
+            ) from error
         raise MissingArtifactError(f"Run {run_id} has no {artifact}: {reason}.") from error
+
+
+def _missing_folder(run_id: str) -> Path | None:
+    """Returns the folder of a run's artifacts if it is gone; None if it is there, or never was."""
+    run = MlflowClient().get_run(run_id)
+    uri = urlsplit(str(run.info.artifact_uri))
+    folder = Path(unquote(uri.path))
+    # Until its first epoch has ended a run may have no artifacts yet.
+    was_there = uri.scheme == "file" and "train/loss" in run.data.metrics
+    return folder if was_there and not folder.exists() else None
 
 
 def _has_artifact(run_id: str, artifact: str) -> bool:

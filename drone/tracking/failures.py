@@ -10,6 +10,19 @@ from sqlalchemy.exc import SQLAlchemyError
 FAILURES = (MlflowException, requests.RequestException, OSError, SQLAlchemyError)
 
 
+_REFUSED = (400, 401, 403, 404, 409)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a store has answered, and will not take the same request later either."""
+    # MLflow reports some failures of its database as a bad request.
+    return (
+        isinstance(error, MlflowException)
+        and error.get_http_status_code() in _REFUSED
+        and not isinstance(error.__cause__, SQLAlchemyError)
+    )
+
+
 def first_line(error: Exception) -> str:
     """Returns the first line of a store's error message; of a lost connection, the reason alone."""
     root: BaseException = error

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import unquote
 
 import mlflow
 import numpy as np
@@ -235,9 +236,10 @@ def fetch_onnx(model: ModelRef, target: Path) -> Path:
     # The path below the folder of the model is for MLflow to choose.
     files = sorted(Path(folder).rglob("*.onnx"))
     if not files:
+        place = unquote(str(logged.artifact_location).removeprefix("file://"))
         raise RunError(
-            f"{model}: its model holds no ONNX file. Restore the artifacts from a copy, or train "
-            f"and promote a run again."
+            f"{model}: its model holds no ONNX file; it belongs below {place}. Restore the "
+            f"artifacts from a copy, or train and promote a run again."
         )
     checksums = [tag for tag in (model.sha256, logged.tags.get(CHECKSUM_TAG)) if tag]
     if not checksums:

@@ -10,6 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from drone.commands import command
 from drone.errors import RunError, TrackingError
+from drone.names import key
 from drone.tracking.artifacts import MissingArtifactError, read_json
 from drone.tracking.failures import FAILURES, first_line
 from drone.tracking.model import (
@@ -146,7 +147,7 @@ def record_gate_decision(
 
 
 def _decision_artifact(name: str, version: str) -> str:
-    return f"promotion/{name}-v{version}.json"
+    return f"promotion/{key(name)}-v{version}.json"
 
 
 def read_gate_decision(name: str, version: str) -> dict[str, Any]:

@@ -18,7 +18,6 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
 
 import mlflow
-import pandas as pd
 from mlflow import entities
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
@@ -29,12 +28,11 @@ from mlflow.tracking import MlflowClient
 from drone.commands import command
 from drone.data.dataset import Dataset
 from drone.errors import RunError, TrackingError
-from drone.files import locked
 from drone.names import check_name, storable
 from drone.redaction import redact
 from drone.tracking import deleted, sqlite_store
 from drone.tracking.artifacts import IMAGE_COLUMNS, IMAGES_FILE
-from drone.tracking.failures import FAILURES, first_line
+from drone.tracking.failures import FAILURES, first_line, is_refusal
 from drone.tracking.lease import Lease, hold
 from drone.training.best_epoch import History
 
@@ -43,8 +41,6 @@ Run: TypeAlias = entities.Run
 
 DEFAULT_EXPERIMENT = "drone"
 _DEFAULT_STORE = "mlflow.db"
-_DEFAULT_ARTIFACTS = "mlartifacts"
-_SQLITE = "sqlite:///"
 
 _RETRY_INTERVAL_S = 15.0
 _CATCH_UP_INTERVAL_S = 2.0
@@ -55,7 +51,8 @@ _EPOCHS_PER_REQUEST = 30
 def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
     """Selects the tracking store and makes sure that it answers.
 
-    MLFLOW_TRACKING_URI if set, else sqlite beside mlartifacts/ in the working folder.
+    MLFLOW_TRACKING_URI if set, else sqlite in the working folder. The artifacts of a sqlite store
+    are in the folder mlartifacts beside it, wherever the two are moved.
 
     Returns:
         The store's URI.
@@ -67,14 +64,24 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
     # alembic reports each of its migrations when it creates a database.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # MLflow logs a traceback for what it raises as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     check_name(experiment, "--experiment")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path(_DEFAULT_STORE).resolve()}"
+    default = sqlite_store.uri_of(Path(_DEFAULT_STORE).resolve())
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or default
     mlflow.set_tracking_uri(uri)
+    file = sqlite_store.file_of(uri)
     try:
-        with _checked(uri):
-            _open_experiment(experiment, local=uri.startswith(_SQLITE))
+        with sqlite_store.opened(file) if file else contextlib.nullcontext():
+            _open_experiment(experiment, file)
     # ValueError: the URI is none. ImportError: it names a database whose driver is not installed.
     except (*FAILURES, ValueError, ImportError) as error:
+        # It answers, and only does not open this experiment, such as a deleted one.
+        if is_refusal(error) and "experiment" in str(error):
+            raise TrackingError(
+                f"MLflow refuses the experiment {experiment}: {first_line(error)}. Choose another "
+                f"--experiment."
+            ) from error
         advice = "Set MLFLOW_TRACKING_URI to another store."
         if os.environ.get("MLFLOW_TRACKING_URI"):
             advice = (
@@ -87,26 +94,18 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
     return uri
 
 
-@contextlib.contextmanager
-def _checked(uri: str) -> Iterator[None]:
-    """Lets one process at a time open a sqlite store: several that create it at once all crash."""
-    if not uri.startswith(_SQLITE):
-        yield
-        return
-    file = Path(uri.removeprefix(_SQLITE).partition("?")[0]).absolute()
-    sqlite_store.check_writable(file)
-    with locked(file.with_name(f".{file.name}.lock"), f"The store {file}", wait=True):
-        sqlite_store.check(file)
-        yield
+def store_folder() -> Path | None:
+    """Returns the folder of the connected store; None if it is no file of this machine."""
+    file = sqlite_store.file_of(mlflow.get_tracking_uri())
+    return file.parent if file else None
 
 
-def _open_experiment(experiment: str, *, local: bool) -> None:
+def _open_experiment(experiment: str, store: Path | None) -> None:
     existing = MlflowClient().get_experiment_by_name(experiment)
     if existing is not None:
         deleted.check_experiment(existing)
     else:
-        # Absolute, since a later job may run in another folder.
-        artifacts = Path(_DEFAULT_ARTIFACTS).resolve().as_uri() if local else None
+        artifacts = (store.parent / sqlite_store.ARTIFACTS).as_uri() if store else None
         # Without its kind the UI takes a new experiment for one of language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         MlflowClient().create_experiment(experiment, artifact_location=artifacts, tags=tags)
@@ -124,6 +123,8 @@ class TrackedRun:
     _lease: Lease | None = None
     _retry_at: float = 0.0
     _pending: tuple[int, ...] = ()
+    refusal: str = ""
+    """Why the store refuses the epochs that are not logged; empty if it does not."""
 
     def check_lease(self) -> None:
         """Fails if another process has taken the run over.
@@ -178,14 +179,18 @@ class TrackedRun:
             self._log_epochs([history[index] for index in self._pending])
             if self._retry_at:
                 self.warn("The tracking server is back; the missing epochs have been logged.")
-            self._retry_at, self._pending = 0.0, ()
+            self._retry_at, self._pending, self.refusal = 0.0, (), ""
         except FAILURES as error:
+            self.refusal = first_line(error) if is_refusal(error) else ""
             if not self._retry_at:
-                self.warn(
-                    f"The tracking server does not answer ({first_line(error)}). Training "
-                    f"continues; the log catches up when it is back."
-                )
+                self.warn(self._outage(error))
             self._retry_at = time.monotonic() + _RETRY_INTERVAL_S
+
+    def _outage(self, error: Exception) -> str:
+        """Returns what the user is told when epochs cannot be logged."""
+        what = f"refuses the metrics of run {self.name}" if self.refusal else "does not answer"
+        then = "they are sent again at the end" if self.refusal else "the log catches up"
+        return f"The tracking server {what} ({first_line(error)}). Training continues; {then}."
 
     def _log_epochs(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Logs several epochs in one request, each completely or not at all."""
@@ -242,11 +247,15 @@ class TrackedRun:
             self.log_history(history)
             if not self._pending:
                 return
-            if time.monotonic() >= give_up_at:
+            # What is refused now is refused in a minute as well.
+            if self.refusal or time.monotonic() >= give_up_at:
                 epochs = ", ".join(str(history[index]["epoch"]) for index in self._pending)
+                reason, fix = "is still away", "start the server"
+                if self.refusal:
+                    reason, fix = f"refuses to log ({self.refusal})", "correct that"
                 raise TrackingError(
-                    f"The tracking server is still away; epochs {epochs} of run {self.name} are "
-                    f"not logged, nor is its model. Nothing is lost: start the server, then "
+                    f"The tracking server {reason}; epochs {epochs} of run {self.name} are not "
+                    f"logged, nor is its model. Nothing is lost: {fix}, then "
                     f"{command('train', resume=self.run_id)}"
                 )
             time.sleep(_CATCH_UP_INTERVAL_S)
@@ -384,21 +393,3 @@ def find_by_name(name: str, view: int = ViewType.ACTIVE_ONLY) -> Run | None:
         order_by=["attributes.start_time DESC"],
     )
     return runs[0] if runs else None
-
-
-def metric_history(run_id: str) -> pd.DataFrame:
-    """Returns a run's metrics, a row per epoch and a column per metric; empty if there are none."""
-    client = MlflowClient()
-    names = [
-        name
-        for name in client.get_run(run_id).data.metrics
-        # The others are of the whole run or of the system, and have no epochs.
-        if name.startswith(("train/", "validation/", "lr/", "speed/"))
-    ]
-    columns = {
-        name: pd.Series(
-            {point.step: point.value for point in client.get_metric_history(run_id, name)}
-        )
-        for name in sorted(names)
-    }
-    return pd.DataFrame(columns).sort_index().rename_axis("epoch")

@@ -8,7 +8,7 @@ from mlflow.tracking import MlflowClient
 
 from drone.errors import TrackingError
 from drone.search.study import Part, TrialRecord
-from drone.tracking.failures import FAILURES, first_line
+from drone.tracking.failures import FAILURES, first_line, is_refusal
 from drone.tracking.runs import TrackedRun, logged_epochs
 
 _PARENT, _PART, _NUMBER = "mlflow.parentRunId", "study.part", "study.trial"
@@ -38,6 +38,7 @@ class TrialRuns:
         self._described: set[_Key] = set()
         self._ended: set[_Key] = set()
         self._behind: dict[_Key, TrialRecord] = {}
+        self._refusals: dict[_Key, str] = {}
         self._flushed_at: dict[_Key, float] = {}
         self._find_existing()
 
@@ -91,11 +92,17 @@ class TrialRuns:
             self._runs[key].log_params(params)
             self._described.add(key)
         except FAILURES as error:
-            self._behind[key] = record
-            self._warn(
-                f"Trial {record.number} is not in MLflow yet ({first_line(error)}). The search "
-                f"continues; the log catches up."
-            )
+            self._postpone(key, record, "is not in MLflow yet", error)
+
+    def _postpone(self, key: _Key, record: TrialRecord, state: str, error: Exception) -> None:
+        """Notes that a trial could not be logged, and tells the user why."""
+        reason = first_line(error)
+        self._behind[key] = record
+        self._refusals[key] = reason if is_refusal(error) else ""
+        why = f"the tracking server refuses it: {reason}" if is_refusal(error) else reason
+        self._warn(
+            f"Trial {record.number} {state} ({why}). The search continues; the log catches up."
+        )
 
     def update(self, part: Part, record: TrialRecord) -> None:
         """Logs the new epochs: every few seconds, or all when the trial has ended."""
@@ -126,8 +133,7 @@ class TrialRuns:
             run.log_final({"objective": record.objective, **record.usage})
             self._client.set_terminated(run.run_id, _STATUS[record.state])
         except FAILURES as error:
-            self._behind[key] = record
-            self._warn(f"Trial {record.number} could not be ended in MLflow: {first_line(error)}")
+            self._postpone(key, record, "could not be ended in MLflow", error)
             return
         del self._runs[key]
         self._ended.add(key)
@@ -158,13 +164,23 @@ class TrialRuns:
                 if run is not None:
                     run.retry_now()
                     self.update(part, record)
-            if self._behind and time.monotonic() >= give_up_at:
+            refusals = [reason for key in self._behind if (reason := self._refusal(key))]
+            # What is refused now is refused in a minute as well.
+            if self._behind and (refusals or time.monotonic() >= give_up_at):
+                reason, fix = "is away", "start it"
+                if refusals:
+                    reason, fix = f"refuses to log ({refusals[0]})", "correct that"
                 raise TrackingError(
-                    f"The tracking server is away; {len(self._behind)} trials are not logged. "
-                    f"Nothing is lost: start it, then {resume}"
+                    f"The tracking server {reason}; {len(self._behind)} trials are not logged. "
+                    f"Nothing is lost: {fix}, then {resume}"
                 )
             if self._behind:
                 time.sleep(_RETRY_INTERVAL_S)
+
+    def _refusal(self, key: _Key) -> str:
+        """Returns why the store refuses a trial; empty if it does not."""
+        run = self._runs.get(key)
+        return self._refusals.get(key, "") or (run.refusal if run else "")
 
     def mark_killed(self) -> None:
         """Marks the running trials as killed; a resumed study continues them."""

@@ -6,7 +6,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from drone.labels import SHORT
+from drone.labels import short_names
+from drone.names import key
 
 
 class EpochMetrics:
@@ -70,6 +71,6 @@ class EpochMetrics:
             f"{prefix}/accuracy": float(hits_K.sum() / total),
             f"{prefix}/macro_f1": float(f1_K.mean()),
         }
-        for name, recall in zip(classes, recall_K.tolist(), strict=True):
-            metrics[f"{prefix}/recall_{SHORT.get(name, name)}"] = recall
+        for name, recall in zip(short_names(classes), recall_K.tolist(), strict=True):
+            metrics[f"{prefix}/recall_{key(name)}"] = recall
         return metrics

@@ -16,11 +16,11 @@ from .requests import ReviewRequest as ReviewRequest
 from .requests import ServeRequest as ServeRequest
 from .review import write_review_page as write_review_page
 from .run_spec import RunSpec as RunSpec
-from .search import AfterSearch as AfterSearch
 from .search import NewStudy as NewStudy
 from .search import create_study as create_study
 from .search import reopen_study as reopen_study
 from .search import run_study as run_study
+from .search_final import AfterSearch as AfterSearch
 from .search_trials import SearchResources as SearchResources
 from .serving import ServerSettings as ServerSettings
 from .serving import serve as serve

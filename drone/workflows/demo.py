@@ -202,7 +202,9 @@ def _ask(model: Sequence[str], data: Path, report: Path, display: Display) -> An
         ]
     labels = np.array([answer["label"] for answer in answers])
     right = labels == rows["class_name"].to_numpy()
-    reported = pd.read_csv(report / "predictions.csv", index_col="path")["predicted"]
+    # As text: a class may be called NA or 01.
+    table = pd.read_csv(report / "predictions.csv", keep_default_na=False, dtype=str)
+    reported = table.set_index("path")["predicted"]
     shown = int(right.argmax())
     return Answers(
         num_images=len(rows),

@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 from drone.commands import command
 from drone.data.dataset import Dataset, Split
 from drone.data.prepare.listing import LeftOut
-from drone.errors import ConfigError, DataError, RunError
+from drone.errors import ConfigError, RunError
 from drone.evaluation import mixed_resolution
 from drone.evaluation.batch_inference import LoadPixels, Track, predict_in_batches
 from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.metrics import Predictions, Proportion, proportion
 from drone.evaluation.mixed_resolution import Comparison, Variant
 from drone.evaluation.unseen import load_unseen
-from drone.labels import normalised
+from drone.names import short_key
 from drone.serving.predictor import ModelInfo, Predictor
 from drone.serving.preprocess import Preprocessing
 from drone.storage import dataset_cache
 from drone.tracking import artifacts
 from drone.tracking.runs import Run
+from drone.workflows.moved import open_recorded
 from drone.workflows.run_spec import read_spec
 
 OWN_TEST_SPLIT = "test"
@@ -88,9 +89,8 @@ def predict_test_split(
         ConfigError: The model is of one image size and there is a baseline.
     """
     _check_baseline(predictor, baseline)
-    location = data or _own_data(run)
     # Bins only where the model reads them: not every data set has been packed with them.
-    dataset = dataset_cache.open_at(location, at_bins=bool(predictor.info.sides_px))
+    dataset = _open(run, data, at_bins=bool(predictor.info.sides_px))
     difference = _difference(predictor.info, dataset.classes, dataset.preprocessing)
     if difference:
         raw = dict.fromkeys(dataset.manifest["root"])
@@ -127,15 +127,17 @@ def predict_test_split(
     return _with_comparisons(evaluated, test.sides_N, predictor, track, baseline)
 
 
-def _own_data(run: Run) -> str:
-    """Returns where the data set of a run is."""
-    spec = read_spec(run.info.run_id)
-    if spec.has_lost_data:
-        raise DataError(
-            f"The data set of run {run.info.run_name} is no longer in {spec.data}. Name the folder "
-            f"that it has moved to: {command('evaluate', run=run.info.run_id, data='DATASET')}"
-        )
-    return spec.data
+def _open(run: Run, data: str | None, *, at_bins: bool) -> Dataset:
+    """Opens a data set, by default the one that a run was trained on."""
+    if data:
+        return dataset_cache.open_at(data, at_bins=at_bins)
+    run_id = run.info.run_id
+    return open_recorded(
+        read_spec(run_id).data,
+        f"run {run.info.run_name}",
+        command("evaluate", run=run_id, data="DATASET"),
+        at_bins=at_bins,
+    )
 
 
 def test_split_name(fingerprint: str, own: bool) -> str:
@@ -190,8 +192,7 @@ def predict_folder(
         classes=predictor.info.classes,
     )
     evaluated = EvaluatedImages(
-        # Part of the names of metrics, which MLflow limits.
-        name=f"images-{normalised(folder.resolve().name)[:60]}",
+        name=f"images-{short_key(folder.resolve().name)}",
         title=str(folder),
         predictions=predictions,
         load_pixels=squashed,

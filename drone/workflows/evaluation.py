@@ -10,6 +10,7 @@ from drone.evaluation.metrics import Scores, score
 from drone.names import file_name
 from drone.serving.predictor import Predictor
 from drone.tracking import artifacts, runs
+from drone.tracking.history import metric_history
 from drone.tracking.model import fetch_onnx, resolve_model
 from drone.tracking.runs import Run
 from drone.workflows.display import SILENT, Display
@@ -97,7 +98,7 @@ def _write(run: Run, evaluated: EvaluatedImages, out: Path) -> tuple[Scores, Pat
             "class weights": tags.get("class_weights", ""),
             **evaluated.facts,
         },
-        history=runs.metric_history(run_id),
+        history=metric_history(run_id),
         best_epoch=int(best_epoch) if best_epoch is not None else None,
         by_size=evaluated.by_size,
         comparisons=evaluated.comparisons,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drone.commands import command
 from drone.data.dataset import Dataset, Split
 from drone.errors import ConfigError, DataError, RunError
 from drone.evaluation import calibration, parity
@@ -28,6 +29,7 @@ from drone.tracking import runs
 from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
 from drone.workflows.display import SILENT, Display
 from drone.workflows.model_logging import ONNX_FILE, load_best_model
+from drone.workflows.moved import open_recorded
 from drone.workflows.requests import ExportRequest
 from drone.workflows.run_spec import RunSpec, check_fingerprint, read_spec
 
@@ -141,14 +143,11 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
 def _open_dataset(
     request: ExportRequest, model: ModelRef, spec: RunSpec, display: Display
 ) -> Dataset:
-    if request.data is None and spec.has_lost_data:
-        raise DataError(
-            f"The data set of {model} is no longer in {spec.data}. Name the folder that it has "
-            f"moved to with --data."
-        )
-    location = request.data or spec.data
     at_bins = spec.config.model.mixed
-    return dataset_cache.open_at(location, notify=display.show, at_bins=at_bins)
+    if request.data:
+        return dataset_cache.open_at(request.data, notify=display.show, at_bins=at_bins)
+    advice = command("export", run=model.run_id, out=request.out, data="DATASET")
+    return open_recorded(spec.data, str(model), advice, display.show, at_bins=at_bins)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def export_and_log(
     model = load_best_model(folder, config, len(dataset.classes))
     metadata = {
         **metadata,
-        "classes": json.dumps(dataset.classes),
+        "classes": json.dumps(dataset.classes, ensure_ascii=False),
         "preprocessing": dataset.preprocessing.to_json(),
         "fingerprint": dataset.fingerprint,
     }

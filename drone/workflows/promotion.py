@@ -219,8 +219,9 @@ def _contender(model: ModelRef, fingerprint: str, own: bool, name: str) -> Conte
         table = artifacts.download(run_id, artifact, folder)
         onnx_file = fetch_onnx(model, folder / "model")
         try:
-            # A class may be called None or NA, which pandas would read as missing.
-            predictions = pd.read_csv(table, keep_default_na=False)[_COLUMNS]
+            # A class may be called NA or 01, which pandas would read as missing or as a number.
+            text = dict.fromkeys(("path", "true", "predicted"), str)
+            predictions = pd.read_csv(table, keep_default_na=False, dtype=text)[_COLUMNS]
         except (OSError, ValueError, KeyError) as error:
             raise artifacts.damaged(run_id, artifact, error) from error
         return Contender(

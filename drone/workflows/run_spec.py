@@ -11,8 +11,9 @@ from drone.data.prepare.history import versions
 from drone.errors import ConfigError, DataError, RunError
 from drone.redaction import redact, without_mask
 from drone.storage.filesystem import absolute
-from drone.tracking import artifacts
+from drone.tracking import artifacts, runs
 from drone.training.config import TrainConfig
+from drone.workflows import moved
 
 SPEC_FILE = "launch.json"
 """Artifact of a run: what it takes to resume it."""
@@ -46,12 +47,14 @@ class RunSpec:
             "data": absolute(self.data),
             "weights": self.weights if by_name else str(Path(self.weights).resolve()),
             "storage": self.storage,
+            # By it the paths are found again in a project that was moved.
+            "home": str(runs.store_folder() or ""),
         }
         return redact(json.dumps(content, indent=1))
 
 
 def read_spec(run_id: str) -> RunSpec:
-    """Returns the spec that a run was started with.
+    """Returns the spec that a run was started with, with its paths as they are now.
 
     Raises:
         RunError: The run stopped before it had a spec, or the spec is damaged.
@@ -64,11 +67,12 @@ def read_spec(run_id: str) -> RunSpec:
             f"started by python ray_jobs/train.py. Start a new one."
         ) from error
     try:
+        home = str(content["home"])
         return RunSpec(
             config=override(TrainConfig(), content["config"], f"run {run_id}"),
-            data=without_mask(str(content["data"])),
-            weights=str(content["weights"]),
-            storage=without_mask(str(content["storage"])),
+            data=moved.present_input(without_mask(str(content["data"])), home),
+            weights=moved.present_input(str(content["weights"]), home),
+            storage=moved.present_place(without_mask(str(content["storage"])), home),
         )
     except (AttributeError, KeyError, ConfigError) as error:
         raise artifacts.damaged(run_id, SPEC_FILE, error) from error

@@ -11,29 +11,23 @@ from drone.cluster import connection
 from drone.commands import command
 from drone.config import override
 from drone.data.dataset import Dataset
-from drone.errors import ConfigError, Interrupted, ResumableError, RunError
-from drone.evaluation.limits import Limits
+from drone.errors import ConfigError, RunError
 from drone.files import locked
 from drone.model import weights
-from drone.names import check_folder_name, check_model_name
+from drone.names import check_folder_name
 from drone.presets import get_preset
 from drone.search import space as search_space
 from drone.search.grammar import Changes
 from drone.search.study import STUDY_FILE, Study, StudySpec
 from drone.storage import dataset_cache
 from drone.storage.filesystem import absolute, resolve_writable
-from drone.tracking import registry, runs
+from drone.tracking import runs
 from drone.training import memory
-from drone.training.config import TrainConfig
-from drone.workflows import cluster_check, evaluation, promotion, training
+from drone.workflows import cluster_check, moved
 from drone.workflows.display import SILENT, Display
-from drone.workflows.evaluation import EvaluationResult
-from drone.workflows.promotion import PromotionResult
-from drone.workflows.requests import EvaluateRequest
-from drone.workflows.run_spec import RunSpec
+from drone.workflows.search_final import AfterSearch, FinalModel, finish
 from drone.workflows.search_report import StudyResult, conclude, log_spec
 from drone.workflows.search_trials import SearchResources, StudyRunner
-from drone.workflows.training import Resources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,37 +64,6 @@ class NewStudy:
     weights: str = "imagenet"
     storage: str | None = None
     """Folder or URI for checkpoints; by default in the study's folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AfterSearch:
-    """Steps after the trials."""
-
-    confirm: tuple[int, int] = (3, 3)
-    """Number of configurations to train again, and of seeds for each; 0 for none."""
-
-    final: bool = True
-    """Whether the winner is trained once more, evaluated on test, registered and promoted."""
-
-    model_name: str = registry.DEFAULT_NAME
-
-    def __post_init__(self) -> None:
-        check_model_name(self.model_name, "--model-name")
-
-
-@dataclass(frozen=True)
-class FinalModel:
-    """The winner, trained once more."""
-
-    run_id: str
-    scores: dict[str, Any]
-    """Test metrics, as metrics.json has them."""
-
-    evaluation: EvaluationResult | None
-    """None if an earlier attempt evaluated it."""
-
-    promotion: PromotionResult | None
-    """None if it could not be compared with the champion."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +141,15 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
 
 
 def reopen_study(
-    name_or_folder: str, studies: Path, add_trials: int = 0
+    name_or_folder: str, studies: Path, add_trials: int = 0, data: str | None = None
 ) -> tuple[Study, StudySpec]:
-    """Returns an existing study and its spec, with `add_trials` more trials.
+    """Returns an existing study and its spec.
+
+    Args:
+        name_or_folder: Name or folder of the study.
+        studies: Folder for studies.
+        add_trials: Number of further trials.
+        data: Where its data set is now, if it has moved.
 
     Raises:
         RunError: There is no study of that name.
@@ -194,6 +163,8 @@ def reopen_study(
             f"{', '.join(names) or 'none yet'}."
         )
     spec = study.read_spec()
+    if data is not None:
+        spec = replace(spec, data=absolute(data))
     return study, replace(spec, num_trials=spec.num_trials + add_trials)
 
 
@@ -265,8 +236,9 @@ def _run_locked(
     check_cluster: bool,
     display: Display,
 ) -> SearchResult:
-    dataset = _open_dataset(spec, display)
     store = runs.connect(experiment)
+    spec = _as_it_is_now(spec)
+    dataset = _open_dataset(spec, display)
     starting = weights.load(spec.weights)
     if starting.pretrained == "none":
         display.warn("Starting from random weights: the runs are tagged pretrained=none.")
@@ -294,78 +266,38 @@ def _run_locked(
     display.show(best.sentence, f"Configuration: {best.config_file}", f"Report: {best.report}")
     final = None
     if after.final:
-        final = _finish(study, spec, best.config, resources, after, experiment, display)
+        final = finish(study, spec, best.config, resources, after, experiment, display)
     return SearchResult(spec.name, spec.run_id, best, final)
+
+
+def _as_it_is_now(spec: StudySpec) -> StudySpec:
+    """Returns a spec with its paths as they are now, since the project may have been moved."""
+    return replace(
+        spec,
+        data=moved.present_input(spec.data, spec.home),
+        weights=moved.present_input(spec.weights, spec.home),
+        storage=moved.present_place(spec.storage, spec.home),
+        home=str(runs.store_folder() or ""),
+    )
 
 
 def _open_dataset(spec: StudySpec, display: Display) -> Dataset:
     # Fails here if a trial will need bins and they are not packed.
     at_bins = spec.base.model.mixed or "model.resizer" in spec.space
-    dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
-    if spec.fingerprint not in ("", dataset.fingerprint):
+    if not spec.fingerprint:
+        return dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
+    dataset = moved.open_recorded(
+        spec.data,
+        f"the study {spec.name}",
+        command("tune", resume=spec.name, data="DATASET"),
+        display.show,
+        at_bins=at_bins,
+    )
+    if spec.fingerprint != dataset.fingerprint:
         again = command("tune", data=spec.data, num_trials=spec.num_trials)
         raise ConfigError(
             f"Cannot resume the study {spec.name}: it was started on the data set "
-            f"{spec.fingerprint[:12]}, and {spec.data} is {dataset.fingerprint[:12]} now. Start a "
-            f"new one: {again}"
+            f"{spec.fingerprint[:12]}, and {spec.data} is {dataset.fingerprint[:12]} now. Name its "
+            f"own with --data, or start a new study: {again}"
         )
     return dataset
-
-
-def _finish(
-    study: Study,
-    spec: StudySpec,
-    config: TrainConfig,
-    resources: SearchResources,
-    after: AfterSearch,
-    experiment: str,
-    display: Display,
-) -> FinalModel:
-    """Trains the winner, evaluates it on test, registers and promotes it; each once."""
-    name = spec.final_name(config)
-    display.show("", f"Training the winner once more ({name})")
-    try:
-        run_id = _train_final(name, spec, config, resources, experiment, display)
-    except (Interrupted, ResumableError) as error:
-        # Not of the run alone, which would be neither evaluated nor registered.
-        resume = command("tune", resume=study.folder)
-        raise type(error)(f"{error.__cause__ or error} Continue the study: {resume}") from error
-    # Test is read once: a resumed study takes the result of the earlier attempt.
-    scores, evaluated = evaluation.test_result(run_id, spec.fingerprint, own=True), None
-    if scores is None:
-        request = EvaluateRequest(run=run_id, out=study.folder / "reports", experiment=experiment)
-        evaluated = evaluation.evaluate(request, display)
-        scores = evaluated.as_dict()
-    promoted = None
-    try:
-        promoted = promotion.promote(
-            run_id, after.model_name, Limits(), experiment=experiment, display=display
-        )
-    except RunError as error:  # No comparison is an outcome of the study, not its failure.
-        display.warn(str(error))
-    return FinalModel(run_id, scores, evaluated, promoted)
-
-
-def _train_final(
-    name: str,
-    spec: StudySpec,
-    config: TrainConfig,
-    resources: SearchResources,
-    experiment: str,
-    display: Display,
-) -> str:
-    """Trains the winner, or resumes its training; returns the run's id."""
-    existing = runs.find_by_name(name)
-    if existing is not None and existing.info.status == "FINISHED":
-        return str(existing.info.run_id)
-    workers = resources.workers_per_trial if resources.workers_per_trial > 1 else None
-    # The cluster was checked before the trials.
-    training_resources = Resources(num_workers=workers, cache=resources.cache, check_cluster=False)
-    if existing is not None:
-        return training.resume(
-            existing.info.run_id, training_resources, experiment=experiment, display=display
-        ).run_id
-    run_spec = RunSpec(config=config, data=spec.data, weights=spec.weights, storage=spec.storage)
-    return training.train(
-        run_spec, training_resources, name=name, experiment=experiment, display=display
-    ).run_id

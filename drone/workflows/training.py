@@ -12,7 +12,7 @@ from drone.cluster.train_job import TrainJob
 from drone.commands import command
 from drone.config import flatten, to_dict
 from drone.data.dataset import Dataset
-from drone.errors import Interrupted, ResumableError, RunError
+from drone.errors import ConfigError, Interrupted, ResumableError, RunError
 from drone.model import mobilenet, weights
 from drone.model.weights import Weights
 from drone.names import check_name
@@ -21,12 +21,12 @@ from drone.storage import checkpoints, dataset_cache
 from drone.storage.filesystem import absolute, read_text, resolve_writable
 from drone.tracking import runs
 from drone.tracking.runs import TrackedRun
-from drone.training import class_weights
+from drone.training import class_weights, memory
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.best_epoch import History
 from drone.training.checkpoint import STATE_FILE, Position, read_position
-from drone.workflows import cluster_check, model_logging
+from drone.workflows import cluster_check, model_logging, moved
 from drone.workflows.display import SILENT, Display, TrainingProgress
 from drone.workflows.run_spec import SPEC_FILE, RunSpec, check_fingerprint, read_spec, train_command
 
@@ -84,7 +84,9 @@ def train(
     store = runs.connect(experiment)
     # Before anything starts: a run that cannot store checkpoints is wasted.
     spec = replace(spec, storage=resolve_writable(spec.storage))
-    dataset, starting = _open(spec, display)
+    at_bins = spec.config.model.mixed
+    dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
+    starting = _load_weights(spec, display)
     with runs.start_run(name, display.warn) as run:
         display.show(f"Run {run.name} ({run.run_id}) in {store}")
         # By id: run names repeat.
@@ -99,10 +101,18 @@ def resume(
     id_or_name: str,
     resources: Resources = Resources(),
     *,
+    data: str | None = None,
     experiment: str = runs.DEFAULT_EXPERIMENT,
     display: Display = SILENT,
 ) -> TrainResult:
     """Resumes a run that was stopped, with its own settings, data set and weights.
+
+    Args:
+        id_or_name: Id or name of the run.
+        resources: What the run may use.
+        data: Where its data set is now, if it has moved.
+        experiment: Experiment in MLflow.
+        display: Shows the run.
 
     Raises:
         RunError: There is no such run, or it is finished.
@@ -119,23 +129,50 @@ def resume(
             f"Start a new run with more: {more}"
         )
     spec = read_spec(info.run_id)
-    dataset, starting = _open(spec, display)
-    check_fingerprint(f"Run {info.run_name}", run.data.tags.get("fingerprint"), spec, dataset)
+    if data is not None:
+        spec = replace(spec, data=absolute(data))
+    _check_checkpoints(spec, info.run_id)
+    dataset = moved.open_recorded(
+        spec.data,
+        f"run {info.run_name}",
+        command("train", resume=info.run_id, data="DATASET"),
+        display.show,
+        at_bins=spec.config.model.mixed,
+    )
+    fingerprint = run.data.tags.get("fingerprint", "")
+    if data is None:
+        check_fingerprint(f"Run {info.run_name}", fingerprint, spec, dataset)
+    elif dataset.fingerprint != fingerprint:
+        raise ConfigError(
+            f"Cannot resume run {info.run_name} with --data {data}: it was started on the data set "
+            f"{fingerprint[:12]}, and this is {dataset.fingerprint[:12]}. Name its own."
+        )
+    starting = _load_weights(spec, display)
     with runs.start_run(info.run_name, display.warn, info.run_id) as tracked:
         display.show(f"Run {tracked.name} ({tracked.run_id}) in {store}")
+        # With the places where everything is now.
+        tracked.log_text(spec.to_json(), SPEC_FILE)
         return _train(tracked, store, spec, dataset, starting, resources, display)
 
 
-def _open(spec: RunSpec, display: Display) -> tuple[Dataset, Weights]:
-    at_bins = spec.config.model.mixed
-    dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
+def _check_checkpoints(spec: RunSpec, run_id: str) -> None:
+    """Fails if the checkpoints of a run are gone: it would start anew, and log epochs twice."""
+    if "://" in spec.storage or Path(spec.storage).exists() or not runs.logged_epochs(run_id):
+        return
+    raise RunError(
+        f"Cannot resume run {run_id}: its checkpoints belong in {spec.storage}, and there is no "
+        f"such folder. Copy them there, or start a new run."
+    )
+
+
+def _load_weights(spec: RunSpec, display: Display) -> Weights:
     starting = weights.load(spec.weights)
     if starting.pretrained == "none":
         display.warn(
             "Starting from random weights: expect far lower scores than with ImageNet weights. "
             "The run is tagged pretrained=none."
         )
-    return dataset, starting
+    return starting
 
 
 def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weights) -> str:
@@ -155,7 +192,7 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
             "weights_sha256": starting.sha256,
             "fingerprint": dataset.fingerprint,
             "commit": commit(),
-            "classes": json.dumps(dataset.classes),
+            "classes": json.dumps(dataset.classes, ensure_ascii=False),
             "class_weights": weights_text,
         }
     )
@@ -185,7 +222,8 @@ def _train(
     """Trains what is left of a run, then logs what is left to log."""
     config = spec.config
     shown = display.training(config.epochs, _stored_history(spec.storage), config.best_epoch_by)
-    with connection.connected(), shown as progress:
+    # Before the workers start: set later, they would not reach the thread that trains.
+    with connection.connected(environment=memory.ENVIRONMENT), shown as progress:
         if resources.check_cluster:
             cluster_check.before_job(
                 store, spec.storage, spec.data, dataset, starting, resources.cache.folder, display

@@ -79,7 +79,7 @@ def test_prepare_is_refused_before_it_reads_anything(
 
 def _count(folder: Path, number: int) -> None:
     for _ in range(40):
-        with locked(folder / "lock", "The counter", wait=True):
+        with locked(folder / "lock", "The counter", wait_s=60):
             value = int((folder / "counter").read_text())
             (folder / "counter").write_text(str(value + 1))
 

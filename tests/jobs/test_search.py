@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import urllib.parse
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -251,12 +252,36 @@ def test_a_study_where_every_trial_fails(folder: Path, run_job: RunJob) -> None:
         (["--resume", ""], "--resume is empty"),
         (["--resume", "s", "--num-trials", "9"], "--num-trials is fixed when a study starts"),
         (["--resume", "s", "--vary", "batch_size=8"], "--vary is fixed when a study starts"),
+        (["--resume", "s", "--num-trials=30"], "--num-trials is fixed when a study starts"),
         (["--resume", "s", "--storage", "elsewhere"], "--storage is fixed when a study starts"),
     ],
 )
 def test_wrong_usage(call_job: RunJob, args: list[str], message: str) -> None:
     done = call_job("tune", *args)
     assert done.code in (1, 2) and message in done.err and "Traceback" not in done.err
+
+
+def test_a_resumed_study_keeps_its_flags_and_says_what_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--no-final", "--confirm", "1", "2", "--concurrency", "1", "--model-name", "m"]
+    flags += ["--time-budget-min", "5", "--no-doctor", "--experiment", "e", "--name", "s"]
+    flags += ["--activation-cache-gb", "2", "--workers-per-trial", "2", "--gpus-per-worker", "0"]
+    started = tune.parse(["--data", "d", *flags, "--activation-cache", "cache"])
+    study, spec = search.create_study(tune._new_study(started))
+    study.write_spec(replace(spec, options=tune._options(started)))
+    resumed = tune.parse(["--resume", "s", "--add-trials", "3"])
+    assert (resumed.final, resumed.confirm, resumed.model_name) == (False, (1, 2), "m")
+    assert resumed.activation_cache == tmp_path / "cache" and resumed.add_trials == 3
+    assert tune._options(resumed) == tune._options(started)
+    changed = tune.parse(["--resume", "s", "--final", "--concurrency", "None"])
+    assert changed.final and changed.concurrency is None and changed.confirm == (1, 2)
+    tune._show_changes(tune._options(started), tune._options(changed))
+    assert capsys.readouterr().out.splitlines() == [
+        "--final is True from now on; the study had False.",
+        "--concurrency is None from now on; the study had 1.",
+    ]
 
 
 def test_what_vary_overrules_leaves_no_trace_on_the_space(tmp_path: Path) -> None:

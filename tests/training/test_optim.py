@@ -73,7 +73,11 @@ def test_epoch_metrics() -> None:
     other.load_state(metrics.state())
     values = other.metrics("x", ["Flying Birds", "b", "c"])
     assert values["x/loss"] == 2 and values["x/accuracy"] == 0.5
-    assert values["x/recall_FB"] == 0.5 and values["x/recall_b"] == 1 and values["x/recall_c"] == 0
+    assert (
+        values["x/recall_Flying Birds"] == 0.5
+        and values["x/recall_b"] == 1
+        and values["x/recall_c"] == 0
+    )
     from sklearn.metrics import f1_score
 
     assert values["x/macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))

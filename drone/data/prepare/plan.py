@@ -14,6 +14,7 @@ from drone.commands import command
 from drone.config import differing, flatten, to_dict
 from drone.data.dataset import SPLITS, Dataset, fingerprint, is_dataset, open_dataset
 from drone.data.prepare import history, ledger
+from drone.data.prepare.class_names import check_classes
 from drone.data.prepare.clean import NearDuplicates, assign_verdicts, steps_table
 from drone.data.prepare.listing import LeftOut, RawFile, list_raw_files
 from drone.data.prepare.near_duplicates import NEAR_DUPLICATE_THRESHOLD
@@ -70,11 +71,7 @@ class PrepareSettings:
     """How bytes become pixels, the same for training and serving."""
 
     def __post_init__(self) -> None:
-        if len(set(self.classes)) < 2:
-            raise ConfigError(
-                f"--classes names {', '.join(self.classes) or 'none'}; a classifier needs at "
-                f"least two different classes."
-            )
+        check_classes(self.classes)
         if not 0 <= self.near_duplicate_threshold <= HASH_BITS:
             raise ConfigError(
                 f"--near-duplicate-threshold is {self.near_duplicate_threshold}; it must be 0 to "

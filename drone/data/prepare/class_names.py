@@ -1,0 +1,35 @@
+"""Which names classes may have."""
+
+from collections.abc import Sequence
+
+from drone.errors import ConfigError
+from drone.labels import composed
+from drone.names import MAX_KEY_LENGTH, check_name, key
+
+_COLUMNS = ("bin_px", "index", "label", "longer_side_px", "total")
+"""Columns of tables that have a column per class too."""
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Checks the names of classes, which become names of metrics and columns, too.
+
+    Raises:
+        ConfigError: There are fewer than two, two are the same, or one of them is no name.
+    """
+    for name in classes:
+        check_name(name, "A name of --classes")
+        if len(key(name)) > MAX_KEY_LENGTH:
+            raise ConfigError(
+                f"A name of --classes is {name!r}; metrics have it with its special characters "
+                f"encoded, which makes more than {MAX_KEY_LENGTH} characters. Shorten it."
+            )
+        if name in _COLUMNS:
+            raise ConfigError(
+                f"A name of --classes is {name!r}, which the tables of counts and of answers use "
+                f"for another column. Choose another name."
+            )
+    if len({composed(name) for name in classes}) < max(2, len(classes)):
+        raise ConfigError(
+            f"--classes names {', '.join(classes) or 'none'}; each must differ, and a classifier "
+            f"needs at least two different classes."
+        )
