@@ -21,6 +21,7 @@ from drone.storage import dataset_cache
 from drone.tracking import artifacts, registry, runs
 from drone.tracking.model import ModelRef, fetch_onnx, resolve_model, run_of
 from drone.tracking.registry import CHAMPION, PREVIOUS
+from drone.tracking.runs import Run
 from drone.workflows.display import SILENT, Display
 from drone.workflows.evaluated_images import test_split_name
 from drone.workflows.evaluation import test_result
@@ -108,7 +109,7 @@ def promote(
         return PromotionResult(name, run_id, run_name, champion_version.version, True, None)
     fingerprint = run.data.tags.get("fingerprint", "")
     model = resolve_model(None, run_id)
-    candidate = _contender(model, fingerprint, own=True, name=f"run {run_name}")
+    candidate = _contender(model, run, fingerprint, f"run {run_name}")
     if candidate is None:
         who = f"Run {run_name} has not been evaluated on its test split: it"
         data = _where_to_evaluate(run_id, fingerprint, who)
@@ -192,13 +193,13 @@ def rollback(
     return registry.rollback(name)
 
 
-def _contender(model: ModelRef, fingerprint: str, own: bool, name: str) -> Contender | None:
+def _contender(model: ModelRef, run: Run, fingerprint: str, name: str) -> Contender | None:
     """Returns a model with its results on the test split of a data set.
 
     Args:
         model: The model, of a run or of the registry.
+        run: Its run.
         fingerprint: Fingerprint of the data set.
-        own: Whether the run was trained on that data set.
         name: Name to show to the user.
 
     Returns:
@@ -207,12 +208,12 @@ def _contender(model: ModelRef, fingerprint: str, own: bool, name: str) -> Conte
     Raises:
         RunError: The results are damaged, or the model is not the one that was logged.
     """
-    run_id = model.run_id
+    run_id, own = model.run_id, run.data.tags.get("fingerprint", "") == fingerprint
     metrics = test_result(run_id, fingerprint, own)
     if metrics is None:
         return None
     # Infinite where it was not measured, so that such a model cannot pass the rule.
-    onnx_difference = runs.find_run(run_id).data.metrics.get("model/onnx_max_difference", math.inf)
+    onnx_difference = run.data.metrics.get("model/onnx_max_difference", math.inf)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         artifact = f"evaluation/{test_split_name(fingerprint, own)}/predictions.csv"
@@ -248,14 +249,14 @@ def _latency_ms(predictor: Predictor, metrics: Mapping[str, Any]) -> float:
 
 def _champion(name: str, version: ModelRef, candidate_run_id: str, fingerprint: str) -> Contender:
     """Returns the champion with its results on the candidate's test split."""
-    tags = run_of(version).data.tags
-    own = tags.get("fingerprint") == fingerprint
-    champion = _contender(version, fingerprint, own, f"the champion (version {version.version})")
+    run = run_of(version)
+    trained_on = run.data.tags.get("fingerprint", "")
+    own = trained_on == fingerprint
+    champion = _contender(version, run, fingerprint, f"the champion (version {version.version})")
     if champion is None:
         who = f"The champion of {name} has not been evaluated as the candidate has: the candidate"
         data = _where_to_evaluate(candidate_run_id, fingerprint, who)
-        trained_on = tags.get("fingerprint", "")[:12] or "an unknown data set"
-        differ = "" if own else f" (it was trained on {trained_on})"
+        differ = "" if own else f" (it was trained on {trained_on[:12] or 'an unknown data set'})"
         first = command("evaluate", model=f"models:/{name}@{CHAMPION}", data=data)
         raise RunError(
             f"The champion of {name} (version {version.version}) has not been evaluated on the "
