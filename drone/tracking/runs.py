@@ -76,12 +76,6 @@ def connect(experiment: str = DEFAULT_EXPERIMENT) -> str:
             _open_experiment(experiment, file)
     # ValueError: the URI is none. ImportError: it names a database whose driver is not installed.
     except (*FAILURES, ValueError, ImportError) as error:
-        # It answers, and only does not open this experiment, such as a deleted one.
-        if is_refusal(error) and "experiment" in str(error):
-            raise TrackingError(
-                f"MLflow refuses the experiment {experiment}: {first_line(error)}. Choose another "
-                f"--experiment."
-            ) from error
         advice = "Set MLFLOW_TRACKING_URI to another store."
         if os.environ.get("MLFLOW_TRACKING_URI"):
             advice = (

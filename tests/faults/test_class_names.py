@@ -11,7 +11,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from drone.data.prepare.plan import PrepareSettings
-from drone.errors import ConfigError, TrackingError
+from drone.errors import ConfigError, RunError, TrackingError
 from drone.labels import match_class, short_names
 from drone.names import key, short_key
 from drone.search.study import TrialRecord
@@ -104,13 +104,13 @@ def test_what_mlflow_refuses_is_no_outage(store: Path, monkeypatch: pytest.Monke
         trials.start("trials", record, "trial", {}, {})
         trials.update("trials", record)
         with pytest.raises(TrackingError, match="refuses to log .*1 trials are not logged"):
-            trials.catch_up(lambda part, record: None)
+            trials.catch_up(lambda part, record: None, "resume it")
 
 
 def test_a_deleted_experiment_is_no_outage(store: Path) -> None:
     client = MlflowClient()
     client.delete_experiment(client.get_experiment_by_name("drone").experiment_id)
-    with pytest.raises(TrackingError, match="MLflow refuses the experiment drone: .*deleted"):
+    with pytest.raises(RunError, match="The experiment 'drone' was deleted. Restore it"):
         runs.connect()
 
 

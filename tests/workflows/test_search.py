@@ -8,7 +8,7 @@ import pytest
 from drone.errors import Interrupted, ResumableError
 from drone.search.study import Study
 from drone.training.activation_cache.store import CacheSpec
-from drone.workflows import search
+from drone.workflows import search_final
 from drone.workflows.display import SILENT
 from drone.workflows.search_trials import SearchResources
 from tests.search.studies import BASE, study_spec
@@ -24,7 +24,7 @@ def test_a_final_training_that_is_stopped_is_resumed_by_its_study(
         except kind as error:
             raise kind(f"{error} Continue: python ray_jobs/train.py --resume x") from error
 
-    monkeypatch.setattr(search, "_train_final", train_final)
+    monkeypatch.setattr(search_final, "_train_final", train_final)
     study = Study(tmp_path / "my study")
     resources = SearchResources(cache=CacheSpec())
     message = (
@@ -32,6 +32,6 @@ def test_a_final_training_that_is_stopped_is_resumed_by_its_study(
         rf"python ray_jobs/tune\.py --resume '{study.folder}'$"
     )
     with pytest.raises(kind, match=message):
-        search._finish(
-            study, study_spec({}, 1), BASE, resources, search.AfterSearch(), "drone", SILENT
+        search_final.finish(
+            study, study_spec({}, 1), BASE, resources, search_final.AfterSearch(), "drone", SILENT
         )
