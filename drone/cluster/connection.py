@@ -23,6 +23,8 @@ _DEFAULTS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
+    # By default a task whose worker is killed for lack of memory is retried without end.
+    "RAY_task_oom_retries": "3",
 }
 _LOCAL_DEFAULTS = {
     # Nothing drains a node of a local Ray; without the watcher a run starts 4 s earlier.

@@ -76,10 +76,11 @@ def opened(file: Path) -> Iterator[None]:
     with locked(lock, f"The tracking store {file}", wait_s=_LOCK_WAIT_S):
         _wait_until_created(file)
         check(file)
+        new = _aside(file)
         try:
             if not file.exists():
-                _create(file)
-            _upgrade(file)
+                _create(file, new)
+            _upgrade(file, new)
             _take_artifacts_along(file)
         except sqlite3.OperationalError as error:
             raise TrackingError(f"The tracking store {file} {_busy_or_full(error)}") from error
@@ -254,9 +255,8 @@ def _remove(file: Path) -> None:
         name.unlink(missing_ok=True)
 
 
-def _create(file: Path) -> None:
+def _create(file: Path, new: Path) -> None:
     """Creates a store aside, so that it appears complete."""
-    new = _aside(file)
     _migrate(new, is_new=True)
     try:
         # Fails where another program has just made one, which a renamed file would replace.
@@ -268,13 +268,13 @@ def _create(file: Path) -> None:
     _remove(new)
 
 
-def _upgrade(file: Path) -> None:
+def _upgrade(file: Path, new: Path) -> None:
     """Migrates a store of an older MLflow; the store as it was is kept beside it."""
     with _connected(file) as store:
         version = _version(store)
         if version == _newest_version():
             return
-        new, kept = _aside(file), file.with_name(f"{file.name}.{version}")
+        kept = file.with_name(f"{file.name}.{version}")
         # Nobody may write meanwhile: it would be lost.
         store.execute("BEGIN IMMEDIATE")
         for copy in (kept, new):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -283,7 +284,8 @@ def server_with_password(folder: Path) -> Iterator[tuple[str, subprocess.Popen[b
             wait_for(lambda: is_up(f"{url}/health"), 120)
             yield url, process
         finally:
-            process.terminate()
+            # As by Ctrl-C: only a job makes SIGTERM end what it has started.
+            process.send_signal(signal.SIGINT)
             process.wait(timeout=60)
 
 
