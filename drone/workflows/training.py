@@ -121,14 +121,13 @@ def resume(
     store = runs.connect(experiment)
     run = runs.find_run(id_or_name)
     info = run.info
+    spec = read_spec(info.run_id)
     if info.status == "FINISHED":
-        spec = read_spec(info.run_id)
         more = train_command(spec, epochs=2 * spec.config.epochs)
         raise RunError(
             f"Cannot resume run {id_or_name}: it is finished after {spec.config.epochs} epochs. "
             f"Start a new run with more: {more}"
         )
-    spec = read_spec(info.run_id)
     if data is not None:
         spec = replace(spec, data=absolute(data))
     _check_checkpoints(spec, info.run_id)

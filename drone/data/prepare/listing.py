@@ -131,16 +131,17 @@ def _list_root(
     """Adds the files of a root, and those that are left out; returns whether a class is there."""
     root = opener(name)
     folders = root.folders()
+    visible = [folder for folder in folders if not _is_hidden(folder)]
     class_of = {
-        folder: match_class(folder, classes) for folder in folders if not _is_hidden(folder)
+        folder: class_name for folder in visible if (class_name := match_class(folder, classes))
     }
-    listed = [folder for folder, class_name in class_of.items() if class_name]
-    for folder in listed:
-        _list_class(listing, name, root, folder, class_of[folder] or "")
+    for folder, class_name in class_of.items():
+        _list_class(listing, name, root, folder, class_name)
+    listed = list(class_of)
     if not listed and depth < _MAX_DEPTH:
         listed = [
             folder
-            for folder in _inner_roots(list(class_of))
+            for folder in _inner_roots(visible)
             if _list_root(listing, join_root(name, folder), classes, opener, depth + 1)
         ]
     # A folder within is left out as a whole, by the one that it is in.
