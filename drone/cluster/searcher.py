@@ -144,7 +144,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             "number": record.number,
             "params": record.params,
             "seed": record.seed,
-            "resplit": record.resplit,
+            "fold": record.fold,
             "reported": len(record.history),
         }
 

@@ -7,6 +7,7 @@ from drone.errors import ConfigError
 from drone.training.activation_cache.policy import CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.config import TrainConfig
+from drone.training.data import Fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,8 @@ class TrainJob:
     """Maximum number of times that lost workers are replaced."""
 
     commit: str
-    resplit: int | None = None
-    """Number of another partition into training and validation; None is the data set's own."""
+    fold: Fold | None = None
+    """Fold that is held out for validation; None holds out the validation split."""
 
     cache: CacheSpec
     """Activation cache on each machine."""

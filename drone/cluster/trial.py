@@ -29,7 +29,7 @@ from drone.training.activation_cache.store import CacheSpec
 from drone.training.best_epoch import History, objective
 from drone.training.config import TrainConfig
 from drone.training.context import Context, Progress, Stop
-from drone.training.data import TrainingData
+from drone.training.data import Fold, TrainingData
 from drone.training.early_stopping import reason_to_stop
 from drone.training.loop import fit
 
@@ -72,7 +72,7 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
     Nothing is raised if it fails: the reason is its last report.
 
     Args:
-        trial: "number", "part", "params", "seed" and "resplit" of its record, and "reported": the
+        trial: "number", "part", "params", "seed" and "fold" of its record, and "reported": the
             number of epochs that earlier attempts have reported.
         spec: What trials have in common.
     """
@@ -83,10 +83,11 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
         config = replace(config, seed=trial["seed"], checkpoint_interval_s=_CHECKPOINT_INTERVAL_S)
         dataset = _open_dataset(spec.data, spec.fingerprint, config.model.mixed)
         reporter.config, reporter.num_classes = config, len(dataset.classes)
+        fold = Fold(*trial["fold"]) if trial["fold"] else None
         if spec.workers.num_workers > 1:
-            _train_on_workers(config, spec, trial["resplit"], location, reporter)
+            _train_on_workers(config, spec, fold, location, reporter)
         else:
-            data = TrainingData.of(dataset, trial["resplit"])
+            data = TrainingData.of(dataset, fold)
             _train_in_process(config, spec, location, data, reporter)
     except _Stopped:
         return
@@ -182,10 +183,7 @@ def _train_in_process(
     # Ray shows this process only the GPUs of its trial, so the first is the right one.
     device = torch.device("cuda" if spec.workers.gpus_per_worker else "cpu")
     model = mobilenet.build(config.model, len(data.classes), config.seed, spec.weights.state())
-    splits = data.train, data.validation
-    reporter.decision = plan_caching(
-        config, model, splits, data.fingerprint, device, spec.cache, spec.workload
-    )
+    reporter.decision = plan_caching(config, model, data, device, spec.cache, spec.workload)
     with tempfile.TemporaryDirectory() as temporary:
         context = _TrialContext(reporter, location, device, Path(temporary))
         cache = spec.cache if reporter.decision.use else None
@@ -227,7 +225,7 @@ class _TrialContext(Context):
 
 
 def _train_on_workers(
-    config: TrainConfig, spec: TrialSpec, resplit: int | None, location: str, reporter: _Reporter
+    config: TrainConfig, spec: TrialSpec, fold: Fold | None, location: str, reporter: _Reporter
 ) -> None:
     """Runs Ray Train inside the trial."""
     stored = checkpoints.newest(location)
@@ -242,7 +240,7 @@ def _train_on_workers(
         resume_from=stored.location if stored else None,
         max_failures=2,
         commit=spec.commit,
-        resplit=resplit,
+        fold=fold,
         cache=spec.cache,
         workload=spec.workload,
     )

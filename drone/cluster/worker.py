@@ -50,15 +50,14 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, str]:
     # torch would take all cores of the machine, its neighbours' included.
     torch.set_num_threads(workers.cpus_per_worker)
     dataset = dataset_cache.open_at(job.data, job.fingerprint, at_bins=config.model.mixed)
-    data = TrainingData.of(dataset, job.resplit)
+    data = TrainingData.of(dataset, job.fold)
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())
     with tempfile.TemporaryDirectory() as temporary:
         context = _RayContext(job, channel, Path(temporary))
         decision = plan_caching(
             config,
             model,
-            (data.train, data.validation),
-            data.fingerprint,
+            data,
             context.device,
             job.cache,
             job.workload,

@@ -76,6 +76,17 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    def subset(self, name: str, positions_P: NDArray[np.int64]) -> "Split":
+        """Returns the images at these positions, in this order, as a split of its own."""
+        return replace(
+            self,
+            name=name,
+            paths=tuple(self.paths[position] for position in positions_P),
+            labels_N=self.labels_N[positions_P],
+            keys_N=self.keys_N[positions_P],
+            rows_N=self.rows_N[positions_P],
+        )
+
     def gather(self, positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Returns the pixels of the images at these positions, (B, side, side, 3) uint8.
 
@@ -171,22 +182,28 @@ class Dataset:
         """Returns the manifest's rows of the kept images of one split."""
         return self.manifest[self.manifest["kept"] & (self.manifest["split"] == name)]
 
-    def resplit(self, number: int) -> tuple[Split, Split]:
-        """Returns another partition into training and validation; the test split is not touched.
+    def development(self) -> Split:
+        """Returns the images of training, then those of validation: all that training may see."""
+        rows = pd.concat([self.rows(name) for name in SPLITS[:2]])
+        return self._images("development", rows)
 
-        The validation images move to training, and a part of the training images, of about the
-        same size, becomes the validation split. The parts of consecutive numbers are disjoint
-        until every training image has been in one.
+    def fold_numbers(self, num_folds: int) -> NDArray[np.int64]:
+        """Returns the fold of each image of `development`, (N,): 0 to num_folds - 1.
+
+        Folds are stratified by class, and no group of near duplicates is in two of them.
+
+        Raises:
+            DataError: There are fewer groups than folds.
         """
-        training, validation = (self.rows(name) for name in SPLITS[:2])
-        # As many folds as validation fits into training: each has about its size.
-        num_folds = max(2, round(len(training) / max(1, len(validation))))
-        # All folds of one partition come first, then those of the next seed.
-        seed, fold = divmod(number, num_folds)
-        held_out = assign_folds(training, self.classes, num_folds, seed) == str(fold)
-        # Back in the order of the manifest, as in `split`.
-        trained_on = pd.concat([training[~held_out], validation]).sort_index()
-        return self._images("train", trained_on), self._images("validation", training[held_out])
+        rows = pd.concat([self.rows(name) for name in SPLITS[:2]])
+        num_groups = rows["group"].nunique()
+        if num_groups < num_folds:
+            raise DataError(
+                f"{self.folder} has {num_groups} different images for training and validation: "
+                f"too few for {num_folds} folds. Add images, or lower --folds."
+            )
+        names = assign_folds(rows, self.classes, num_folds, seed=0)
+        return np.array([int(name) for name in names])
 
     def split_before_review(self, name: str) -> tuple[Split, NDArray[np.bool_]]:
         """Returns a split as it would be without the user's decisions on its images.

@@ -46,8 +46,8 @@ class TrialRecord:
     """The searched settings, by dotted name."""
 
     seed: int
-    resplit: int | None = None
-    """Number of another partition into training and validation; None is the data set's own."""
+    fold: tuple[int, int] | None = None
+    """Fold that is held out, and how many there are; None holds out the validation split."""
 
     state: State = "running"
     reason: str = ""

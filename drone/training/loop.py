@@ -28,10 +28,11 @@ from drone.training.checkpoint import Identity, Position
 from drone.training.config import TrainConfig
 from drone.training.context import Context, Progress, Stop
 from drone.training.control import Agreement, Control
-from drone.training.data import Inputs, TrainingData
+from drone.training.data import TrainingData
 from drone.training.device import autocast, set_tf32
 from drone.training.early_stopping import EarlyStopping
 from drone.training.epoch_metrics import EpochMetrics
+from drone.training.inputs import Inputs
 from drone.training.learner import Learner
 from drone.training.memory import keep_freed_memory
 from drone.training.schedule import learning_rates

@@ -29,6 +29,9 @@ from drone.training.activation_cache.store import CacheSpec
 from drone.training.config import TrainConfig
 from drone.workflows.display import SearchProgress
 
+_NUM_FOLDS = 5
+"""Folds of the confirmation runs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResources:
@@ -143,7 +146,8 @@ class StudyRunner:
         return [
             # Run r has the same seed and images for every configuration: they are compared in
             # blocks.
-            earlier.get(number) or TrialRecord(number, trial.params, first_seed + run, run)
+            earlier.get(number)
+            or TrialRecord(number, trial.params, first_seed + run, (run % _NUM_FOLDS, _NUM_FOLDS))
             for run, number in enumerate(numbers)
         ]
 

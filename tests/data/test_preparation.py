@@ -31,24 +31,25 @@ from tests.data.preparing import SMALL, prepare
 FIRST = PrepareSettings(policy="first", preprocessing=SMALL.preprocessing)
 
 
-def test_a_resplit_keeps_groups_whole_and_test_untouched(dataset: Dataset) -> None:
-    paths = {name: set(dataset.split(name).paths) for name in ("train", "validation", "test")}
-    pool = paths["train"] | paths["validation"]
-    groups = dataset.manifest.set_index("path")["group"]
-    held_out: list[set[str]] = []
-    for number in range(3):
-        train, validation = dataset.resplit(number)
-        assert set(train.paths) | set(validation.paths) == pool
-        assert not set(groups[list(train.paths)]) & set(groups[list(validation.paths)])
-        assert paths["validation"] <= set(train.paths)
-        assert all(validation.counts_K > 0)
-        assert abs(len(validation) - len(paths["validation"])) <= len(paths["validation"]) / 2
-        assert not any(earlier & set(validation.paths) for earlier in held_out)
-        held_out.append(set(validation.paths))
-        positions = np.arange(len(validation))
-        by_key = {int(key): n for n, key in enumerate(dataset.split("train").keys_N)}
-        original = np.array([by_key[int(key)] for key in validation.keys_N])
-        assert np.array_equal(validation.gather(positions), dataset.split("train").gather(original))
+def test_folds_keep_groups_whole_and_test_untouched(dataset: Dataset) -> None:
+    images = dataset.development()
+    parts = [dataset.split(name) for name in ("train", "validation")]
+    assert images.paths == parts[0].paths + parts[1].paths
+    folds_N = dataset.fold_numbers(4)
+    assert set(folds_N) == {0, 1, 2, 3}
+    group = dataset.manifest.set_index("path")["group"][list(images.paths)]
+    assert pd.Series(folds_N, index=group.index).groupby(group).nunique().max() == 1
+    sizes = np.bincount(folds_N)
+    assert sizes.max() - sizes.min() <= len(images) / 8
+    for number in range(4):
+        held_out = images.subset("validation", np.flatnonzero(folds_N == number))
+        assert all(held_out.counts_K > 0)
+        positions = np.arange(len(held_out))
+        assert np.array_equal(
+            held_out.gather(positions), images.gather(np.flatnonzero(folds_N == number))
+        )
+    with pytest.raises(DataError, match="too few for 4000 folds. Add images, or lower --folds"):
+        dataset.fold_numbers(4000)
 
 
 def record(path: str, md5: str = "", phash: str = "", problem: str = "") -> ScanRecord:

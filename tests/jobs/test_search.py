@@ -125,7 +125,7 @@ def test_the_best_is_confirmed_trained_evaluated_and_promoted(
     # The best one and the preset, which is trial 0.
     assert {0, 1, 100 * best, 100 * best + 1} <= set(repeats) and len(repeats) in (2, 4)
     records = {one.number: one for one in Study(folder / "studies" / "calm").records("confirm")}
-    assert {one.resplit for one in records.values()} == {0, 1}
+    assert {tuple(one.fold) for one in records.values()} == {(0, 5), (1, 5)}
     assert {run.data.params["seed"] for run in repeats.values()} == {"1", "2"}
     config = override(
         TrainConfig(), yaml.safe_load(Path(result["best"]["config"]).read_text()), "best.yaml"

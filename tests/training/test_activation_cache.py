@@ -14,15 +14,16 @@ from drone.data.batches import DeviceSplit
 from drone.data.dataset import Dataset, open_dataset
 from drone.model import mobilenet
 from drone.training.activation_cache import store as store_module
-from drone.training.activation_cache.keys import View, common_facts, training_view_facts
+from drone.training.activation_cache.keys import View, augmented_view_facts, common_facts
 from drone.training.activation_cache.source import (
     CachedActivations,
     ComputedActivations,
     ImageSource,
 )
 from drone.training.activation_cache.store import ActivationStore, CacheSpec
+from drone.training.best_epoch import History
 from drone.training.context import LocalContext
-from drone.training.data import TrainingData
+from drone.training.data import Fold, TrainingData
 from drone.training.loop import fit
 from tests.training.short_runs import assert_same_metrics, short_config, train
 
@@ -41,14 +42,14 @@ def rows(part: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_part_is_read_as_it_was_written(tmp_path: Path, dtype: torch.dtype) -> None:
     store = ActivationStore(tmp_path, 1.0)
-    assert [len(VIEW.positions(part)) for part in range(VIEW.num_parts)] == [128, 128, 44]
+    assert [len(VIEW.positions(part)) for part in range(3)] == [128, 128, 44]
     shape = (4, 4, 8, dtype.itemsize)
     for part in range(3):
         assert store.read(VIEW, 14, part, shape) is None
         assert store.write(VIEW, 14, part, rows(part, dtype))
         read = store.read(VIEW, 14, part, shape)
         assert read is not None and torch.equal(read, rows(part, dtype))
-    assert store.has_all(VIEW, 14) and not store.has_all(VIEW, 15)
+    assert store.has_all(VIEW, 14, range(3)) and not store.has_all(VIEW, 15, [0])
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "another size"])
@@ -77,7 +78,7 @@ def test_the_least_recently_read_part_is_evicted_when_the_budget_is_full(tmp_pat
         store_module.os.utime(file, (number, number))
     store.read(View(f"{0:032d}", 128), 14, 0, (4, 4, 8, 4))  # Now 1 is the least recently read.
     store.write(View(f"{2:032d}", 128), 14, 0, rows(0))
-    left = [store.has_all(View(f"{number:032d}", 128), 14) for number in range(3)]
+    left = [store.has_all(View(f"{number:032d}", 128), 14, [0]) for number in range(3)]
     assert left == [True, False, True]
     assert store.size_bytes() <= store.budget_bytes
     assert not ActivationStore(tmp_path / "small", 1e-9).write(VIEW, 14, 0, rows(0))
@@ -139,11 +140,11 @@ def test_one_pass_stores_all_cuts(
 def test_a_view_is_named_by_everything_that_decides_its_numbers(
     dataset: Dataset, tmp_path: Path
 ) -> None:
-    def names(seed: int = 0, fingerprint: str = "f", **changes: object) -> list[str]:
+    def names(seed: int = 0, images_id: str = "f", **changes: object) -> list[str]:
         config = short_config(seed=seed, epochs=4, **changes)
         model = mobilenet.build(config.model, 4, 0, None)
-        common = common_facts(config, model, fingerprint, torch.device("cpu"))
-        facts = [training_view_facts(common, config, number) for number in range(2)]
+        common = common_facts(config, model, images_id, torch.device("cpu"))
+        facts = [augmented_view_facts(common, config, number) for number in range(2)]
         return [View.of(view, 9).name for view in facts]
 
     reference = names()
@@ -151,7 +152,7 @@ def test_a_view_is_named_by_everything_that_decides_its_numbers(
     assert names(optim={"lr_head": 0.1}, model={"unfreeze_depth": 5, "head_width": 8}) == reference
     for other in (
         names(seed=1),
-        names(fingerprint="g"),
+        names(images_id="g"),
         names(precision="bf16"),
         names(augment={"strength": 0.25}),
         names(augment={"rotation_deg": 5.0}),
@@ -163,10 +164,9 @@ def test_a_view_is_named_by_everything_that_decides_its_numbers(
 
 def test_epochs_share_views_if_there_are_fewer_views(dataset: Dataset, tmp_path: Path) -> None:
     config = short_config(epochs=4, views=2)
-    splits = [
-        DeviceSplit(dataset.split(name), torch.device("cpu")) for name in ("train", "validation")
-    ]
-    images = ImageSource(config, *splits)
+    data = TrainingData.of(dataset)
+    split = DeviceSplit(data.images, torch.device("cpu"))
+    images = ImageSource(config, split, data.train_N, data.validation_N)
     assert [images.view_of(epoch) for epoch in range(4)] == [0, 1, 0, 1]
     model = mobilenet.build(config.model, 4, 0, None)
     computed = ComputedActivations(model.eval(), images)
@@ -184,6 +184,32 @@ def _run(
     context = LocalContext(folder / name)
     cache = cache_in(folder) if reads else None
     results.put(fit(config, TrainingData.of(dataset), model, context, cache))
+
+
+def test_every_fold_reads_the_same_views(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = short_config(epochs=2, model={"unfreeze_depth": 1, "test_time_flip": True})
+    # With statistics of its own, as pretrained weights have them, and not of a fold's images.
+    state = mobilenet.build(config.model, 4, 0, None).state_dict()
+    state = {
+        name: value + 0.01 if name.endswith("running_mean") else value
+        for name, value in state.items()
+    }
+
+    def run(name: str, fold: Fold | None, cache: CacheSpec | None) -> History:
+        model = mobilenet.build(config.model, 4, config.seed, None)
+        model.load_state_dict(state)
+        context = LocalContext(tmp_path / name)
+        return fit(config, TrainingData.of(dataset, fold), model, context, cache)
+
+    cache = cache_in(tmp_path)
+    folds = [Fold(number, 3) for number in range(3)]
+    run("first", folds[0], cache)
+    monkeypatch.setattr(CachedActivations, "_fill", lambda *_: pytest.fail("computed again"))
+    for fold in (*folds[1:], None):
+        read = run(f"read-{fold}", fold, cache)
+        assert_same_metrics(run(f"computed-{fold}", fold, None), read, 0)
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from drone.search.grammar import parse_changes
 from drone.training import class_weights
 from drone.training.config import TrainConfig
 from drone.training.context import LocalContext
-from drone.training.data import Inputs, TrainingData
+from drone.training.data import TrainingData
+from drone.training.inputs import Inputs
 from drone.training.loop import fit
 from tests.training.short_runs import short_config
 
@@ -52,14 +53,7 @@ def unequal(dataset: Dataset) -> TrainingData:
     data = TrainingData.of(dataset)
     rare = np.flatnonzero(data.train.labels_N == 3)
     rest = np.setdiff1d(np.arange(len(data.train)), rare[len(rare) // 3 :])
-    train = replace(
-        data.train,
-        paths=tuple(data.train.paths[position] for position in rest),
-        labels_N=data.train.labels_N[rest],
-        keys_N=data.train.keys_N[rest],
-        rows_N=data.train.rows_N[rest],
-    )
-    return replace(data, train=train)
+    return replace(data, train_N=data.train_N[rest])
 
 
 @pytest.mark.parametrize("kind", ["none", "balanced"])

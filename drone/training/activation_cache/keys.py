@@ -15,7 +15,7 @@ from drone.model.mobilenet import Classifier
 from drone.training.config import TrainConfig
 from drone.training.device import activation_dtype
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever another version of this program could mean something else by a part."""
 
 PART_ROWS = 128
@@ -27,13 +27,13 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class View:
-    """A view of all images of a split."""
+    """A view of all images of training and validation."""
 
     name: str
     """Checksum of the facts that decide it."""
 
     count: int
-    """Images in the split."""
+    """Number of images."""
 
     @staticmethod
     def of(facts: Mapping[str, Any], count: int) -> "View":
@@ -41,31 +41,32 @@ class View:
         text = json.dumps({"schema": SCHEMA, **facts}, sort_keys=True)
         return View(hashlib.sha256(text.encode()).hexdigest()[:32], count)
 
-    @property
-    def num_parts(self) -> int:
-        """Number of files at each cut."""
-        return -(-self.count // PART_ROWS)
-
     def positions(self, part: int) -> NDArray[np.int64]:
-        """Positions in the split of the images of a part."""
+        """Positions of the images of a part."""
         return np.arange(part * PART_ROWS, min((part + 1) * PART_ROWS, self.count))
 
 
+def parts_of(positions_N: NDArray[np.int64]) -> list[int]:
+    """Numbers of the parts that hold the images at these positions."""
+    return [int(part) for part in np.unique(positions_N // PART_ROWS)]
+
+
 def common_facts(
-    config: TrainConfig, model: Classifier, fingerprint: str, device: torch.device
+    config: TrainConfig, model: Classifier, images_id: str, device: torch.device
 ) -> Facts:
     """What decides all views of a run alike.
 
     Args:
         config: Config of the run.
         model: Model with its starting weights.
-        fingerprint: Fingerprint of the data set.
+        images_id: Identity of the images of training and validation.
         device: Device that computes the activations.
     """
     return {
         # All blocks, not those below a cut only: one view serves every cut.
         "weights": _digest(model.features),
-        "fingerprint": fingerprint,
+        # Neither their classes nor their splits: every fold and every label has the same views.
+        "images": images_id,
         "dtype": str(activation_dtype(config.precision, device)),
         "device": device.type,
         # Another version may choose other kernels, whose last bits differ.
@@ -73,23 +74,23 @@ def common_facts(
     }
 
 
-def training_view_facts(common: Facts, config: TrainConfig, number: int) -> Facts:
-    """What decides an augmented view of the training images.
+def augmented_view_facts(common: Facts, config: TrainConfig, number: int) -> Facts:
+    """What decides an augmented view.
 
     Args:
         common: See `common_facts`.
         config: Config of the run.
         number: Number of the view.
     """
-    facts = {**common, "split": "train"}
     if config.augment.strength == 0:  # Every view is the image itself.
-        return {**facts, "view": "plain"}
-    return {**facts, "view": number, "seed": config.seed, "augment": asdict(config.augment)}
+        return view_facts(common, "plain")
+    augment = asdict(config.augment)
+    return {**common, "view": number, "seed": config.seed, "augment": augment}
 
 
-def validation_view_facts(common: Facts, view: str) -> Facts:
-    """What decides the "plain" or "mirrored" view of the validation images."""
-    return {**common, "split": "validation", "view": view}
+def view_facts(common: Facts, name: str) -> Facts:
+    """What decides the "plain" or "mirrored" view."""
+    return {**common, "view": name}
 
 
 def _digest(features: nn.Module) -> str:

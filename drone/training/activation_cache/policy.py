@@ -5,14 +5,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from drone.data.dataset import Split
 from drone.model.batchnorm import has_statistics
 from drone.model.config import NUM_BLOCKS
 from drone.model.cost import activation_size, frozen_cost_fraction
 from drone.model.mobilenet import Classifier
-from drone.training.activation_cache.keys import View, common_facts, training_view_facts
+from drone.training.activation_cache.keys import (
+    View,
+    augmented_view_facts,
+    common_facts,
+    parts_of,
+)
 from drone.training.activation_cache.store import ActivationStore, CacheSpec
 from drone.training.config import TrainConfig
+from drone.training.data import TrainingData
 from drone.training.device import activation_dtype
 
 _MIN_SAVED_SHARE = 0.2
@@ -111,8 +116,7 @@ def _needed_gb(config: TrainConfig, workload: CacheWorkload, views: int) -> floa
 def plan_caching(
     config: TrainConfig,
     model: Classifier,
-    splits: tuple[Split, Split],
-    fingerprint: str,
+    data: TrainingData,
     device: torch.device,
     cache: CacheSpec,
     workload: CacheWorkload,
@@ -122,17 +126,16 @@ def plan_caching(
     Args:
         config: Config of the run.
         model: Model with its starting weights.
-        splits: Training and validation split.
-        fingerprint: Fingerprint of the data set.
+        data: Images of the run.
         device: Device that the run computes on.
         cache: Where activations are cached.
         workload: What is known of other runs; sizes and cuts are filled in here.
     """
     workload = replace(
         workload,
-        num_train=len(splits[0]),
-        num_validation=len(splits[1]),
-        side_px=splits[0].store.side_px,
+        num_train=len(data.train_N),
+        num_validation=len(data.validation_N),
+        side_px=data.images.store.side_px,
         disk_gb=cache.disk_gb,
         value_bytes=activation_dtype(config.precision, device).itemsize,
         cuts=cache.cuts,
@@ -145,13 +148,15 @@ def plan_caching(
         return no_space if alone.use else alone
     # Random weights get their statistics later, and those decide the views' names.
     if has_statistics(model.features) and cut > 0:
-        common = common_facts(config, model, fingerprint, device)
+        common = common_facts(config, model, data.images_id, device)
         store = ActivationStore(cache.folder, cache.disk_gb)
         views = {
-            View.of(training_view_facts(common, config, number), workload.num_train)
+            View.of(augmented_view_facts(common, config, number), len(data.images))
             for number in range(min(config.views or config.epochs, config.epochs))
         }
-        workload = replace(workload, is_cached=all(store.has_all(view, cut) for view in views))
+        parts = parts_of(data.train_N)
+        is_cached = all(store.has_all(view, cut, parts) for view in views)
+        workload = replace(workload, is_cached=is_cached)
     return decide(config, workload)
 
 

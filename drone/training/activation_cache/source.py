@@ -22,9 +22,10 @@ from drone.training.activation_cache.keys import (
     PART_ROWS,
     Facts,
     View,
+    augmented_view_facts,
     common_facts,
-    training_view_facts,
-    validation_view_facts,
+    parts_of,
+    view_facts,
 )
 from drone.training.activation_cache.store import ActivationStore, CacheSpec
 from drone.training.config import TrainConfig
@@ -42,46 +43,66 @@ _MAX_VALIDATION_BYTES = 10**9
 _LoadImages = Callable[[NDArray[np.int64]], Tensor]
 """Returns the images at some positions, (B, 3, H, W)."""
 
+_Parts = dict[int, Tensor]
+"""Parts of a view by their number."""
+
 
 class ActivationSource(Protocol):
     """Where the activations at the cut come from."""
 
     def train(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
-        """Activations of the augmented views of these images in this epoch."""
+        """Activations of the augmented views of these training images in this epoch."""
 
     def validation(self, model: Classifier, positions_B: NDArray[np.int64]) -> Tensor:
-        """Activations of these images, then of their mirrored images if the model uses both.
+        """Activations of these validation images, then of their mirrored ones if both are used.
 
         Args:
             model: Model that is evaluated; its frozen blocks are those of the one in training.
-            positions_B: Positions of images in the split.
+            positions_B: Positions among the validation images.
         """
 
 
 class ImageSource:
-    """Images as the network takes them: normalised, with or without augmentation."""
+    """Images as the network takes them: normalised, with or without augmentation.
 
-    def __init__(self, config: TrainConfig, train: DeviceSplit, validation: DeviceSplit) -> None:
-        """Reads from the splits."""
-        self.config = config
-        self.splits = {"train": train, "validation": validation}
-        self._mean_C = torch.tensor(IMAGENET_MEAN, device=train.device)
-        self._std_C = torch.tensor(IMAGENET_STD, device=train.device)
+    Images are addressed by their position among all images of training and validation, so that
+    every fold of them, and every trial, has the same views.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        images: DeviceSplit,
+        train_N: NDArray[np.int64],
+        validation_N: NDArray[np.int64],
+    ) -> None:
+        """Reads from the images.
+
+        Args:
+            config: Config of the run.
+            images: Images of training and validation.
+            train_N: Positions of the training images among them.
+            validation_N: Positions of the validation images among them.
+        """
+        self.config, self.images = config, images
+        self.train_N, self.validation_N = train_N, validation_N
+        self._mean_C = torch.tensor(IMAGENET_MEAN, device=images.device)
+        self._std_C = torch.tensor(IMAGENET_STD, device=images.device)
 
     def view_of(self, epoch: int) -> int:
         """Number of the view that an epoch uses."""
         return epoch % (self.config.views or self.config.epochs)
 
     def augmented(self, view: int, positions_B: NDArray[np.int64]) -> Tensor:
-        """A view of training images, a pure function of seed, view and image, (B, 3, H, W)."""
-        split = self.splits["train"]
-        keys_B = split.keys_N[positions_B]
+        """A view of images, a pure function of seed, view and image, (B, 3, H, W)."""
+        keys_B = self.images.keys_N[positions_B]
         views = augmentation.draw(self.config.augment, self.config.seed, view, keys_B)
-        return augmentation.apply(split.pixels(positions_B), views, self._mean_C, self._std_C)
+        pixels = self.images.pixels(positions_B)
+        return augmentation.apply(pixels, views, self._mean_C, self._std_C)
 
-    def plain(self, split: str, positions_B: NDArray[np.int64]) -> Tensor:
+    def plain(self, positions_B: NDArray[np.int64]) -> Tensor:
         """Images without augmentation, (B, 3, H, W)."""
-        pixels = self.splits[split].pixels(positions_B)
+        pixels = self.images.pixels(positions_B)
         return augmentation.normalise(pixels, self._mean_C, self._std_C)
 
 
@@ -96,7 +117,8 @@ class ComputedActivations:
 
     def train(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
         """See ActivationSource."""
-        images = self._images.augmented(self._images.view_of(epoch), positions_B)
+        source = self._images
+        images = source.augmented(source.view_of(epoch), source.train_N[positions_B])
         if self._model.resizer is not None:
             return images  # The resizer is trainable, and nothing comes before it.
         if self._model.config.batchnorm == "drift":  # Batch statistics: padding would change them.
@@ -109,7 +131,7 @@ class ComputedActivations:
         first = int(positions_B[0])
         if first in self._validation:
             return self._validation[first]
-        images = self._images.plain("validation", positions_B)
+        images = self._images.plain(self._images.validation_N[positions_B])
         if model.config.test_time_flip:
             images = with_mirrored(images)
         if model.resizer is not None:
@@ -137,14 +159,14 @@ class CachedActivations:
     """Activations that are read from the store, and computed and stored if they are missing."""
 
     def __init__(
-        self, model: Classifier, images: ImageSource, fingerprint: str, cache: CacheSpec
+        self, model: Classifier, images: ImageSource, images_id: str, cache: CacheSpec
     ) -> None:
         """Opens the store.
 
         Args:
             model: Model with its starting weights: trainable blocks have not been trained yet.
             images: Images that activations are computed from.
-            fingerprint: Fingerprint of the data set.
+            images_id: Identity of the images of training and validation.
             cache: Where activations are stored, and at which cuts.
         """
         config = images.config
@@ -154,49 +176,51 @@ class CachedActivations:
         self._cuts = tuple(sorted({self._cut, *(cut for cut in cache.cuts if cut > 0)}))
         # A copy: trials with a cut further up need the blocks that are trained here as they were.
         self._blocks = copy.deepcopy(nn.Sequential(*model.features[: max(self._cuts)])).eval()
-        self._device = images.splits["train"].device
+        self._device = images.images.device
         dtype = activation_dtype(config.precision, self._device)
         self._rows = _row_shapes(self._blocks, self._cuts, images, dtype)
-        self._common = common_facts(config, model, fingerprint, self._device)
-        self._train: tuple[View, list[Tensor]] | None = None
-        self._validation: dict[str, list[Tensor]] = {}
+        self._common = common_facts(config, model, images_id, self._device)
+        self._train: tuple[View, _Parts] | None = None
+        self._validation: dict[str, _Parts] = {}
 
     def train(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
         """See ActivationSource."""
         number = self._images.view_of(epoch)
-        facts = training_view_facts(self._common, self._images.config, number)
-        view = View.of(facts, len(self._images.splits["train"]))
+        facts = augmented_view_facts(self._common, self._images.config, number)
+        view = View.of(facts, len(self._images.images))
+        train_N = self._images.train_N
         if self._train is None or self._train[0] != view:
             self._train = None  # An epoch reads one view: the memory of the last can go.
             load = self._load_augmented(number)
-            self._train = view, self._open(view, facts, load)
-        return self._gather(self._train[1], positions_B)
+            self._train = view, self._open(view, facts, train_N, load)
+        return self._gather(self._train[1], train_N[positions_B])
 
     def validation(self, model: Classifier, positions_B: NDArray[np.int64]) -> Tensor:
         """See ActivationSource."""
+        validation_N = self._images.validation_N
         for name in self._views:
             if name not in self._validation:
-                facts = validation_view_facts(self._common, name)
-                view = View.of(facts, len(self._images.splits["validation"]))
-                load = self._load_mirrored if name == "mirrored" else self._load_plain
-                self._validation[name] = self._open(view, facts, load)
-        return torch.cat(
-            [self._gather(self._validation[name], positions_B) for name in self._views]
-        )
+                facts = view_facts(self._common, name)
+                view = View.of(facts, len(self._images.images))
+                load = self._load_mirrored if name == "mirrored" else self._images.plain
+                self._validation[name] = self._open(view, facts, validation_N, load)
+        rows_N = validation_N[positions_B]
+        return torch.cat([self._gather(self._validation[name], rows_N) for name in self._views])
 
     def _load_augmented(self, number: int) -> _LoadImages:
+        if self._images.config.augment.strength == 0:
+            return self._images.plain  # The bits of the plain view, which this one is.
         return lambda positions_B: self._images.augmented(number, positions_B)
 
-    def _load_plain(self, positions_B: NDArray[np.int64]) -> Tensor:
-        return self._images.plain("validation", positions_B)
-
     def _load_mirrored(self, positions_B: NDArray[np.int64]) -> Tensor:
-        return self._load_plain(positions_B).flip(3)
+        return self._images.plain(positions_B).flip(3)
 
-    def _open(self, view: View, facts: Facts, load: _LoadImages) -> list[Tensor]:
-        """All parts of a view; those that nobody has computed yet are computed."""
+    def _open(
+        self, view: View, facts: Facts, positions_N: NDArray[np.int64], load: _LoadImages
+    ) -> _Parts:
+        """The parts of a view that hold these images; missing ones are computed."""
         self._store.describe(view, facts)
-        parts = {part: self._read(view, part) for part in range(view.num_parts)}
+        parts = {part: self._read(view, part) for part in parts_of(positions_N)}
         # First the parts that no other process is computing, then those that others were.
         for wait in (False, True):
             for part in [part for part, rows in parts.items() if rows is None]:
@@ -205,7 +229,7 @@ class CachedActivations:
                         parts[part] = self._read(view, part)
                         if parts[part] is None:
                             parts[part] = self._fill(view, part, load)
-        return [rows for rows in parts.values() if rows is not None]
+        return {part: rows for part, rows in parts.items() if rows is not None}
 
     def _read(self, view: View, part: int) -> Tensor | None:
         return self._store.read(view, self._cut, part, self._rows[self._cut])
@@ -253,14 +277,15 @@ class CachedActivations:
                     rows_by_cut[cut] = rows[:count].contiguous()
         return rows_by_cut
 
-    def _gather(self, parts: list[Tensor], positions_B: NDArray[np.int64]) -> Tensor:
+    def _gather(self, parts: _Parts, positions_B: NDArray[np.int64]) -> Tensor:
         """Rows of a view as the network's activations."""
-        rows = torch.empty((len(positions_B), *parts[0].shape[1:]), dtype=parts[0].dtype)
+        first = next(iter(parts.values()))
+        rows = torch.empty((len(positions_B), *first.shape[1:]), dtype=first.dtype)
         part_B = positions_B // PART_ROWS
         for part in np.unique(part_B):
             own = torch.from_numpy(np.flatnonzero(part_B == part))
             offsets = torch.from_numpy(positions_B % PART_ROWS)[own]
-            rows[own] = parts[part][offsets]
+            rows[own] = parts[int(part)][offsets]
         return _as_activations(rows.to(self._device))
 
 
@@ -273,7 +298,7 @@ def _row_shapes(
     blocks: nn.Sequential, cuts: tuple[int, ...], images: ImageSource, dtype: torch.dtype
 ) -> dict[int, tuple[int, ...]]:
     """Shape of a stored row at each cut, with the bytes of a value as the last axis."""
-    activation = images.plain("train", np.zeros(1, dtype=np.int64))
+    activation = images.plain(np.zeros(1, dtype=np.int64))
     shapes: dict[int, tuple[int, ...]] = {}
     with torch.no_grad():
         for cut, block in enumerate(blocks, start=1):

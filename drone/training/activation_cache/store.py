@@ -15,7 +15,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,9 +138,9 @@ class ActivationStore:
                 return
             yield True
 
-    def has_all(self, view: View, cut: int) -> bool:
-        """Whether every part exists (its content is verified when it is read)."""
-        return all(self._file(view, cut, part).exists() for part in range(view.num_parts))
+    def has_all(self, view: View, cut: int, parts: Iterable[int]) -> bool:
+        """Whether all of these parts exist (their content is verified when they are read)."""
+        return all(self._file(view, cut, part).exists() for part in parts)
 
     def size_bytes(self) -> int:
         """Total size of all parts."""
