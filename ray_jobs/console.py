@@ -134,19 +134,38 @@ class TrainingDisplay:
         # The history has the epochs of earlier attempts too, which were printed then.
         for number in range(self._num_shown, len(history)):
             entry, metrics = history[number], history[number]["metrics"]
-            best = best_epoch(history[: number + 1], self._best_epoch_by)
             seconds = metrics["speed/epoch_s"] * (self._epochs - entry["epoch"])
             show(
                 f"epoch {entry['epoch']:>3}/{self._epochs}"
                 f"  loss {metrics['train/loss']:.3f}"
-                f"  validation loss {metrics['validation/loss']:.3f}"
-                f"  accuracy {metrics['validation/accuracy']:.3f}"
-                f"  macro F1 {metrics['validation/macro_f1']:.3f}"
-                f"  (best epoch {best['epoch']})"
+                f"{self._on_validation(history[: number + 1])}"
                 f"  {metrics['speed/images_per_s']:.0f} images/s"
                 f"  {_duration(seconds)} left"
             )
         self._num_shown = max(self._num_shown, len(history))
+
+    def _on_validation(self, history: History) -> str:
+        """Returns the figures on validation of the last epoch; empty if no images are held out."""
+        metrics = history[-1]["metrics"]
+        if "validation/loss" not in metrics:
+            return ""
+        return (
+            f"  validation loss {metrics['validation/loss']:.3f}"
+            f"  accuracy {metrics['validation/accuracy']:.3f}"
+            f"  macro F1 {metrics['validation/macro_f1']:.3f}"
+            f"  (best epoch {best_epoch(history, self._best_epoch_by)['epoch']})"
+        )
+
+
+def _score(record: "TrialRecord") -> str:
+    """Returns a trial's score as text, with all that was measured once it has ended."""
+    metrics = record.metrics
+    if not metrics:
+        return "no epoch" if record.score is None else f"score {record.score:.4f}"
+    return (
+        f"log-loss {metrics['log_loss']:.4f}  accuracy {metrics['accuracy']:.3f}  "
+        f"macro F1 {metrics['macro_f1']:.3f}"
+    )
 
 
 class SearchDisplay:
@@ -183,20 +202,24 @@ class SearchDisplay:
             self._ended.add(record.number)
             seconds = record.usage.get("resource/wall_s", 0.0)
             reason = f"  {record.reason}" if record.reason else ""
+            folds = record.history[-1]["fold"] + 1 if record.history else 0
             show(
-                f"{self._title} {record.number:>4}  {name:<26} {record.state:<8} macro F1 "
-                f"{record.objective:.4f}  {len(record.history)} epochs, {seconds:.0f} s  "
+                f"{self._title} {record.number:>4}  {name:<26} {record.state:<8} "
+                f"{_score(record)}  {folds} of {record.num_folds} folds, {seconds:.0f} s  "
                 f"({self._status()}){reason}"
             )
         self._update()
 
+    def message(self, text: str) -> None:
+        """Prints a line about the search as a whole."""
+        show(text)
+
     def _status(self) -> str:
         records = self._records.values()
         num_pruned = sum(record.state == "pruned" for record in records)
-        best = max((record.objective for record in records), default=0.0)
         return (
             f"{len(self._ended)}/{self._total} done, {len(self._records) - len(self._ended)} "
-            f"running, {num_pruned} pruned, best {best:.4f}, {self._time_left()} left"
+            f"running, {num_pruned} pruned, {self._time_left()} left"
         )
 
     def _time_left(self) -> str:

@@ -3,10 +3,10 @@
     python ray_jobs/export.py --model models:/drone-classifier@champion --out export
     python ray_jobs/export.py --run finetune-s0 --out export --page public
 
-The exported model is compared with the trained one on the test split and calibrated on validation.
---int8 also tries 8-bit integers, which are kept if they cost at most half a point of accuracy and
-are faster here. --page writes a complete web site: the page with the model in it, for S3 or any
-web server.
+The exported model is compared with the trained one on the test split and calibrated on images that
+it was not trained on. --int8 also tries 8-bit integers, which are kept if they cost at most half a
+point of accuracy and are faster here. --page writes a complete web site: the page with the model in
+it, for S3 or any web server.
 """
 
 import sys

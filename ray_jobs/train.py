@@ -146,8 +146,11 @@ def main(job: Train) -> cli.Result:
             spec, resources, name=job.name, experiment=job.experiment, display=display
         )
     best = result.best
+    trained = f"Trained on training and validation images for {best['epoch']:.0f} epochs."
+    if "macro_f1" in best:
+        trained = f"Best epoch {best['epoch']:.0f}: macro F1 {best['macro_f1']:.4f} on validation."
     console.show(
-        f"Best epoch {best['epoch']:.0f}: macro F1 {best['macro_f1']:.4f} on validation.",
+        trained,
         f"Next: {command('evaluate', run=result.run_id)}",
     )
     return vars(result)

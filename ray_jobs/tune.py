@@ -7,11 +7,11 @@
     RAY_ADDRESS=auto python ray_jobs/tune.py --data /shared/drones --storage /shared/studies
                                                                       (on the head of a cluster)
 
-Optuna suggests each trial from those before; trials are compared by validation macro F1. The best
-configurations and the preset are trained again with other seeds and validation images (--confirm
-K S); the most reliable one is trained once more, evaluated on test (the only time that test is
-read), registered and, if it passes the gate, promoted. Everything is under one parent run in MLflow
-and in the study's folder.
+Optuna suggests each trial from those before. A trial is scored on images that it was not trained
+on: fold by fold, all images of training and validation. It ends early once it is surely worse than
+the best one on the same images. The winner is trained once more on all of them, evaluated on test
+(the only time that test is read), registered and, if it passes the gate, promoted. Everything is
+under one parent run in MLflow and in the study's folder.
 """
 
 import os
@@ -40,12 +40,22 @@ if TYPE_CHECKING:
 
 _FIXED_BY_STUDY = {
     *("num_trials", "preset", "config", "epochs", "views", "seed", "vary", "space", "first"),
-    *("scheduler", "name", "weights", "storage"),
+    *("scheduler", "folds", "objective", "name", "weights", "storage"),
 }
 """Arguments that decide a study, and cannot be changed after its start."""
 
+_MAX_FOLDS = 20
+
 _KEPT_BY_STUDY = (
-    *("time_budget_min", "confirm", "final", "concurrency", "workers_per_trial"),
+    *(
+        "until_sure",
+        "time_budget_min",
+        "confirm",
+        "final",
+        "final_on",
+        "concurrency",
+        "workers_per_trial",
+    ),
     *("gpus_per_worker", "activation_cache", "activation_cache_gb", "experiment", "model_name"),
     "doctor",
 )
@@ -61,7 +71,10 @@ class Tune:
     where the study's own is now, if it has moved."""
 
     num_trials: int = 30
-    """Number of trials of the study."""
+    """Maximum number of trials of the study."""
+
+    until_sure: bool = True
+    """End the search when more trials are expected to gain less than the noise of a comparison."""
 
     preset: str = "finetune"
     """Preset that provides the settings which are not searched."""
@@ -70,7 +83,7 @@ class Tune:
     """YAML file of settings that replace the preset's, as for train.py."""
 
     epochs: int | None = None
-    """Epochs per trial (default: the preset's)."""
+    """Epochs per trial and fold (default: half of the preset's)."""
 
     views: int | None = None
     """Number of different augmented views per image; fewer than epochs save time and disk."""
@@ -88,19 +101,31 @@ class Tune:
     first: Path | None = None
     """YAML list of parameters to try first, each by name (default: the preset's)."""
 
-    scheduler: Literal["asha", "median", "none"] = "asha"
-    """Scheduler that prunes trials early: successive halving, the median of the others, or none."""
+    folds: int | None = None
+    """Number of folds that each trial is scored on; 1 is the plain validation split. By default as
+    many as it takes to know an accuracy to about 1 point, at most 5."""
+
+    objective: Literal["log_loss", "macro_f1"] = "log_loss"
+    """What trials are compared by, on held-out images: log-loss after temperature scaling, or macro
+    F1."""
+
+    scheduler: Literal["race", "asha", "median", "none"] = "race"
+    """What ends trials early: a paired test against the best trial, successive halving, the median
+    of the others, or nothing."""
 
     time_budget_min: float | None = None
     """Minutes after which no trial starts; running trials end as usual, and the winner is confirmed
     and trained after them."""
 
-    confirm: tuple[int, int] = (3, 3)
-    """Train the best K configurations, and the preset, again with S seeds; 0 0 takes the best
-    trial's."""
+    confirm: tuple[int, int] | None = None
+    """Train the best K configurations, and the preset, again on S folds with another seed; 0 0
+    takes the best trial's (default: 3 3 with --folds 1, else 0 0)."""
 
     final: bool = True
     """Train the winner once more, evaluate it on test, register it and try to promote it."""
+
+    final_on: Literal["train", "train+validation"] | None = None
+    """Images that the winner is trained on once more (default: train with --folds 1, else both)."""
 
     resume: str | None = None
     """Study to resume, by name or folder, with the flags that it was started with; only those that
@@ -160,8 +185,10 @@ class Tune:
             raise ConfigError("--add-trials needs --resume; for a new study set --num-trials.")
         if self.num_trials < 1 or self.add_trials < 0:
             raise ConfigError("--num-trials must be at least 1, --add-trials 0 or more.")
-        if min(self.confirm) < 0:
+        if self.confirm is not None and min(self.confirm) < 0:
             raise ConfigError("--confirm takes two numbers that are 0 or more.")
+        if self.folds is not None and not 1 <= self.folds <= _MAX_FOLDS:
+            raise ConfigError(f"--folds is {self.folds}; it must be 1 to {_MAX_FOLDS}.")
 
 
 def parse(arguments: Sequence[str]) -> Tune:
@@ -188,7 +215,7 @@ def _options(job: Tune) -> dict[str, Any]:
     """Returns the arguments that a study keeps, as JSON has them."""
     values = {name: getattr(job, name) for name in _KEPT_BY_STUDY}
     return values | {
-        "confirm": list(job.confirm),
+        "confirm": None if job.confirm is None else list(job.confirm),
         "activation_cache": str(job.activation_cache.resolve()),
     }
 
@@ -199,7 +226,7 @@ def _from_plain(options: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     return {
         **options,
-        "confirm": tuple(options["confirm"]),
+        "confirm": None if options["confirm"] is None else tuple(options["confirm"]),
         "activation_cache": Path(options["activation_cache"]),
     }
 
@@ -234,12 +261,18 @@ def main(job: Tune) -> cli.Result:
         gpus_per_worker=job.gpus_per_worker,
         cache=CacheSpec(folder=folder, disk_gb=job.activation_cache_gb),
         time_budget_s=None if job.time_budget_min is None else job.time_budget_min * 60,
+        until_sure=job.until_sure,
     )
     result = search.run_study(
         study,
         spec,
         resources,
-        AfterSearch(confirm=job.confirm, final=job.final, model_name=job.model_name),
+        AfterSearch(
+            confirm=job.confirm,
+            final=job.final,
+            final_on=job.final_on,
+            model_name=job.model_name,
+        ),
         experiment=job.experiment,
         check_cluster=job.doctor,
         display=console.ConsoleDisplay(),
@@ -276,6 +309,8 @@ def _new_study(job: Tune) -> "NewStudy":
         first_source=str(job.first or "--first"),
         num_trials=job.num_trials,
         scheduler=job.scheduler,
+        folds=job.folds,
+        objective=job.objective,
         weights=job.weights,
         storage=job.storage,
     )

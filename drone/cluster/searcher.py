@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from drone.cluster.schedulers import METRIC, replay
+from drone.cluster.schedulers import Pruner
 from drone.cluster.trial import UPDATE
+from drone.search.race import Pruned
 from drone.search.sampler import Sampler
+from drone.search.scorer import Scorer
 from drone.search.study import Part, StudySpec, TrialRecord
 
 
@@ -28,12 +30,8 @@ class Recorder(Protocol):
 class TrialSource(Protocol):
     """Where the trials come from."""
 
-    def next_record(self, trial_id: str) -> TrialRecord | None:
-        """Returns the next trial to run, or None if there are no more.
-
-        Args:
-            trial_id: Id under which Ray Tune will run the trial.
-        """
+    def next_record(self) -> TrialRecord | None:
+        """Returns the next trial to run, or None if there are no more."""
 
 
 class FixedTrials:
@@ -43,7 +41,7 @@ class FixedTrials:
         """Keeps the trials that have not ended."""
         self._waiting = [record for record in records if not record.has_ended]
 
-    def next_record(self, trial_id: str) -> TrialRecord | None:
+    def next_record(self) -> TrialRecord | None:
         """See TrialSource."""
         return self._waiting.pop(0) if self._waiting else None
 
@@ -56,8 +54,9 @@ class SampledTrials:
         sampler: Sampler,
         spec: StudySpec,
         records: list[TrialRecord],
-        scheduler: TrialScheduler,
+        pruner: Pruner,
         recorder: Recorder,
+        knows_enough: Callable[[], bool],
     ) -> None:
         """Continues where the records stand.
 
@@ -65,33 +64,35 @@ class SampledTrials:
             sampler: Sampler that has seen the records.
             spec: Spec of the study.
             records: All trials so far.
-            scheduler: A new one; it replays the epochs of the trials so far.
+            pruner: A new one; it replays the epochs of the trials so far.
             recorder: Records a trial that ends here without running again.
+            knows_enough: Whether the study needs no further trials.
         """
         self._sampler, self._spec = sampler, spec
-        self._scheduler, self._recorder = scheduler, recorder
+        self._pruner, self._recorder = pruner, recorder
+        self._knows_enough = knows_enough
         self._waiting = [record for record in records if not record.has_ended]
         for record in records:
-            if record.has_ended:
+            if record.has_ended and record.history:
                 # Otherwise the first new trials would be compared with nothing, and never be
                 # pruned.
-                replay(scheduler, f"earlier-{record.number}", record)
+                pruner.replay(record)
 
-    def next_record(self, trial_id: str) -> TrialRecord | None:
+    def next_record(self) -> TrialRecord | None:
         """See TrialSource."""
         while self._waiting:
             record = self._waiting.pop(0)
-            if not record.history or not replay(self._scheduler, trial_id, record):
+            pruned = self._pruner.replay(record) if record.history else None
+            if not pruned and not _is_complete(record, self._spec.base.epochs):
                 return record
-            # The scheduler's decision came just before the earlier attempt was killed.
-            num_epochs = len(record.history)
-            record.state = "finished" if num_epochs >= self._spec.base.epochs else "pruned"
+            # Decided just before the earlier attempt was killed.
+            _end(record, pruned, self._spec.base.epochs)
             self._recorder.trial_started(record)
             self._recorder.trial_updated(record)
-        if self._sampler.num_started >= self._spec.num_trials:
+        if self._sampler.num_started >= self._spec.num_trials or self._knows_enough():
             return None
         number, params = self._sampler.suggest()
-        return TrialRecord(number, params, self._spec.base.seed)
+        return TrialRecord(number, params, self._spec.base.seed, self._spec.folds)
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -101,9 +102,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self,
         source: TrialSource,
         recorder: Recorder,
+        scorer: Scorer,
+        pruner: Pruner,
         *,
         concurrency: int,
-        epochs: int,
         may_start: Callable[[], bool] = lambda: True,
     ) -> None:
         """Starts with the first trial of the source.
@@ -111,14 +113,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         Args:
             source: Where the trials come from.
             recorder: Records what the trials report.
+            scorer: Scores the trials.
+            pruner: Decides which trials end early.
             concurrency: Maximum number of trials at the same time.
-            epochs: Epochs of a complete trial.
             may_start: Whether another trial may start (the time budget is not used up).
         """
-        super().__init__(metric=METRIC, mode="max")
+        super().__init__()
         self._source, self._recorder = source, recorder
-        self._concurrency, self._epochs, self._may_start = concurrency, epochs, may_start
+        self._scorer, self._pruner = scorer, pruner
+        self._concurrency, self._may_start = concurrency, may_start
         self._running: dict[str, TrialRecord] = {}
+        self._pruned: dict[str, Pruned] = {}
         self._exhausted = False
 
     @property
@@ -133,7 +138,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return None
         if not self._may_start():
             return Searcher.FINISHED
-        record = self._source.next_record(trial_id)
+        record = self._source.next_record()
         if record is None:
             self._exhausted = True
             return Searcher.FINISHED
@@ -144,30 +149,51 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             "number": record.number,
             "params": record.params,
             "seed": record.seed,
-            "fold": record.fold,
+            "num_folds": record.num_folds,
             "reported": len(record.history),
         }
 
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Records an epoch, or the reason why there are no more."""
-        record = self._running[trial_id]
-        _update(record, result)
-        self._recorder.trial_updated(record)
+    def take_report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Records a report, once; returns whether the trial continues."""
+        record = self._running.get(trial_id)
+        if record is None:
+            return False
+        if self._update(record, result):
+            self._recorder.trial_updated(record)
+            if record.state == "running" and (pruned := self._pruner.judge(record)):
+                self._pruned[trial_id] = pruned
+        return trial_id not in self._pruned
 
     def on_trial_complete(
-        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Records the end of a trial."""
+        """Records how a trial ended."""
         record = self._running.pop(trial_id)
         if result:
-            _update(record, result)
+            self._update(record, result)
         if error:
             record.state = "failed"
             record.reason = "its process was lost several times (out of memory?)"
-        # A pruned trial sends no final report: the scheduler stops it inside the previous one.
+        # A pruned trial sends no final report: it is stopped inside the previous one.
         elif record.state == "running":
-            record.state = "finished" if len(record.history) >= self._epochs else "pruned"
+            _end(record, self._pruned.pop(trial_id, None), self._scorer.epochs)
         self._recorder.trial_updated(record)
+
+    def _update(self, record: TrialRecord, result: Mapping[str, Any]) -> bool:
+        """Puts a report into the record, once; returns whether it has a new epoch."""
+        if UPDATE not in result:
+            return False
+        update = json.loads(result[UPDATE])
+        entry, epochs = update["entry"], self._scorer.epochs
+        record.usage, record.cache_reason = update["usage"], update["cache_reason"]
+        if update["state"] in ("stopped", "failed"):
+            record.state, record.reason = update["state"], update["reason"]
+        # Ray Tune repeats the last report at the end, and a restarted trial may repeat an epoch.
+        if not entry or entry["fold"] * epochs + entry["epoch"] != len(record.history) + 1:
+            return False
+        record.history.append(entry)
+        self._scorer.update(record)
+        return True
 
     # Ray Tune saves its searcher now and then; a study resumes from its own files instead.
     def __getstate__(self) -> dict[str, Any]:
@@ -180,16 +206,27 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Does nothing."""
 
 
-def _update(record: TrialRecord, result: Mapping[str, Any]) -> None:
-    """Puts a report into the record, once."""
-    if UPDATE not in result:
-        return
-    update = json.loads(result[UPDATE])
-    entry = update["entry"]
-    # Ray Tune repeats the last report at the end, and a restarted trial may repeat an epoch.
-    if entry and entry["epoch"] == len(record.history) + 1:
-        record.history.append(entry)
-        record.objective = float(result[METRIC])
-    record.usage, record.cache_reason = update["usage"], update["cache_reason"]
-    if update["state"] in ("stopped", "failed"):
-        record.state, record.reason = update["state"], update["reason"]
+class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Hands each report to the study, which says whether the trial continues."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        """Asks this searcher."""
+        super().__init__()
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """Returns whether the trial continues after this report."""
+        goes_on = self._searcher.take_report(trial.trial_id, result)
+        decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        return decision
+
+
+def _is_complete(record: TrialRecord, epochs: int) -> bool:
+    return len(record.history) >= record.num_folds * epochs
+
+
+def _end(record: TrialRecord, pruned: Pruned | None, epochs: int) -> None:
+    """Notes that a trial has ended by itself or was pruned."""
+    record.state = "finished" if _is_complete(record, epochs) else "pruned"
+    if pruned and record.state == "pruned":
+        record.reason, record.pruned_by = pruned.reason, pruned.by

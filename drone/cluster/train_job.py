@@ -61,6 +61,9 @@ class TrainJob:
     fold: Fold | None = None
     """Fold that is held out for validation; None holds out the validation split."""
 
+    keep_predictions: bool = False
+    """Whether epochs come with the predictions of the validation images."""
+
     cache: CacheSpec
     """Activation cache on each machine."""
 

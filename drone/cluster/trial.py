@@ -21,12 +21,13 @@ from drone.data.dataset import Dataset
 from drone.errors import DroneError, Interrupted, TrainingError
 from drone.model import mobilenet
 from drone.model.weights import Weights
+from drone.search.scoring import num_partitions
 from drone.search.space import apply_params
 from drone.search.study import State
 from drone.storage import checkpoints, dataset_cache
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload, plan_caching
 from drone.training.activation_cache.store import CacheSpec
-from drone.training.best_epoch import History, objective
+from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
 from drone.training.context import Context, Progress, Stop
 from drone.training.data import Fold, TrainingData
@@ -34,7 +35,7 @@ from drone.training.early_stopping import reason_to_stop
 from drone.training.loop import fit
 
 UPDATE = "update"
-"""Key of the JSON text that a trial reports beside its epoch and objective."""
+"""Key of the JSON text that a trial reports."""
 
 _CHECKPOINT_INTERVAL_S = 20.0
 """A trial that is killed repeats at most these seconds."""
@@ -67,12 +68,12 @@ class _Stopped(Exception):
 
 
 def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
-    """Trains one trial, reporting each epoch to Ray Tune.
+    """Trains one trial fold by fold, reporting each epoch to Ray Tune.
 
     Nothing is raised if it fails: the reason is its last report.
 
     Args:
-        trial: "number", "part", "params", "seed" and "fold" of its record, and "reported": the
+        trial: "number", "part", "params", "seed" and "num_folds" of its record, and "reported": the
             number of epochs that earlier attempts have reported.
         spec: What trials have in common.
     """
@@ -83,12 +84,9 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
         config = replace(config, seed=trial["seed"], checkpoint_interval_s=_CHECKPOINT_INTERVAL_S)
         dataset = _open_dataset(spec.data, spec.fingerprint, config.model.mixed)
         reporter.config, reporter.num_classes = config, len(dataset.classes)
-        fold = Fold(*trial["fold"]) if trial["fold"] else None
-        if spec.workers.num_workers > 1:
-            _train_on_workers(config, spec, fold, location, reporter)
-        else:
-            data = TrainingData.of(dataset, fold)
-            _train_in_process(config, spec, location, data, reporter)
+        for number, fold in enumerate(_folds(trial["num_folds"])):
+            if reporter.start_fold(number):
+                _train_fold(config, spec, dataset, fold, f"{location}/fold-{number}", reporter)
     except _Stopped:
         return
     except TrainingError as error:
@@ -102,8 +100,15 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
         reporter.end("running", "")
 
 
+def _folds(num_folds: int) -> list[Fold | None]:
+    """Returns what a trial holds out, one after the other; None is the validation split."""
+    if num_folds == 1:
+        return [None]
+    return [Fold(number, num_partitions(num_folds)) for number in range(num_folds)]
+
+
 def checkpoint_location(storage: str, part: str, number: int) -> str:
-    """Returns the folder or URI of a trial's checkpoints."""
+    """Returns the folder or URI of a trial's checkpoints, which has a subfolder for each fold."""
     return f"{storage}/{part}-{number:04d}"
 
 
@@ -115,7 +120,7 @@ def _open_dataset(location: str, fingerprint: str, at_bins: bool) -> Dataset:
 
 
 class _Reporter:
-    """Reports each epoch to Ray Tune, once."""
+    """Reports each epoch of each fold to Ray Tune, once."""
 
     def __init__(self, config: TrainConfig, num_reported: int) -> None:
         self.config = config
@@ -123,38 +128,38 @@ class _Reporter:
         self.has_reported = False
         self.decision = CacheDecision(False, "")
         self._num_reported = num_reported
+        self._fold = 0
         self._start = time.monotonic()
-        self._history: History = []
 
     def set_decision(self, decision: CacheDecision) -> None:
         """Takes the cache policy's decision."""
         self.decision = decision
 
+    def start_fold(self, number: int) -> bool:
+        """Takes the fold that is trained next; returns whether it has epochs to report."""
+        self._fold = number
+        return self._num_reported < (number + 1) * self.config.epochs
+
     def report(self, history: History) -> None:
-        """Reports the epochs that are new; stops the trial if there is a reason."""
-        self._history = history
+        """Reports the epochs of the fold that are new; stops the trial if there is a reason."""
         optim = self.config.optim
         grace_epochs = optim.head_only_epochs + optim.warmup_epochs
+        earlier = self._fold * self.config.epochs
         # Several at once if the trial was killed between a checkpoint and its report.
-        for count in range(self._num_reported + 1, len(history) + 1):
+        for count in range(self._num_reported - earlier + 1, len(history) + 1):
             so_far = history[:count]
-            score = objective(so_far, self.config.best_epoch_by)
             reason = reason_to_stop(so_far, self.num_classes, grace_epochs)
-            metrics = {**so_far[-1]["metrics"], "objective": score}
-            entry = {**so_far[-1], "metrics": metrics}
-            self._num_reported = count
-            self._send(count, score, entry, "stopped" if reason else "running", reason or "")
+            self._num_reported = earlier + count
+            entry = {**so_far[-1], "fold": self._fold}
+            self._send(entry, "stopped" if reason else "running", reason or "")
             if reason:
                 raise _Stopped
 
     def end(self, state: State, reason: str) -> None:
         """Reports that there are no more epochs, and why."""
-        score = objective(self._history, self.config.best_epoch_by)
-        self._send(len(self._history), score, None, state, reason)
+        self._send(None, state, reason)
 
-    def _send(
-        self, epoch: int, score: float, entry: dict[str, Any] | None, state: State, reason: str
-    ) -> None:
+    def _send(self, entry: dict[str, Any] | None, state: State, reason: str) -> None:
         self.has_reported = True
         update = {
             "entry": entry,
@@ -164,7 +169,7 @@ class _Reporter:
             "usage": self._usage(),
         }
         # As text: Ray Tune would flatten a nested value.
-        tune.report({"epoch": epoch, "objective": score, UPDATE: json.dumps(update)})
+        tune.report({UPDATE: json.dumps(update)})
 
     def _usage(self) -> dict[str, float]:
         # The peak of the process: where it is reused, an earlier trial may have reached it.
@@ -175,8 +180,22 @@ class _Reporter:
         }
 
 
+def _train_fold(
+    config: TrainConfig,
+    spec: TrialSpec,
+    dataset: Dataset,
+    fold: Fold | None,
+    location: str,
+    reporter: _Reporter,
+) -> None:
+    if spec.workers.num_workers > 1:
+        _train_on_workers(config, spec, fold, location, reporter)
+    else:
+        _train_in_process(config, spec, TrainingData.of(dataset, fold), location, reporter)
+
+
 def _train_in_process(
-    config: TrainConfig, spec: TrialSpec, location: str, data: TrainingData, reporter: _Reporter
+    config: TrainConfig, spec: TrialSpec, data: TrainingData, location: str, reporter: _Reporter
 ) -> None:
     """Runs the loop in this process: Ray Train would take longer to start than a trial trains."""
     torch.set_num_threads(spec.workers.cpus_per_worker)
@@ -187,7 +206,7 @@ def _train_in_process(
     with tempfile.TemporaryDirectory() as temporary:
         context = _TrialContext(reporter, location, device, Path(temporary))
         cache = spec.cache if reporter.decision.use else None
-        history = fit(config, data, model, context, cache, spec.commit)
+        history = fit(config, data, model, context, cache, spec.commit, keep_predictions=True)
     reporter.report(history)  # A trial that was killed after its last epoch has epochs to report.
 
 
@@ -241,6 +260,7 @@ def _train_on_workers(
         max_failures=2,
         commit=spec.commit,
         fold=fold,
+        keep_predictions=True,
         cache=spec.cache,
         workload=spec.workload,
     )

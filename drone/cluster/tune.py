@@ -13,8 +13,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 from ray import tune
 
 from drone.cluster import connection
-from drone.cluster.schedulers import Scheduler
-from drone.cluster.searcher import StudySearcher
+from drone.cluster.searcher import StudyScheduler, StudySearcher
 from drone.cluster.train_job import Workers
 from drone.cluster.trial import TrialSpec, run_trial
 from drone.errors import ConfigError, Interrupted
@@ -92,7 +91,6 @@ def choose_slots(
 
 def run_trials(
     searcher: StudySearcher,
-    scheduler: Scheduler,
     spec: TrialSpec,
     slots: TrialSlots,
     attempt: str,
@@ -100,8 +98,7 @@ def run_trials(
     """Runs all trials of a searcher; blocks.
 
     Args:
-        searcher: Supplies the trials and records their results.
-        scheduler: Prunes some of the trials.
+        searcher: Supplies the trials, records their results, and ends some of them early.
         spec: What the trials have in common.
         slots: What the trials compute on.
         attempt: Name of this attempt, different from earlier ones'.
@@ -124,7 +121,7 @@ def run_trials(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=scheduler,
+            scheduler=StudyScheduler(searcher),
             # No limit: the searcher says when there are no more trials.
             num_samples=-1,
             # A pruned trial leaves Ray Train running in a thread, which only the end of its process

@@ -50,7 +50,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, str]:
     # torch would take all cores of the machine, its neighbours' included.
     torch.set_num_threads(workers.cpus_per_worker)
     dataset = dataset_cache.open_at(job.data, job.fingerprint, at_bins=config.model.mixed)
-    data = TrainingData.of(dataset, job.fold)
+    data = TrainingData.of(dataset, job.fold, config.train_on)
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, weights.state())
     with tempfile.TemporaryDirectory() as temporary:
         context = _RayContext(job, channel, Path(temporary))
@@ -68,7 +68,15 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, str]:
             if workers.min_workers < workers.num_workers:
                 channel.publish(f"{context.world_size} of {workers.num_workers} workers train.")
         try:
-            fit(config, data, model, context, job.cache if decision.use else None, job.commit)
+            fit(
+                config,
+                data,
+                model,
+                context,
+                job.cache if decision.use else None,
+                job.commit,
+                keep_predictions=job.keep_predictions,
+            )
         except Interrupted as error:
             return {"status": "interrupted", "message": str(error)}
         except TrainingError as error:

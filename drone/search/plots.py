@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from drone.search.sampler import Sampler
-from drone.search.study import TrialRecord
+from drone.search.study import TrialRecord, mean_history
 
 # A job has no display.
 matplotlib.use("Agg")
@@ -25,7 +25,7 @@ _COLOURS = {
 
 
 def learning_curves(records: Sequence[TrialRecord], best: int) -> Figure:
-    """Plots validation macro F1 by epoch, a line per trial; a cross where a trial ended early.
+    """Plots the validation loss by epoch, averaged over folds; a cross where a trial ended early.
 
     Args:
         records: Trials of the study.
@@ -40,7 +40,7 @@ def learning_curves(records: Sequence[TrialRecord], best: int) -> Figure:
         # Empty lines, for the legend.
         axes.plot([], [], color=_COLOURS[state], label=state)
     axes.plot([], [], color="tab:green", lw=2.5, label=f"trial {best}, the best")
-    axes.set(xlabel="epoch", ylabel="macro F1 on validation", title="Learning curves")
+    axes.set(xlabel="epoch", ylabel="loss on held-out images", title="Learning curves")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
@@ -48,19 +48,48 @@ def learning_curves(records: Sequence[TrialRecord], best: int) -> Figure:
 
 
 def _draw_curve(axes: Any, record: TrialRecord, highlighted: bool) -> None:
-    epochs = [entry["epoch"] for entry in record.history]
-    scores = [entry["metrics"]["validation/macro_f1"] for entry in record.history]
+    means = mean_history(record.history)
+    epochs = [entry["epoch"] for entry in means]
+    losses = [entry["metrics"]["validation/loss"] for entry in means]
     colour = _COLOURS.get(record.state, "tab:gray")
     axes.plot(
         epochs,
-        scores,
+        losses,
         color="tab:green" if highlighted else colour,
         lw=2.5 if highlighted else 0.9,
         alpha=1.0 if highlighted else 0.6,
         zorder=3 if highlighted else 2,
     )
     if record.state != "finished":
-        axes.plot(epochs[-1], scores[-1], "x", color=colour, ms=6)
+        axes.plot(epochs[-1], losses[-1], "x", color=colour, ms=6)
+
+
+def race(records: Sequence[TrialRecord], epochs: int) -> Figure:
+    """Plots how far each trial came, in folds, and which trial it was worse than.
+
+    Args:
+        records: Trials of the study.
+        epochs: Epochs of a fold.
+    """
+    figure = Figure(figsize=(9, max(2.5, 0.22 * len(records) + 1)))
+    axes = figure.add_subplot()
+    lengths = {record.number: len(record.history) / epochs for record in records}
+    for record in records:
+        length, colour = lengths[record.number], _COLOURS.get(record.state, "tab:gray")
+        axes.barh(record.number, length, color=colour, height=0.7)
+        text = "" if record.score is None else f" {record.score:.3f}"
+        if record.pruned_by is not None:
+            text += f", worse than {record.pruned_by}"
+        axes.text(length, record.number, text, va="center", fontsize=7)
+    for state in dict.fromkeys(record.state for record in records):
+        axes.barh(0, 0, color=_COLOURS.get(state, "tab:gray"), label=state)
+    num_folds = max((record.num_folds for record in records), default=1)
+    axes.set(xlabel="folds", ylabel="trial", title="The race", xlim=(0, 1.25 * num_folds))
+    axes.set_xticks(range(num_folds + 1))
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    return figure
 
 
 def draw_optuna_plots(sampler: Sampler, folder: Path) -> list[Path]:

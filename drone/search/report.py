@@ -8,7 +8,6 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from drone.data.embed import data_uri
-from drone.search.summary import ConfirmedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +24,11 @@ class StudyReport:
     trials: pd.DataFrame
     """See `summary.table`."""
 
-    confirmed: Sequence[ConfirmedConfig]
-    names: Mapping[int, str]
-    """Names of the trials by number."""
+    confirmed: pd.DataFrame
+    """Likewise of the confirmation; empty without one."""
+
+    objective: str
+    """What the scores are, in words."""
 
     sentences: Mapping[str, str]
     """A sentence on the effect of each setting."""
@@ -46,11 +47,14 @@ def write(folder: Path, report: StudyReport) -> Path:
     report.trials.to_csv(folder / "trials.csv", index=False)
     # Escaped: names and reasons may hold anything.
     environment = Environment(loader=PackageLoader("drone.search"), autoescape=select_autoescape())
-    ranked = report.trials.sort_values("objective", ascending=False)
+    tables = {"Trials": report.trials, "The best, trained again": report.confirmed}
     html = environment.get_template("study.html").render(
         report=report,
-        rows=ranked.to_dict("records"),
-        columns=[name for name in ranked.columns if name != "reason"],
+        tables={
+            title: {"columns": list(table.columns), "rows": table.to_dict("records")}
+            for title, table in tables.items()
+            if len(table)
+        },
         figures={figure.stem: data_uri(figure.read_bytes()) for figure in report.figures},
     )
     target = folder / "report.html"

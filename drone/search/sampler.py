@@ -3,9 +3,11 @@
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -14,16 +16,32 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from drone.search.domain import Choice, Domain, Space
+from drone.search.scoring import Objective, sign
 from drone.search.space import suggest_params
 from drone.search.study import TrialRecord
 from drone.training.config import TrainConfig
 
 DATABASE_FILE = "optuna.db"
+
+_NUM_RESAMPLES = 50
 _NUM_STARTUP_TRIALS = 10
 """Random trials, before the sampler has seen enough."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much a setting decides whether a trial is a good one."""
+
+    share: float
+    """Share of 1 over all settings."""
+
+    low: float
+    high: float
+    """Bounds of the 95 % interval over resampled trials."""
 
 
 class _RepeatableTPE(BaseSampler):
@@ -92,6 +110,7 @@ class Sampler:
         base: TrainConfig,
         space: Space,
         first_trials: Sequence[Mapping[str, Any]],
+        objective: Objective,
         records: Sequence[TrialRecord],
     ) -> None:
         """Creates the sampler and replays the records to it.
@@ -102,6 +121,7 @@ class Sampler:
             base: Settings of all trials; its seed is the sampler's.
             space: Domains of the searched settings.
             first_trials: Parameters of the trials before the sampler's own.
+            objective: What the scores are.
             records: All trials so far.
         """
         self._base, self._space = base, space
@@ -116,7 +136,7 @@ class Sampler:
             storage=f"sqlite:///{file}",
             study_name=name,
             sampler=_RepeatableTPE(base.seed),
-            direction="maximize",
+            direction="maximize" if sign(objective) > 0 else "minimize",
         )
         self.num_started = 0
         self._replay(records)
@@ -142,7 +162,7 @@ class Sampler:
 
     def _frozen(self, record: TrialRecord) -> FrozenTrial:
         state, scores = _state(record), _scores(record)
-        value = record.objective if state is TrialState.COMPLETE else None
+        value = record.score if state is TrialState.COMPLETE else None
         if state is TrialState.PRUNED and scores:
             value = scores[max(scores)]  # As Optuna itself stores it.
         return optuna.trial.create_trial(
@@ -173,38 +193,68 @@ class Sampler:
         trial = self._running.get(record.number)
         if trial is None:
             return
-        for epoch, score in _scores(record).items():
-            if epoch > self._reported.get(record.number, 0):
-                trial.report(score, epoch)
-                self._reported[record.number] = epoch
+        for step, score in _scores(record).items():
+            if step > self._reported.get(record.number, 0):
+                trial.report(score, step)
+                self._reported[record.number] = step
         if record.has_ended:
             del self._running[record.number]
             state = _state(record)
             # Optuna takes the score of a pruned trial from its reports, and refuses another.
             scored = state is TrialState.COMPLETE
-            self.study.tell(trial, record.objective if scored else None, state)
+            self.study.tell(trial, record.score if scored else None, state)
 
-    def importances(self) -> Mapping[str, float]:
+    def importances(self) -> dict[str, Importance]:
         """Returns how much each setting decides whether a trial is a good one, as shares of 1.
 
-        PED-ANOVA (Watanabe et al. 2023), Optuna's default; empty if too few trials ended.
+        PED-ANOVA (Watanabe et al. 2023), Optuna's default, over all trials that have a score. The
+        intervals are over resampled trials. Empty if too few trials ended.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # The report says itself which settings are rare.
-            try:
-                return optuna.importance.get_param_importances(self.study, normalize=True)
-            except (RuntimeError, ValueError):
-                return {}
+        trials = [
+            # Those that were pruned are the bad ones, without which nothing would stand out.
+            optuna.trial.create_trial(
+                value=trial.value, params=trial.params, distributions=trial.distributions
+            )
+            for trial in self.study.get_trials()
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.value is not None
+        ]
+        shares, direction = _importances(trials, self.study.direction), self.study.direction
+        generator = np.random.default_rng(0)
+        draws = [generator.integers(len(trials), size=len(trials)) for _ in range(_NUM_RESAMPLES)]
+        resampled = [_importances([trials[at] for at in drawn], direction) for drawn in draws]
+        intervals = {
+            name: np.quantile([other.get(name, 0.0) for other in resampled], [0.025, 0.975])
+            for name in shares
+        }
+        return {
+            name: Importance(share, *map(float, intervals[name])) for name, share in shares.items()
+        }
+
+
+def _importances(trials: Sequence[FrozenTrial], direction: StudyDirection) -> dict[str, float]:
+    study = optuna.create_study(direction=direction)
+    study.add_trials(trials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The report says itself which settings are rare.
+        try:
+            return optuna.importance.get_param_importances(study, normalize=True)
+        except (RuntimeError, ValueError):
+            return {}
 
 
 def _state(record: TrialRecord) -> TrialState:
     states = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
-    return states.get(record.state, TrialState.COMPLETE)
+    # Ended before its first epoch, it says nothing.
+    return states.get(
+        record.state, TrialState.FAIL if record.score is None else TrialState.COMPLETE
+    )
 
 
 def _scores(record: TrialRecord) -> dict[int, float]:
-    """Returns the trial's score by epoch."""
-    return {entry["epoch"]: float(entry["metrics"]["objective"]) for entry in record.history}
+    """Returns the trial's score after each epoch, counted over all folds."""
+    return {
+        step: float(entry["metrics"]["score"]) for step, entry in enumerate(record.history, start=1)
+    }
 
 
 def _distribution(domain: Domain, value: Any) -> BaseDistribution:

@@ -38,6 +38,10 @@ _NOT_SEARCHABLE = {
     "epochs": "trials can only be compared after the same number of epochs (--epochs sets it)",
     "checkpoint_interval_s": "it does not change the result",
     "compile": "it does not change the result",
+    "stop_epoch": "a study finds the best epoch of every trial",
+    "train_on": "trials are scored on images that they are not trained on (see --final-on)",
+    "calibration.temperature": "a study fits it on held-out images",
+    "calibration.unsure_below": "a study chooses it on held-out images",
     "best_epoch_by": "it defines the score of a trial",
 }
 

@@ -2,7 +2,7 @@
 
     study.json          the spec; written again when the study is resumed
     trials/0007.json    a trial, rewritten after each of its epochs
-    confirm/0001.json   a confirmation run: one of the best configurations, trained again
+    confirm/0007.json   one of the best configurations, trained again with another seed
 
 These files are the truth that a study resumes from: MLflow and Optuna are brought up to date from
 them. Each is written to another name and renamed.
@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from drone.commands import command
@@ -21,10 +22,11 @@ from drone.errors import RunError
 from drone.files import SchemaError, seal, unseal, write_whole
 from drone.redaction import redact, without_mask
 from drone.search.domain import Choice, Domain, Range
+from drone.search.scoring import Objective
 from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
 
-SCHEMA = 3
+SCHEMA = 4
 STUDY_FILE = "study.json"
 
 Part = Literal["trials", "confirm"]
@@ -46,15 +48,28 @@ class TrialRecord:
     """The searched settings, by dotted name."""
 
     seed: int
-    fold: tuple[int, int] | None = None
-    """Fold that is held out, and how many there are; None holds out the validation split."""
+    num_folds: int = 1
+    """Number of folds that it is trained on; 1 holds out the validation split."""
 
     state: State = "running"
     reason: str = ""
-    """Why it was stopped or failed."""
+    """Why it was pruned, stopped or failed."""
 
-    objective: float = 0.0
+    pruned_by: int | None = None
+    """Number of the trial that it was worse than, if that is why it was pruned."""
+
+    score: float | None = None
+    """Its objective over all complete folds, at its best epoch; None before the first epoch."""
+
+    score_se: float | None = None
+    """Standard error of the score."""
+
     history: History = field(default_factory=list)
+    """An entry per epoch, fold by fold, with its "fold" (from 0) and its predictions."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics over all complete folds with their standard errors, once it has ended."""
+
     usage: dict[str, float] = field(default_factory=dict)
     """Wall time in seconds and peak memory in MB, by metric name."""
 
@@ -68,8 +83,31 @@ class TrialRecord:
 
     @property
     def has_score(self) -> bool:
-        """Whether its objective says something about its configuration."""
-        return bool(self.history) and self.state != "failed"
+        """Whether its score says something about its configuration."""
+        return self.score is not None and self.state != "failed"
+
+
+def mean_history(history: History) -> History:
+    """Returns an entry for each epoch with the means of the metrics over the folds.
+
+    Folds that have not reached an epoch do not count in it. The time is that of the last of them.
+    The score is left out: it is of all folds together.
+    """
+    by_epoch: dict[int, History] = {}
+    for entry in history:
+        by_epoch.setdefault(entry["epoch"], []).append(entry)
+    return [
+        {
+            "epoch": epoch,
+            "time_ms": max(entry["time_ms"] for entry in entries),
+            "metrics": {
+                name: fmean(entry["metrics"][name] for entry in entries)
+                for name in entries[0]["metrics"]
+                if name != "score"
+            },
+        }
+        for epoch, entries in sorted(by_epoch.items())
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +127,10 @@ class StudySpec:
 
     num_trials: int
     scheduler: str
+    folds: int
+    """Number of folds of each trial; 0 until the data set has decided it."""
+
+    objective: Objective
     run_id: str
     """The parent run in MLflow."""
 

@@ -1,4 +1,4 @@
-"""Summary of a study: the best trials, the most reliable configuration, the settings' effects."""
+"""Summary of a study: the ranking of its trials with ties, and the effects of its settings."""
 
 import math
 import statistics
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from drone.search.domain import Choice, Domain, Range, Space
+from drone.search.sampler import Importance
+from drone.search.scorer import Scorer
+from drone.search.scoring import Difference, Objective, sign
 from drone.search.study import TrialRecord
 
 _IDENTITY = ("model.unfreeze_depth", "model.head_width", "augment.strength")
@@ -19,24 +21,51 @@ _MIN_TRIALS = 8
 """Minimum number of trials for a statement about a setting."""
 
 
-def top_trials(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """Returns the trials with the highest scores, first those that ran to the last epoch."""
-    scored = [record for record in records if record.has_score]
-    ranked = sorted(
-        scored,
-        key=lambda record: (record.state != "finished", -record.objective, record.number),
-    )
-    return ranked[:count]
+@dataclass(frozen=True)
+class RankedTrial:
+    """A trial, and how it compares with the best one on the images that both have predicted."""
+
+    record: TrialRecord
+    num_folds: int
+    """Number of folds that it has completed."""
+
+    difference: Difference | None
+    """By how much the best trial is better, in units of the objective; None for the best trial,
+    and for one without a complete fold."""
+
+    accuracy: Difference | None
+    """Likewise in accuracy."""
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether it was trained on as many folds as the best, and may be as good."""
+        return self.difference is not None and self.difference.is_tie
 
 
-def select_for_confirmation(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+def rank(records: Sequence[TrialRecord], scorer: Scorer) -> list[RankedTrial]:
+    """Returns the trials that have a score, best first, each compared with the best."""
+    ordered = scorer.ordered(records)
+    return [_ranked(record, ordered[0], scorer) for record in ordered]
+
+
+def _ranked(record: TrialRecord, best: TrialRecord, scorer: Scorer) -> RankedTrial:
+    num_folds = scorer.num_complete_folds(record)
+    if record is best:
+        return RankedTrial(record, num_folds, None, None)
+    differences = [scorer.difference(best, record, metric) for metric in (None, "accuracy")]
+    return RankedTrial(record, num_folds, *differences)
+
+
+def select_for_confirmation(
+    records: Sequence[TrialRecord], count: int, scorer: Scorer
+) -> list[TrialRecord]:
     """Returns the best trials that differ in more than rates, then the study's first one.
 
     Trials of the same depth, width and strength are near copies of each other: training them again
     would compare luck with luck, so they are only taken where the space has nothing else. The first
     trial is what one would use without a search.
     """
-    ranked = top_trials(records, len(records))
+    ranked = scorer.ordered(records)
     distinct: dict[tuple[Any, ...], TrialRecord] = {}
     for record in ranked:
         distinct.setdefault(tuple(record.params.get(name) for name in _IDENTITY), record)
@@ -47,111 +76,43 @@ def select_for_confirmation(records: Sequence[TrialRecord], count: int) -> list[
     return selected + [record for record in first if record not in selected]
 
 
-@dataclass(frozen=True)
-class ConfirmedConfig:
-    """A configuration that was trained again with other seeds and other validation images."""
+def table(records: Sequence[TrialRecord], names: Mapping[int, str], scorer: Scorer) -> pd.DataFrame:
+    """Returns a row per trial, best first: what it is, its score, and how it compares.
 
-    trial: TrialRecord
-    scores: tuple[float, ...]
-    """Validation macro F1 of each confirmation run that did not fail."""
-
-    mean: float
-    """Mean of the scores, corrected for runs that were easy or hard for all configurations; the
-    trial's own score is left out, since it was chosen for being high."""
-
-    lower: float
-    """Lower end of the one-sided 95 % interval of the mean; of a single score, the score."""
-
-
-def rank_confirmed(
-    trials: Sequence[TrialRecord], runs: Mapping[int, Sequence[TrialRecord]]
-) -> list[ConfirmedConfig]:
-    """Ranks configurations by the lower bound of their mean score, best first.
-
-    The scores of a configuration vary because some runs are easy or hard for all, which is removed
-    (blocks: Fisher 1935), and by chance. That variance, known from two or three scores, is averaged
-    with that of all configurations (moderated t: Smyth 2004), so that none wins by three scores
-    that happen to lie close together. A run that diverged or collapsed counts with its score; a
-    configuration that lacks a run comes after all that are complete.
-
-    Args:
-        trials: Trials that were confirmed.
-        runs: Confirmation runs by the trial's number; at each position all trials have the same
-            images and seed.
+    "behind" is by how much the best trial is better, from "low" to "high" (95 %); "tie" says
+    whether that interval holds 0.
     """
-    scores = {
-        trial.number: [run.objective if _counts(run) else None for run in runs[trial.number]]
-        for trial in trials
-    }
-    ease = _ease(list(scores.values()))
-    corrected = {number: _corrected(row, ease) for number, row in scores.items()}
-    variances = [statistics.variance(row) for row in corrected.values() if len(row) > 1]
-    common_variance = statistics.fmean(variances) if variances else 0.0
-    confirmed = []
-    for trial in trials:
-        row = tuple(score for score in scores[trial.number] if score is not None)
-        if row:
-            mean = statistics.fmean(corrected[trial.number])
-            lower = _lower_bound(mean, corrected[trial.number], common_variance)
-            confirmed.append(ConfirmedConfig(trial, row, mean, lower))
-    return sorted(
-        confirmed, key=lambda config: (None in scores[config.trial.number], -config.lower)
-    )
-
-
-def _counts(run: TrialRecord) -> bool:
-    """Whether the score of a run says something about its configuration."""
-    ended = run.state in ("finished", "stopped")
-    return ended and bool(run.history) and math.isfinite(run.objective)
-
-
-def _ease(rows: Sequence[Sequence[float | None]]) -> list[float]:
-    """Returns each position's mean minus the overall mean, if two or more rows are complete."""
-    # An incomplete row would shift the averages by what the configuration itself is worth.
-    complete = [[score for score in row if score is not None] for row in rows if None not in row]
-    if len(complete) < 2:
-        return []
-    means = [statistics.fmean(column) for column in zip(*complete, strict=True)]
-    return [mean - statistics.fmean(means) for mean in means]
-
-
-def _corrected(row: Sequence[float | None], ease: Sequence[float]) -> list[float]:
-    return [
-        score - (ease[position] if ease else 0.0)
-        for position, score in enumerate(row)
-        if score is not None
-    ]
-
-
-def _lower_bound(mean: float, scores: Sequence[float], common_variance: float) -> float:
-    count = len(scores)
-    if count < 2:
-        return mean
-    # Each counts half, so there are twice the degrees of freedom.
-    variance = (statistics.variance(scores) + common_variance) / 2
-    return mean - float(stats.t.ppf(0.95, 2 * (count - 1))) * math.sqrt(variance / count)
-
-
-def table(records: Sequence[TrialRecord], names: Mapping[int, str]) -> pd.DataFrame:
-    """Returns a row per trial: number, name, state, score, epochs, seconds, settings."""
-    rows = [
-        {
-            "trial": record.number,
-            "name": names[record.number],
-            "state": record.state,
-            "objective": record.objective,
-            "epochs": len(record.history),
-            "seconds": record.usage.get("resource/wall_s", float("nan")),
-            **record.params,
-            "reason": record.reason,
-        }
-        for record in records
-    ]
+    ranked = {trial.record.number: trial for trial in rank(records, scorer)}
+    last = [record for record in records if record.number not in ranked]
+    rows = []
+    for record in [*(trial.record for trial in ranked.values()), *last]:
+        difference = ranked[record.number].difference if record.number in ranked else None
+        rows.append(
+            {
+                "trial": record.number,
+                "name": names[record.number],
+                "state": record.state,
+                "folds": scorer.num_complete_folds(record),
+                "score": record.score,
+                "score_se": record.score_se,
+                "behind": difference.gain if difference else None,
+                "low": difference.low if difference else None,
+                "high": difference.high if difference else None,
+                "tie": "tie" if difference and difference.is_tie else "",
+                "epochs": len(record.history),
+                "seconds": record.usage.get("resource/wall_s"),
+                **record.params,
+                "reason": record.reason,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def sentences(
-    records: Sequence[TrialRecord], space: Space, importances: Mapping[str, float]
+    records: Sequence[TrialRecord],
+    space: Space,
+    importances: Mapping[str, Importance],
+    objective: Objective,
 ) -> dict[str, str]:
     """Returns a sentence on each setting, by name, the most important first.
 
@@ -160,30 +121,45 @@ def sentences(
     Args:
         records: Trials of the study.
         space: Space that was searched.
-        importances: Shares of 1 by setting; may be empty.
+        importances: By setting; may be empty.
+        objective: What the scores are.
     """
     scored = [record for record in records if record.has_score]
-    names = sorted(space, key=lambda name: -importances.get(name, 0.0))
-    return {name: _sentence(name, scored, space[name], importances.get(name)) for name in names}
+    shares = {name: importance.share for name, importance in importances.items()}
+    names = sorted(space, key=lambda name: -shares.get(name, 0.0))
+    return {
+        name: _sentence(name, scored, space[name], importances.get(name), sign(objective))
+        for name in names
+    }
 
 
 def _sentence(
-    name: str, records: Sequence[TrialRecord], domain: Domain, importance: float | None
+    name: str,
+    records: Sequence[TrialRecord],
+    domain: Domain,
+    importance: Importance | None,
+    better: int,
 ) -> str:
     points = [
-        (record.params[name], record.objective) for record in records if name in record.params
+        (record.params[name], record.score)
+        for record in records
+        if name in record.params and record.score is not None
     ]
     if len(points) < _MIN_TRIALS:
         return f"Only {len(points)} trials used it: too few to say anything."
     groups = _groups(points, domain)
     means = {label: statistics.fmean(scores) for label, scores in groups.items()}
-    best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-    prefix = f"Importance {importance:.0%}. " if importance is not None else ""
+    ordered = sorted(means, key=lambda label: better * means[label])
+    worst, best = ordered[0], ordered[-1]
+    prefix = ""
+    if importance is not None:
+        interval = f"{importance.low:.0%} to {importance.high:.0%}"
+        prefix = f"Importance {importance.share:.0%} ({interval}). "
     if best == worst:
         return f"{prefix}Only {best} was tried often enough to compare."
     error = math.sqrt(sum(_variance(groups[label]) / len(groups[label]) for label in (best, worst)))
     # Twice the standard error: about 95 %.
-    noise = means[best] - means[worst] < 2 * error
+    noise = abs(means[best] - means[worst]) < 2 * error
     verdict = " The difference is within the noise." if noise else ""
     return (
         f"{prefix}Best at {best}, mean {means[best]:.3f} over {len(groups[best])} trials; weakest "

@@ -7,9 +7,10 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from drone.errors import TrackingError
-from drone.search.study import Part, TrialRecord
+from drone.search.study import Part, TrialRecord, mean_history
 from drone.tracking.failures import FAILURES, first_line, is_refusal
 from drone.tracking.runs import TrackedRun, logged_epochs
+from drone.training.best_epoch import History
 
 _PARENT, _PART, _NUMBER = "mlflow.parentRunId", "study.part", "study.trial"
 # With cached activations an epoch can take less than a second: no request for each.
@@ -113,7 +114,7 @@ class TrialRuns:
         now = time.monotonic()
         if record.has_ended or now - self._flushed_at.get(key, 0.0) >= _FLUSH_INTERVAL_S:
             self._flushed_at[key] = now
-            run.log_history(record.history)
+            run.log_history(_epochs(record))
         if record.has_ended:
             self._end(key, run, record)
 
@@ -127,10 +128,11 @@ class TrialRuns:
                 {
                     "state": record.state,
                     "reason": record.reason,
+                    "pruned_by": "" if record.pruned_by is None else str(record.pruned_by),
                     "cache": record.cache_reason,
                 }
             )
-            run.log_final({"objective": record.objective, **record.usage})
+            run.log_final(_final_metrics(record))
             self._client.set_terminated(run.run_id, _STATUS[record.state])
         except FAILURES as error:
             self._postpone(key, record, "could not be ended in MLflow", error)
@@ -189,3 +191,17 @@ class TrialRuns:
                 self._client.set_terminated(run.run_id, "KILLED")
             except FAILURES as error:
                 self._warn(f"Run {run.name} could not be marked KILLED: {first_line(error)}")
+
+
+def _epochs(record: TrialRecord) -> History:
+    """Returns the epochs that can be logged: with folds their means, which the last one decides."""
+    if record.num_folds == 1:
+        return record.history
+    return mean_history(record.history) if record.has_ended else []
+
+
+def _final_metrics(record: TrialRecord) -> dict[str, float]:
+    if record.score is None or record.score_se is None:
+        return record.usage
+    scores = {"score": record.score, "score_se": record.score_se}
+    return {**scores, **record.metrics, **record.usage}

@@ -23,15 +23,9 @@ def best_epoch(history: History, by: BestEpochBy) -> dict[str, Any]:
 
     def rank(entry: dict[str, Any]) -> tuple[float, float]:
         metrics = entry["metrics"]
+        if "validation/loss" not in metrics:  # Nothing tells the epochs apart: the last counts.
+            return entry["epoch"], 0.0
         return epoch_rank(metrics["validation/macro_f1"], metrics["validation/loss"], by)
 
     # Of equal epochs max() returns the first, the one whose weights the loop saved.
     return max(history, key=rank)
-
-
-def objective(history: History, by: BestEpochBy) -> float:
-    """The score of a trial: validation macro F1 of its best epoch; 0 before the first."""
-    if not history:
-        return 0.0
-    # Not the loss: trials differ in label smoothing, which moves it at the same predictions.
-    return float(best_epoch(history, by)["metrics"]["validation/macro_f1"])

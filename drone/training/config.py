@@ -10,6 +10,7 @@ from drone.model.config import ModelConfig
 from drone.training.best_epoch import BestEpochBy
 
 ClassWeights = Literal["none", "balanced"]
+TrainOn = Literal["train", "train+validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,35 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """Calibration that is known beforehand; a temperature of 0 fits both on validation images."""
+
+    temperature: float = 0.0
+    """Divisor of the logits, 0.25 to 4; 0 fits it, and the threshold, on validation images."""
+
+    unsure_below: float = 0.0
+    """Threshold on the highest probability, below which a prediction counts as unsure; with a
+    temperature, 0 means never."""
+
+    def __post_init__(self) -> None:
+        if self.temperature != 0 and not 0.25 <= self.temperature <= 4:
+            raise ConfigError(
+                f"calibration.temperature is {self.temperature}; it must be 0.25 to 4, or 0 to fit "
+                f"it on validation."
+            )
+        if self.unsure_below and not self.temperature:
+            raise ConfigError(
+                "calibration.unsure_below is set without calibration.temperature; set both, or "
+                "none of them."
+            )
+        if not 0 <= self.unsure_below < 1:
+            raise ConfigError(
+                f"calibration.unsure_below is {self.unsure_below}; it must be 0 or more and below "
+                f"1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides what a run computes; the number of workers does not."""
 
@@ -87,6 +117,13 @@ class TrainConfig:
 
     epochs: int = 12
     """Number of passes over the training images."""
+
+    stop_epoch: int = 0
+    """Epoch after which training ends, within the schedule of all epochs; 0 trains all of them."""
+
+    train_on: TrainOn = "train"
+    """Images to train on. With train+validation none are held out: the last epoch counts as the
+    best, and calibration must be set (best.yaml of tune.py has it)."""
 
     batch_size: int = 64
     """Images per optimiser step, over all workers together."""
@@ -129,6 +166,14 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimiser and its schedule."""
 
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    """Calibration of the model, where there are no validation images to fit it on."""
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch after which training ends."""
+        return self.stop_epoch or self.epochs
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "pixel_budget"):
             if getattr(self, name) < 1:
@@ -136,6 +181,12 @@ class TrainConfig:
         for name in ("views", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if not 0 <= self.stop_epoch <= self.epochs:
+            raise ConfigError(
+                f"stop_epoch is {self.stop_epoch}; it must be 0 to {self.epochs}, the epochs."
+            )
+        if self.train_on == "train+validation":
+            self._check_nothing_needs_validation()
         # Each size has its own resizer and would be compiled separately.
         if self.compile and self.model.mixed:
             raise ConfigError(
@@ -146,4 +197,17 @@ class TrainConfig:
         if self.checkpoint_interval_s <= 0:
             raise ConfigError(
                 f"checkpoint_interval_s is {self.checkpoint_interval_s}; it must be above 0."
+            )
+
+    def _check_nothing_needs_validation(self) -> None:
+        if not self.calibration.temperature:
+            raise ConfigError(
+                "train_on is train+validation, so there are no images to calibrate on: set "
+                "calibration.temperature and calibration.unsure_below. best.yaml of a study of "
+                "tune.py has both."
+            )
+        if self.early_stopping_patience:
+            raise ConfigError(
+                "early_stopping_patience needs validation images, and train_on is "
+                "train+validation. Set one of them back."
             )

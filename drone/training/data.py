@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drone.data.dataset import Dataset, Split
+from drone.training.config import TrainOn
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,21 @@ class TrainingData:
     """Of the data set, and of the fold if there is one."""
 
     @staticmethod
-    def of(dataset: Dataset, fold: Fold | None = None) -> "TrainingData":
+    def of(
+        dataset: Dataset, fold: Fold | None = None, train_on: TrainOn = "train"
+    ) -> "TrainingData":
         """The images of a data set.
 
         Args:
             dataset: Prepared data set.
             fold: Fold that is held out for validation; None holds out the validation split.
+            train_on: With "train+validation" nothing is held out.
         """
         images = dataset.development()
-        if fold is None:
+        if train_on == "train+validation":
+            assert fold is None
+            held_out_N, suffix = np.zeros(len(images), bool), ""
+        elif fold is None:
             num_train = len(dataset.rows("train"))
             held_out_N, suffix = np.arange(len(images)) >= num_train, ""
         else:

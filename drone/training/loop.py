@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as distributed
 import torch.nn.functional as functional
 from numpy.typing import NDArray
+from torch import Tensor
 
 from drone.config import to_dict
 from drone.errors import Interrupted, RunError
 from drone.model.batchnorm import set_padding
 from drone.model.inference import probabilities_at_cut
 from drone.model.mobilenet import Classifier
-from drone.training import checkpoint
+from drone.training import checkpoint, predictions
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.best_epoch import History, epoch_rank
 from drone.training.checkpoint import Identity, Position
@@ -49,6 +51,8 @@ def fit(
     context: Context,
     cache: CacheSpec | None = None,
     commit: str = "unknown",
+    *,
+    keep_predictions: bool = False,
 ) -> History:
     """Trains a model, or resumes from the context's checkpoint.
 
@@ -60,6 +64,8 @@ def fit(
         cache: Activation cache for the frozen blocks; None computes them in each step. It changes
             the speed and no number.
         commit: Git commit of the program, for the checkpoint.
+        keep_predictions: Whether each entry holds the predictions of the validation images, in
+            their order, as `predictions.encode` writes them.
 
     Returns:
         An entry for each epoch. The checkpoint that was reported last holds the weights of the
@@ -73,7 +79,7 @@ def fit(
     """
     keep_freed_memory()
     set_tf32(False)  # fp32 means fp32; bf16 is the setting for speed.
-    return _Run(config, data, model, context, cache, commit).train()
+    return _Run(config, data, model, context, cache, commit, keep_predictions).train()
 
 
 class _Run:
@@ -87,8 +93,10 @@ class _Run:
         context: Context,
         cache: CacheSpec | None,
         commit: str,
+        keep_predictions: bool,
     ) -> None:
         self.config, self.data, self.context = config, data, context
+        self.keep_predictions = keep_predictions
         self.identity = Identity(to_dict(config), data.classes, data.fingerprint, commit)
         model = model.to(context.device)
         # Before _resume: the activation cache copies the starting weights and names views by them.
@@ -102,7 +110,7 @@ class _Run:
         self.early_stopping = EarlyStopping(config, len(data.classes))
 
     def train(self) -> History:
-        for epoch in range(self.position.epoch, self.config.epochs):
+        for epoch in range(self.position.epoch, self.config.last_epoch):
             self._train_epoch(epoch)
             self._end_epoch(epoch)
         return self.position.history
@@ -170,7 +178,7 @@ class _Run:
         self.context.progress(
             Progress(
                 epoch=epoch + 1,
-                epochs=self.config.epochs,
+                epochs=self.config.last_epoch,
                 step=batch,
                 steps=steps,
                 batch_size=batch_size,
@@ -185,33 +193,41 @@ class _Run:
         _raise_stop(agreement.stop)
 
     def _end_epoch(self, epoch: int) -> None:
-        metrics = self._epoch_metrics(epoch)
+        metrics, probs_VK = self._epoch_metrics(epoch)
         self._remember_best(epoch + 1, metrics)
         # The time is fixed here and saved, so that a replay gives the tracker the same point.
         entry = {"epoch": epoch + 1, "time_ms": int(time.time() * 1000), "metrics": metrics}
+        if self.keep_predictions:
+            entry["predictions"] = predictions.encode(probs_VK.cpu().numpy())
         history = [*self.position.history, entry]
         self.position = Position(epoch=epoch + 1, history=history, best=self.position.best)
         self.metrics = self._no_metrics()
         agreement = self.control.after_step()
         due = self.context.checkpoint_each_epoch or agreement.checkpoint or agreement.stops
         self._report(save=due)
-        if epoch + 1 < self.config.epochs:  # After the last epoch there is nothing left to stop.
+        # After the last epoch there is nothing left to stop.
+        if epoch + 1 < self.config.last_epoch:
             # After the report, so that the launcher has this epoch before the run ends.
             self.early_stopping.check(self.position.history)
             _raise_stop(agreement.stop)
 
-    def _epoch_metrics(self, epoch: int) -> dict[str, float]:
+    def _epoch_metrics(self, epoch: int) -> tuple[dict[str, float], Tensor]:
         steps = self.inputs.batches.steps
         metrics = self.metrics.reduced().metrics("train", self.data.classes)
-        metrics |= self._validate()
+        validation, probs_VK = self._validate()
+        metrics |= validation
         for name, rate in learning_rates(self.config, (epoch + 1) * steps - 1, steps).items():
             metrics[f"lr/{name}"] = rate
         images = steps * self.inputs.batch_size
         metrics["speed/images_per_s"] = images / max(self.position.elapsed_s, 1e-9)
         metrics["speed/epoch_s"] = self.position.elapsed_s
-        return metrics
+        return metrics, probs_VK
 
     def _remember_best(self, epoch: int, metrics: dict[str, float]) -> None:
+        if not len(self.inputs.validation):
+            self.position.best = {"epoch": epoch}
+            self.learner.best = self.learner.evaluated_weights()
+            return
         score, loss = metrics["validation/macro_f1"], metrics["validation/loss"]
         best, by = self.position.best, self.config.best_epoch_by
         if best and epoch_rank(score, loss, by) <= epoch_rank(best["macro_f1"], best["loss"], by):
@@ -220,20 +236,26 @@ class _Run:
         self.learner.best = self.learner.evaluated_weights()
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Metrics on validation, each image counted once over all ranks."""
+    def _validate(self) -> tuple[dict[str, float], Tensor]:
+        """Metrics and probabilities, (V, K), on validation; each image is predicted on one rank."""
         device, split = self.context.device, self.inputs.validation
         model, metrics = self.learner.evaluated.eval(), self._no_metrics()
+        probs_VK = torch.zeros(len(split), len(self.data.classes), device=device)
+        if not len(split):
+            return {}, probs_VK
         for positions in self.inputs.validation_batches(self.context.rank, self.context.world_size):
             labels_N = split.labels_N[torch.from_numpy(positions).to(device)]
             with autocast(self.config.precision, device):
                 activations = self.inputs.activations.validation(model, positions)
                 probs_NK = probabilities_at_cut(model, activations)
+            probs_VK[torch.from_numpy(positions).to(device)] = probs_NK
             loss_sum = functional.nll_loss(
                 probs_NK.clamp_min(1e-12).log(), labels_N, reduction="sum"
             )
             metrics.add(loss_sum, probs_NK.argmax(dim=1), labels_N)
-        return metrics.reduced().metrics("validation", self.data.classes)
+        if self.keep_predictions and self.context.world_size > 1:
+            distributed.all_reduce(probs_VK)  # Zeros wherever another rank predicts.
+        return metrics.reduced().metrics("validation", self.data.classes), probs_VK
 
     def _report(self, save: bool = True) -> None:
         """Reports the history, usually with a checkpoint; all ranks together."""

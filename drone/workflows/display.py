@@ -36,6 +36,9 @@ class SearchProgress(Protocol):
     def trial(self, record: "TrialRecord", name: str) -> None:
         """A trial has started, has a new epoch or has ended."""
 
+    def message(self, text: str) -> None:
+        """Something about the search as a whole."""
+
 
 class Display(Protocol):
     """Shows messages and progress of a workflow."""
@@ -99,6 +102,9 @@ class _SilentProgress:
         """Does nothing."""
 
     def trial(self, record: "TrialRecord", name: str) -> None:
+        """Does nothing."""
+
+    def message(self, text: str) -> None:
         """Does nothing."""
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from drone.commands import command
 from drone.data.dataset import Dataset, Split
 from drone.errors import ConfigError, DataError, RunError
-from drone.evaluation import calibration, parity
+from drone.evaluation import parity
 from drone.evaluation.batch_inference import predict_in_batches
 from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.parity import Parity
@@ -28,7 +28,7 @@ from drone.storage import checkpoints, dataset_cache
 from drone.tracking import runs
 from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
 from drone.workflows.display import SILENT, Display
-from drone.workflows.model_logging import ONNX_FILE, load_best_model
+from drone.workflows.model_logging import ONNX_FILE, calibrate, load_best_model
 from drone.workflows.moved import open_recorded
 from drone.workflows.requests import ExportRequest
 from drone.workflows.run_spec import RunSpec, check_fingerprint, read_spec
@@ -113,9 +113,7 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
                 f"{request.data} is {dataset.fingerprint[:12]}. Name one of its own."
             )
         measured = _check_parity(request, spec, logged, dataset, building, display)
-        calibrated = calibration.calibrate(
-            logged, dataset.split("validation"), request.unsure_below
-        ).as_metadata()
+        calibrated = calibrate(logged, spec.config, dataset, request.unsure_below).as_metadata()
         identity = {"name": model.name, "version": model.version}
         export.add_metadata(target, {**identity, **calibrated})
         quantized = None

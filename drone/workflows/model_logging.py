@@ -7,6 +7,7 @@ from pathlib import Path
 
 from drone.data.dataset import Dataset
 from drone.evaluation import calibration, parity
+from drone.evaluation.calibration import Calibration
 from drone.model import export, mobilenet
 from drone.serving.predictor import Predictor
 from drone.tracking.model import log_model, log_model_metrics
@@ -36,6 +37,7 @@ def export_and_log(
     model = load_best_model(folder, config, len(dataset.classes))
     metadata = {
         **metadata,
+        "train_on": config.train_on,
         "classes": json.dumps(dataset.classes, ensure_ascii=False),
         "preprocessing": dataset.preprocessing.to_json(),
         "fingerprint": dataset.fingerprint,
@@ -56,9 +58,28 @@ def export_and_log(
             }
         )
         parity.check(measured, require_top1=False)
-        calibrated = calibration.calibrate(predictor, validation).as_metadata()
+        calibrated = calibrate(predictor, config, dataset).as_metadata()
         export.add_metadata(target, calibrated)
         return log_model(target, dataset.classes, {**metadata, **calibrated})
+
+
+def calibrate(
+    predictor: Predictor, config: TrainConfig, dataset: Dataset, unsure_below: float | None = None
+) -> Calibration:
+    """Returns the calibration of a model: the config's own, or one fitted on validation images.
+
+    Args:
+        predictor: The exported model.
+        config: Config of its run.
+        dataset: Data set that it was trained on.
+        unsure_below: Threshold to use instead.
+    """
+    known = config.calibration
+    if known.temperature:
+        threshold = known.unsure_below if unsure_below is None else unsure_below
+        return Calibration(known.temperature, threshold)
+    at_own_sizes = dataset.at_bins() if config.model.mixed else dataset
+    return calibration.calibrate(predictor, at_own_sizes.split("validation"), unsure_below)
 
 
 def load_best_model(folder: Path, config: TrainConfig, num_classes: int) -> mobilenet.Classifier:

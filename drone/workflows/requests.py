@@ -173,8 +173,8 @@ class ExportRequest:
     """Data set that the model was trained on, if it has moved."""
 
     unsure_below: float | None = None
-    """Probability of the best class below which a prediction is unsure (default: selected on
-    validation)."""
+    """Probability of the best class below which a prediction is unsure (default: selected on images
+    that the model was not trained on)."""
 
     unchecked: bool = False
     """Export although the trained weights to compare with are gone."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from drone.cluster import connection
 from drone.commands import command
 from drone.config import override
-from drone.data.dataset import Dataset
+from drone.data.dataset import SPLITS, Dataset
 from drone.errors import ConfigError, RunError
 from drone.files import locked
 from drone.model import weights
@@ -18,14 +19,22 @@ from drone.names import check_folder_name
 from drone.presets import get_preset
 from drone.search import space as search_space
 from drone.search.grammar import Changes
+from drone.search.scoring import Objective, default_num_folds
 from drone.search.study import STUDY_FILE, Study, StudySpec
 from drone.storage import dataset_cache
 from drone.storage.filesystem import absolute, resolve_writable
 from drone.tracking import runs
 from drone.training import memory
+from drone.training.config import CalibrationConfig
 from drone.workflows import cluster_check, moved
 from drone.workflows.display import SILENT, Display
-from drone.workflows.search_final import AfterSearch, FinalModel, finish
+from drone.workflows.search_final import (
+    AfterSearch,
+    FinalModel,
+    default_confirmation,
+    default_final_on,
+    finish,
+)
 from drone.workflows.search_report import StudyResult, conclude, log_spec
 from drone.workflows.search_trials import SearchResources, StudyRunner
 
@@ -60,7 +69,11 @@ class NewStudy:
 
     first_source: str = "first trials"
     num_trials: int = 30
-    scheduler: str = "asha"
+    scheduler: str = "race"
+    folds: int | None = None
+    """Number of folds of each trial; by default as many as the data set needs."""
+
+    objective: Objective = "log_loss"
     weights: str = "imagenet"
     storage: str | None = None
     """Folder or URI for checkpoints; by default in the study's folder."""
@@ -99,7 +112,12 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     Raises:
         ConfigError: A setting, a change or the name is wrong.
     """
-    base = override(get_preset(request.preset), request.settings, request.settings_source)
+    preset = get_preset(request.preset)
+    # Half of them find the same best epoch (docs/log.md), and folds have their price.
+    preset = replace(preset, epochs=math.ceil(preset.epochs / 2))
+    base = override(preset, request.settings, request.settings_source)
+    # Trials hold images out, whatever the settings were made for: they may be another study's best.
+    base = replace(base, train_on="train", stop_epoch=0, calibration=CalibrationConfig())
     # What --vary overrides must leave no trace: a fixed setting would drop others from the space.
     changes = {
         name: change for name, change in request.space_changes.items() if name not in request.varied
@@ -135,6 +153,8 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
         first_trials=first_trials,
         num_trials=request.num_trials,
         scheduler=request.scheduler,
+        folds=request.folds or 0,
+        objective=request.objective,
         run_id="",
         storage=storage,
     )
@@ -245,7 +265,12 @@ def _run_locked(
     tags = {"pretrained": starting.pretrained, "fingerprint": dataset.fingerprint}
     with runs.start_run(spec.name, display.warn, spec.run_id or None, tags) as parent:
         if not spec.run_id:
-            spec = replace(spec, run_id=parent.run_id, fingerprint=dataset.fingerprint)
+            spec = replace(
+                spec,
+                run_id=parent.run_id,
+                fingerprint=dataset.fingerprint,
+                folds=spec.folds or _default_folds(dataset),
+            )
             log_spec(parent, spec, dataset)
         # After the run exists: a kill in between leaves a run without a study, not the reverse.
         study.write_spec(spec)
@@ -261,13 +286,19 @@ def _run_locked(
                 )
             runner = StudyRunner(study, spec, parent, dataset, starting, resources, progress)
             runner.search()
-            confirmed = runner.confirm(*after.confirm) if min(after.confirm) else []
-        best = conclude(runner, parent, confirmed)
+            confirm = after.confirm or default_confirmation(spec.folds)
+            confirmed = runner.confirm(*confirm) if min(confirm) else []
+        final_on = after.final_on or default_final_on(spec.folds)
+        best = conclude(runner, parent, confirmed, final_on)
     display.show(best.sentence, f"Configuration: {best.config_file}", f"Report: {best.report}")
     final = None
     if after.final:
         final = finish(study, spec, best.config, resources, after, experiment, display)
     return SearchResult(spec.name, spec.run_id, best, final)
+
+
+def _default_folds(dataset: Dataset) -> int:
+    return default_num_folds(*(len(dataset.rows(name)) for name in SPLITS[:2]))
 
 
 def _as_it_is_now(spec: StudySpec) -> StudySpec:

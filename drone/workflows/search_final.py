@@ -9,7 +9,7 @@ from drone.evaluation.limits import Limits
 from drone.names import check_model_name
 from drone.search.study import Study, StudySpec
 from drone.tracking import registry, runs
-from drone.training.config import TrainConfig
+from drone.training.config import TrainConfig, TrainOn
 from drone.workflows import evaluation, promotion, training
 from drone.workflows.display import Display
 from drone.workflows.evaluation import EvaluationResult
@@ -24,16 +24,30 @@ from drone.workflows.training import Resources
 class AfterSearch:
     """Steps after the trials."""
 
-    confirm: tuple[int, int] = (3, 3)
-    """Number of configurations to train again, and of seeds for each; 0 for none."""
+    confirm: tuple[int, int] | None = None
+    """Number of configurations to train again, and of folds for each; 0 for none. None trains
+    three on three folds again if trials have a single fold, else none."""
 
     final: bool = True
     """Whether the winner is trained once more, evaluated on test, registered and promoted."""
+
+    final_on: TrainOn | None = None
+    """Images that the winner is trained on; None adds validation if trials have several folds."""
 
     model_name: str = registry.DEFAULT_NAME
 
     def __post_init__(self) -> None:
         check_model_name(self.model_name, "--model-name")
+
+
+def default_confirmation(num_folds: int) -> tuple[int, int]:
+    """Returns the confirmation of a study: needless where trials have several folds."""
+    return (3, 3) if num_folds == 1 else (0, 0)
+
+
+def default_final_on(num_folds: int) -> TrainOn:
+    """Returns the images that the final model is trained on."""
+    return "train" if num_folds == 1 else "train+validation"
 
 
 @dataclass(frozen=True)

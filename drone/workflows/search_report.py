@@ -1,11 +1,12 @@
 """Writes the result of a study into its folder, and logs it to its run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from drone.commands import command
@@ -15,10 +16,12 @@ from drone.errors import TrainingError
 from drone.evaluation import plots as evaluation_plots
 from drone.redaction import redact
 from drone.search import plots, report, summary
+from drone.search.scoring import in_words, sign
+from drone.search.space import base_params
 from drone.search.study import StudySpec, TrialRecord
-from drone.search.summary import ConfirmedConfig
+from drone.search.verdict import Verdict, decide
 from drone.tracking.runs import TrackedRun
-from drone.training.config import TrainConfig
+from drone.training.config import TrainConfig, TrainOn
 from drone.workflows.search_trials import StudyRunner
 
 BEST_FILE = "best.yaml"
@@ -40,10 +43,13 @@ class StudyResult:
         """Returns plain values, for JSON."""
         return {
             "trial": self.trial.number,
-            "macro_f1": self.trial.objective,
+            "score": self.trial.score,
+            "score_se": self.trial.score_se,
+            **{name: self.trial.metrics.get(name) for name in ("log_loss", "accuracy", "macro_f1")},
             "params": self.trial.params,
             "config": str(self.config_file),
             "report": str(self.report),
+            "sentence": self.sentence,
         }
 
 
@@ -52,48 +58,68 @@ def log_spec(run: TrackedRun, spec: StudySpec, dataset: Dataset) -> None:
     base = flatten(to_dict(spec.base))
     run.log_params({f"base.{name}": value for name, value in base.items()})
     run.log_params({f"space.{name}": str(domain) for name, domain in spec.space.items()})
-    run.log_params({"num_trials": spec.num_trials, "scheduler": spec.scheduler})
+    run.log_params(
+        {
+            "num_trials": spec.num_trials,
+            "scheduler": spec.scheduler,
+            "folds": spec.folds,
+            "objective": spec.objective,
+        }
+    )
     run.log_dataset(dataset)
 
 
 def conclude(
-    runner: StudyRunner, run: TrackedRun, confirmed: Sequence[ConfirmedConfig]
+    runner: StudyRunner, run: TrackedRun, confirmed: Sequence[TrialRecord], final_on: TrainOn
 ) -> StudyResult:
     """Selects the winner, writes best.yaml and the report, and logs both to the study's run.
+
+    Args:
+        runner: Has run the trials.
+        run: The study's run.
+        confirmed: Confirmation runs; empty without a confirmation.
+        final_on: The images that the winner is trained on once more.
 
     Raises:
         TrainingError: No trial completed an epoch.
     """
     study, records = runner.study, runner.study.records("trials")
     names = {record.number: runner.name_of(record) for record in records}
-    best = _best(records)
-    winner = confirmed[0].trial if confirmed else best
-    config = runner.config_of(winner)
+    scorer = runner.confirmation_scorer if confirmed else runner.scorer
+    is_preset = bool(records) and records[0].params == _preset_params(runner.spec)
+    verdict = decide(confirmed or records, scorer, names, is_preset)
+    if verdict is None:
+        raise TrainingError(
+            "No trial completed an epoch, so there is nothing to select from. Resume the study "
+            "with --add-trials, and without a --time-budget-min or with a longer one."
+        )
+    winner = verdict.winner
+    config = runner.final_config(winner, scorer, final_on)
     config_file = study.folder / BEST_FILE
     # Before the report: the winner is safe even if a plot fails.
     config_file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
-    sentence = _sentence(winner, names, confirmed, len(records))
-    content = _report(runner, run, confirmed, names, sentence, config_file)
+    content = _report(runner, run, confirmed, names, verdict, config_file)
     folder = study.folder / "report"
     report_file = report.write(folder, content)
     run.log_folder(folder, "study")
     run.log_text(config_file.read_text("utf-8"), BEST_FILE)
     run.log_text(json.dumps(content.sentences, indent=1), "study/settings.json")
-    # Of the search alone: lucky by selection, unlike the confirmed mean below.
-    run.log_final({"best/objective": best.objective, "best/trial": best.number})
-    if confirmed:
-        metrics = {"confirmed/mean": confirmed[0].mean, "confirmed/lower": confirmed[0].lower}
-        run.log_final(metrics)
-    run.log_tags({"best": names[winner.number]})
-    return StudyResult(winner, config, config_file, report_file.resolve(), sentence)
+    run.log_final({f"best/{name}": value for name, value in winner.metrics.items()})
+    run.log_final({"best/trial": winner.number})
+    run.log_tags({"best": names[winner.number], "verdict": verdict.sentence})
+    return StudyResult(winner, config, config_file, report_file.resolve(), verdict.sentence)
+
+
+def _preset_params(spec: StudySpec) -> dict[str, Any]:
+    return base_params(spec.base, spec.space)
 
 
 def _report(
     runner: StudyRunner,
     run: TrackedRun,
-    confirmed: Sequence[ConfirmedConfig],
-    names: dict[int, str],
-    sentence: str,
+    confirmed: Sequence[TrialRecord],
+    names: Mapping[int, str],
+    verdict: Verdict,
     config_file: Path,
 ) -> report.StudyReport:
     """Returns the content of the report, and draws its figures into the study's folder."""
@@ -101,10 +127,19 @@ def _report(
     folder = runner.study.folder / "report"
     # The figures are drawn before `report.write` creates the folder.
     folder.mkdir(exist_ok=True)
-    curves = folder / "learning_curves.png"
-    evaluation_plots.save(plots.learning_curves(records, _best(records).number), curves)
+    figures = {
+        "race": plots.race(records, spec.base.epochs),
+        "learning_curves": plots.learning_curves(records, verdict.winner.number),
+    }
+    for name, figure in figures.items():
+        evaluation_plots.save(figure, folder / f"{name}.png")
     preset = spec.base.preset
     data = redact(spec.data)
+    trials = summary.table(records, names, runner.scorer)
+    again = pd.DataFrame()
+    if confirmed:
+        again = summary.table(confirmed, names, runner.confirmation_scorer)
+    direction = "higher" if sign(spec.objective) > 0 else "lower"
     return report.StudyReport(
         title=f"Study {spec.name}",
         facts={
@@ -112,41 +147,20 @@ def _report(
             "data set": data,
             "fingerprint": spec.fingerprint,
             "trials": _counts(records),
+            "folds": str(spec.folds),
             "use it": command("train", preset, data=data, config=config_file),
         },
-        winner=sentence,
-        trials=summary.table(records, names),
-        confirmed=confirmed,
-        names=names,
-        sentences=summary.sentences(records, spec.space, runner.sampler.importances()),
-        figures=[*plots.draw_optuna_plots(runner.sampler, folder), curves],
-    )
-
-
-def _best(records: Sequence[TrialRecord]) -> TrialRecord:
-    top = summary.top_trials(records, 1)
-    if not top:
-        raise TrainingError(
-            "No trial completed an epoch, so there is nothing to select from. Resume the study "
-            "with --add-trials, and without a --time-budget-min or with a longer one."
-        )
-    return top[0]
-
-
-def _sentence(
-    winner: TrialRecord,
-    names: dict[int, str],
-    confirmed: Sequence[ConfirmedConfig],
-    num_trials: int,
-) -> str:
-    subject = f"Trial {winner.number} ({names[winner.number]}) of {num_trials}"
-    if not confirmed:
-        return f"{subject} has the highest validation macro F1: {winner.objective:.4f}."
-    first = confirmed[0]
-    return (
-        f"{subject} is the most reliable: macro F1 {first.mean:.4f} on average over "
-        f"{len(first.scores)} new seeds and validation sets, at least {first.lower:.4f} (95 %); "
-        f"{winner.objective:.4f} in the search."
+        winner=verdict.sentence,
+        trials=trials,
+        confirmed=again,
+        objective=f"{in_words(spec.objective)}, {direction} is better",
+        sentences=summary.sentences(
+            records, spec.space, runner.sampler.importances(), spec.objective
+        ),
+        figures=[
+            *(folder / f"{name}.png" for name in figures),
+            *plots.draw_optuna_plots(runner.sampler, folder),
+        ],
     )
 
 

@@ -5,32 +5,35 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from drone.cluster import connection
-from drone.cluster.schedulers import Scheduler, make_scheduler
+from drone.cluster.schedulers import Pruner, make_pruner
 from drone.cluster.searcher import FixedTrials, SampledTrials, StudySearcher, TrialSource
 from drone.cluster.trial import TrialSpec, checkpoint_location
 from drone.cluster.tune import TrialSlots, choose_slots, run_trials
 from drone.commands import command
 from drone.config import flatten, to_dict
-from drone.data.dataset import Dataset
+from drone.data.dataset import SPLITS, Dataset
 from drone.errors import Interrupted, TrainingError
+from drone.evaluation.calibration import choose_unsure_threshold
 from drone.model.weights import Weights
 from drone.project import commit
 from drone.search.domain import Choice, Range
 from drone.search.sampler import Sampler
+from drone.search.scorer import Scorer
+from drone.search.scoring import HeldOut
 from drone.search.space import apply_params, trial_name
+from drone.search.stopping import Outlook, outlook
 from drone.search.study import Part, Study, StudySpec, TrialRecord
-from drone.search.summary import ConfirmedConfig, rank_confirmed, select_for_confirmation
+from drone.search.summary import select_for_confirmation
 from drone.storage import checkpoints
 from drone.tracking.runs import TrackedRun
 from drone.tracking.study_runs import TrialRuns
 from drone.training.activation_cache.policy import cuts_to_cache, search_workload
 from drone.training.activation_cache.store import CacheSpec
-from drone.training.config import TrainConfig
+from drone.training.config import CalibrationConfig, TrainConfig, TrainOn
 from drone.workflows.display import SearchProgress
-
-_NUM_FOLDS = 5
-"""Folds of the confirmation runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,9 @@ class SearchResources:
     cache: CacheSpec
     time_budget_s: float | None = None
     """Seconds after which no trial starts."""
+
+    until_sure: bool = True
+    """Whether no trial starts when more of them are expected to gain less than the noise."""
 
 
 class StudyRunner:
@@ -74,15 +80,19 @@ class StudyRunner:
         self.progress = progress
         self._run_of_study = run
         self.trial_runs = TrialRuns(run.run_id, run.warn)
+        self.scorer = self.confirmation_scorer = self._scorer_of(spec.folds)
         self.sampler = Sampler(
             study.folder,
             self.spec.name,
             self.spec.base,
             self.spec.space,
             self.spec.first_trials,
+            self.spec.objective,
             study.records("trials"),
         )
         self._start_s, self._commit = time.monotonic(), commit()
+        self.outlook: Outlook | None = None
+        """Why the study ended before its last trial, if it did."""
 
     def search(self) -> list[TrialRecord]:
         """Runs the trials that are left.
@@ -96,11 +106,11 @@ class StudyRunner:
         """
         spec, records = self.spec, self.study.records("trials")
         slots = self._slots(spec.num_trials)
-        scheduler = make_scheduler(spec.scheduler, spec.base, spec.space)
-        recorder = _Recorder("trials", self)
-        source = SampledTrials(self.sampler, spec, records, scheduler, recorder)
+        pruner = make_pruner(spec.scheduler, spec.base, spec.space, self.scorer)
+        recorder = _Recorder("trials", self, self.scorer)
+        source = SampledTrials(self.sampler, spec, records, pruner, recorder, self._knows_enough)
         self.progress.start("trial", spec.num_trials, records, slots.concurrency)
-        self._run(recorder, records, source, scheduler, slots, self._within_budget)
+        self._run(recorder, records, source, pruner, slots, self._within_budget)
         records = self.study.records("trials")
         if records and all(record.state == "failed" for record in records):
             raise TrainingError(
@@ -108,48 +118,38 @@ class StudyRunner:
             )
         return records
 
-    def confirm(self, num_configs: int, num_seeds: int) -> list[ConfirmedConfig]:
-        """Trains the best configurations again, with other seeds and other validation images.
+    def confirm(self, num_configs: int, num_folds: int) -> list[TrialRecord]:
+        """Trains the best configurations again, with another seed and other held-out images.
 
         Args:
             num_configs: How many configurations, besides the first trial's.
-            num_seeds: How often each of them is trained.
+            num_folds: Number of folds that each of them is trained on.
 
         Returns:
-            The configurations, best first.
+            Their trials, numbered as in the search.
         """
         spec = self.spec
-        trials = select_for_confirmation(self.study.records("trials"), num_configs)
+        trials = select_for_confirmation(self.study.records("trials"), num_configs, self.scorer)
         earlier = {record.number: record for record in self.study.records("confirm")}
-        runs = {
-            trial.number: self._confirmation_runs(trial, num_seeds, earlier) for trial in trials
-        }
-        records = [record for records_of_trial in runs.values() for record in records_of_trial]
+        records = [
+            earlier.get(trial.number)
+            or TrialRecord(trial.number, trial.params, spec.base.seed + 1, num_folds)
+            for trial in trials
+        ]
         # choose_slots allows a quarter at a time, to learn from results; here nothing is learnt.
         slots = self._slots(4 * len(records))
+        scorer = self.confirmation_scorer = self._scorer_of(num_folds)
         # Not pruned: configurations are compared by complete runs.
-        scheduler = make_scheduler("none", spec.base, spec.space)
-        recorder = _Recorder("confirm", self)
+        pruner = make_pruner("none", spec.base, spec.space, scorer)
+        recorder = _Recorder("confirm", self, scorer)
         self.progress.start("confirmation run", len(records), records, slots.concurrency)
         # The time budget is that of the search; its winner is confirmed in any case.
-        self._run(recorder, records, FixedTrials(records), scheduler, slots, lambda: True)
-        return rank_confirmed(trials, runs)
+        self._run(recorder, records, FixedTrials(records), pruner, slots, lambda: True)
+        return records
 
-    def _confirmation_runs(
-        self, trial: TrialRecord, num_seeds: int, earlier: dict[int, TrialRecord]
-    ) -> list[TrialRecord]:
-        """Returns the runs of a trial; run r of trial n has the number 100 n + r."""
-        first_seed = self.spec.base.seed + 1
-        # Fixed, so that a resumed study finds its runs even if other configurations are best by
-        # now.
-        numbers = [100 * trial.number + run for run in range(num_seeds)]
-        return [
-            # Run r has the same seed and images for every configuration: they are compared in
-            # blocks.
-            earlier.get(number)
-            or TrialRecord(number, trial.params, first_seed + run, (run % _NUM_FOLDS, _NUM_FOLDS))
-            for run, number in enumerate(numbers)
-        ]
+    def _scorer_of(self, num_folds: int) -> Scorer:
+        held_out = HeldOut.of(self.dataset, num_folds)
+        return Scorer(held_out, self.spec.objective, self.spec.base.epochs)
 
     def name_of(self, record: TrialRecord) -> str:
         """Returns a short name of the trial."""
@@ -159,6 +159,23 @@ class StudyRunner:
         """Returns the configuration that the trial trains."""
         config = apply_params(self.spec.base, record.params, f"trial {record.number}")
         return replace(config, seed=record.seed)
+
+    def final_config(self, winner: TrialRecord, scorer: Scorer, final_on: TrainOn) -> TrainConfig:
+        """Returns the configuration that a winner is trained with once more.
+
+        Args:
+            winner: Trial of the search or of the confirmation.
+            scorer: Has scored it.
+            final_on: Images to train on. With validation among them, the number of epochs and the
+                calibration are those of the predictions that were made out of fold.
+        """
+        config = apply_params(self.spec.base, winner.params, f"trial {winner.number}")
+        score = scorer.score(winner)
+        if final_on == "train" or score is None:
+            return config
+        threshold = choose_unsure_threshold(score.probs_MK.astype(np.float32), score.labels_M)
+        calibration = CalibrationConfig(temperature=score.temperature, unsure_below=threshold)
+        return replace(config, train_on=final_on, stop_epoch=score.epoch, calibration=calibration)
 
     def create_mlflow_run(self, part: Part, record: TrialRecord) -> None:
         """Creates the trial's run in MLflow, unless it exists."""
@@ -192,7 +209,7 @@ class StudyRunner:
         recorder: "_Recorder",
         records: list[TrialRecord],
         source: TrialSource,
-        scheduler: Scheduler,
+        pruner: Pruner,
         slots: TrialSlots,
         may_start: Callable[[], bool],
     ) -> None:
@@ -203,8 +220,9 @@ class StudyRunner:
         searcher = StudySearcher(
             source,
             recorder,
+            recorder.scorer,
+            pruner,
             concurrency=slots.concurrency,
-            epochs=self.spec.base.epochs,
             may_start=may_start,
         )
         # Ray Tune's own folder, new for each attempt and deleted at its end: nothing resumes from
@@ -213,13 +231,26 @@ class StudyRunner:
         trial_spec = self._trial_spec(recorder.part, slots)
         resume = command("tune", resume=self.study.folder)
         try:
-            run_trials(searcher, scheduler, trial_spec, slots, attempt)
+            run_trials(searcher, trial_spec, slots, attempt)
         except Interrupted as error:
             self.trial_runs.mark_killed()
             raise Interrupted(f"{error} Continue: {resume}") from error
         finally:
             checkpoints.delete_all(f"{self.spec.storage}/{attempt}")
         self.trial_runs.catch_up(self.create_mlflow_run, resume)
+
+    def _knows_enough(self) -> bool:
+        """Whether more trials would tell nothing; says so once."""
+        if not self.resources.until_sure:
+            return False
+        num_more = self.spec.num_trials - self.sampler.num_started
+        found = outlook(self.study.records("trials"), self.scorer, num_more)
+        if found is None or not found.is_sure:
+            return False
+        if not self.outlook:
+            self.progress.message(found.sentence(self.spec.objective))
+        self.outlook = found
+        return True
 
     def _within_budget(self) -> bool:
         budget_s = self.resources.time_budget_s
@@ -238,13 +269,15 @@ class StudyRunner:
         spec, cache = self.spec, self.resources.cache
         strengths = spec.space.get("augment.strength", Choice((spec.base.augment.strength,)))
         depths = spec.space.get("model.unfreeze_depth", Choice((spec.base.model.unfreeze_depth,)))
+        num_train, num_validation = (len(self.dataset.rows(name)) for name in SPLITS[:2])
         workload = search_workload(
-            num_train=len(self.dataset.split("train")),
-            num_validation=len(self.dataset.split("validation")),
+            # Over all folds, every image is trained on.
+            num_train=num_train if spec.folds == 1 else num_train + num_validation,
+            num_validation=num_validation,
             side_px=self.dataset.preprocessing.side_px,
             disk_gb=cache.disk_gb,
-            # Confirmation runs have seeds of their own, and share no views.
-            num_trials=spec.num_trials if part == "trials" else 1,
+            # Confirmation runs have a seed of their own, and few share views.
+            num_trials=spec.num_trials * spec.folds if part == "trials" else 1,
             strengths=None if isinstance(strengths, Range) else strengths.values,
         )
         choices = () if isinstance(depths, Range) else depths.values
@@ -264,8 +297,8 @@ class StudyRunner:
 class _Recorder:
     """Records the trials of a part: first on disk, then in MLflow, then in Optuna."""
 
-    def __init__(self, part: Part, runner: StudyRunner) -> None:
-        self.part = part
+    def __init__(self, part: Part, runner: StudyRunner, scorer: Scorer) -> None:
+        self.part, self.scorer = part, scorer
         self._runner = runner
 
     def trial_started(self, record: TrialRecord) -> None:
@@ -278,6 +311,8 @@ class _Recorder:
     def trial_updated(self, record: TrialRecord) -> None:
         """Records that a trial has a new epoch, or has ended."""
         runner = self._runner
+        if record.has_ended:
+            self.scorer.finish(record)
         runner.study.save(self.part, record)
         # After the file: MLflow and Optuna can be caught up from it, not the other way round.
         runner.publish(self.part, record)

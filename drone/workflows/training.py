@@ -6,6 +6,9 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from drone.cluster import connection
 from drone.cluster import train as ray_train
 from drone.cluster.train_job import TrainJob
@@ -26,6 +29,7 @@ from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.best_epoch import History
 from drone.training.checkpoint import STATE_FILE, Position, read_position
+from drone.training.data import TrainingData
 from drone.workflows import cluster_check, model_logging, moved
 from drone.workflows.display import SILENT, Display, TrainingProgress
 from drone.workflows.run_spec import SPEC_FILE, RunSpec, check_fingerprint, read_spec, train_command
@@ -123,10 +127,10 @@ def resume(
     info = run.info
     spec = read_spec(info.run_id)
     if info.status == "FINISHED":
-        more = train_command(spec, epochs=2 * spec.config.epochs)
+        more, count = train_command(spec, epochs=2 * spec.config.epochs), spec.config.last_epoch
         raise RunError(
-            f"Cannot resume run {id_or_name}: it is finished after {spec.config.epochs} epochs. "
-            f"Start a new run with more: {more}"
+            f"Cannot resume run {id_or_name}: it is finished after {count} epochs. Start a new run "
+            f"with more: {more}"
         )
     if data is not None:
         spec = replace(spec, data=absolute(data))
@@ -180,13 +184,14 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
     # Built here for its counts, and to fail early if the weights do not fit.
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, starting.state())
     counts = model.parameter_counts()
-    counts_K = dataset.split("train").counts_K
+    counts_K = _training_counts(spec, dataset)
     weights_text = class_weights.describe(config.optim.class_weights, counts_K, dataset.classes)
     run.log_params(flatten(to_dict(config)))
     run.log_params({"parameters": counts.total, "parameters_trainable": counts.trainable})
     run.log_tags(
         {
             "preset": config.preset,
+            "train_on": config.train_on,
             "pretrained": starting.pretrained,
             "weights_sha256": starting.sha256,
             "fingerprint": dataset.fingerprint,
@@ -204,8 +209,13 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
     )
 
 
+def _training_counts(spec: RunSpec, dataset: Dataset) -> NDArray[np.int64]:
+    """Returns the number of training images of each class, (K,)."""
+    return TrainingData.of(dataset, None, spec.config.train_on).train.counts_K
+
+
 def _class_weights_advice(spec: RunSpec, dataset: Dataset) -> str | None:
-    counts_K = dataset.split("train").counts_K
+    counts_K = _training_counts(spec, dataset)
     return class_weights.advice(spec.config.optim.class_weights, counts_K, dataset.classes)
 
 
@@ -220,7 +230,7 @@ def _train(
 ) -> TrainResult:
     """Trains what is left of a run, then logs what is left to log."""
     config = spec.config
-    shown = display.training(config.epochs, _stored_history(spec.storage), config.best_epoch_by)
+    shown = display.training(config.last_epoch, _stored_history(spec.storage), config.best_epoch_by)
     # Before the workers start: set later, they would not reach the thread that trains.
     with connection.connected(environment=memory.ENVIRONMENT), shown as progress:
         if resources.check_cluster:
@@ -250,7 +260,7 @@ def _fit(
     if stored is not None:
         display.show(f"Resuming from epoch {stored.epoch}, step {stored.batch}")
         # Killed after its last epoch: only its model is missing.
-        if stored.epoch >= spec.config.epochs:
+        if stored.epoch >= spec.config.last_epoch:
             return
     workers = ray_train.choose_workers(
         resources.num_workers, resources.gpus_per_worker, resources.min_workers

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from drone.cluster.schedulers import _grace_epochs, make_scheduler
+from drone.cluster.schedulers import _grace_epochs, make_pruner
 from drone.cluster.searcher import FixedTrials, SampledTrials, StudySearcher
 from drone.cluster.trial import UPDATE
 from drone.search.sampler import Sampler
 from drone.search.space import DEFAULT
 from drone.search.study import Part, State, TrialRecord
-from tests.search.studies import BASE, EPOCHS, study_spec, trial_record
+from tests.search.studies import BASE, EPOCHS, entry, scorer, study_spec, trial_record
 
 GRACE_EPOCHS = _grace_epochs(BASE, DEFAULT)
 
@@ -44,23 +44,35 @@ def open_study(
 ) -> StudySearcher:
     """A searcher over a study's sampled trials, as an attempt that has these records opens it."""
     spec = study_spec(DEFAULT, num_trials)
-    sampler = Sampler(folder, spec.name, BASE, DEFAULT, spec.first_trials, records)
-    scheduler = make_scheduler(spec.scheduler, BASE, DEFAULT)
-    source = SampledTrials(sampler, spec, records, scheduler, recorder)
-    return StudySearcher(source, recorder, **{"concurrency": 4, "epochs": EPOCHS, **changes})
+    sampler = Sampler(folder, spec.name, BASE, DEFAULT, spec.first_trials, "log_loss", records)
+    knows_enough = changes.pop("knows_enough", lambda: False)
+    pruner = make_pruner(spec.scheduler, BASE, DEFAULT, scorer())
+    source = SampledTrials(sampler, spec, records, pruner, recorder, knows_enough)
+    return StudySearcher(source, recorder, scorer(), pruner, **{"concurrency": 4, **changes})
 
 
-def report(epoch: int, score: float, state: State = "running", reason: str = "") -> dict[str, Any]:
+def open_fixed(
+    records: list[TrialRecord], recorder: RecordingRecorder, concurrency: int = 1
+) -> StudySearcher:
+    """A searcher over given trials of three epochs, which are never pruned."""
+    base = replace(BASE, epochs=3)
+    scores = scorer(epochs=3)
+    pruner = make_pruner("none", base, DEFAULT, scores)
+    return StudySearcher(FixedTrials(records), recorder, scores, pruner, concurrency=concurrency)
+
+
+def report(
+    epoch: int, quality: float, state: State = "running", reason: str = ""
+) -> dict[str, Any]:
     """What a trial reports after an epoch."""
-    entry = {"epoch": epoch, "time_ms": epoch, "metrics": {"objective": score}}
     update = {
-        "entry": entry,
+        "entry": entry(epoch, quality),
         "state": state,
         "reason": reason,
         "usage": {"resource/wall_s": 1.0},
         "cache_reason": "reads",
     }
-    return {"epoch": epoch, "objective": score, UPDATE: json.dumps(update)}
+    return {UPDATE: json.dumps(update)}
 
 
 def test_no_trial_starts_when_the_time_budget_is_used_up(tmp_path: Path) -> None:
@@ -84,7 +96,7 @@ def test_no_more_trials_run_than_may_run_at_the_same_time(tmp_path: Path) -> Non
 
 
 def test_a_trial_that_has_ended_is_not_run_again(tmp_path: Path) -> None:
-    ended, recorder = trial_record(0, [0.8] * EPOCHS, "finished"), RecordingRecorder()
+    ended, recorder = trial_record(0, [3.0] * EPOCHS, "finished"), RecordingRecorder()
     searcher = open_study(tmp_path, recorder, [ended])
     assert searcher.suggest("a")["number"] == 1
     assert recorder.started == [1] and ended.state == "finished"
@@ -92,12 +104,12 @@ def test_a_trial_that_has_ended_is_not_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "state"), [([0.95] * EPOCHS, "finished"), ([0.1] * GRACE_EPOCHS, "pruned")]
+    ("scores", "state"), [([4.0] * EPOCHS, "finished"), ([0.5] * GRACE_EPOCHS, "pruned")]
 )
 def test_a_trial_that_was_killed_just_before_its_end_was_recorded_is_not_run_again(
     tmp_path: Path, scores: list[float], state: State
 ) -> None:
-    better = [trial_record(number, [0.9] * EPOCHS, "finished") for number in range(6)]
+    better = [trial_record(number, [3.0 + number / 10] * EPOCHS, "finished") for number in range(6)]
     killed, recorder = trial_record(6, scores), RecordingRecorder()
     searcher = open_study(tmp_path, recorder, [*better, killed], num_trials=8)
     assert searcher.suggest("a")["number"] == 7
@@ -106,7 +118,7 @@ def test_a_trial_that_was_killed_just_before_its_end_was_recorded_is_not_run_aga
 
 
 def test_an_unfinished_trial_resumes_before_new_ones_start(tmp_path: Path) -> None:
-    params = Sampler(tmp_path, "study", BASE, DEFAULT, [], []).suggest()[1]
+    params = Sampler(tmp_path, "study", BASE, DEFAULT, [], "log_loss", []).suggest()[1]
     unfinished = replace(trial_record(0, [0.5, 0.6]), params=params)
     searcher = open_study(tmp_path, RecordingRecorder(), [unfinished])
     settings = searcher.suggest("a")
@@ -115,14 +127,15 @@ def test_an_unfinished_trial_resumes_before_new_ones_start(tmp_path: Path) -> No
 
 
 def test_each_epoch_is_recorded_once(tmp_path: Path) -> None:
-    record, recorder = trial_record(0, [0.5]), RecordingRecorder()
-    searcher = StudySearcher(FixedTrials([record]), recorder, concurrency=1, epochs=3)
+    record, recorder = trial_record(0, [1.0], epochs=3), RecordingRecorder()
+    searcher = open_fixed([record], recorder)
     searcher.suggest("a")
-    for epoch, score in ((1, 0.5), (2, 0.6), (2, 0.6), (3, 0.7)):
-        searcher.on_trial_result("a", report(epoch, score))
-    searcher.on_trial_complete("a", report(3, 0.7))
+    for epoch, quality in ((1, 1.0), (2, 2.0), (2, 2.0), (3, 3.0)):
+        assert searcher.take_report("a", report(epoch, quality))
+    searcher.on_trial_complete("a", report(3, 3.0))
     assert [entry["epoch"] for entry in record.history] == [1, 2, 3]
-    assert (record.state, record.objective) == ("finished", 0.7)
+    expected = trial_record(0, [1.0, 2.0, 3.0], "finished", epochs=3)
+    assert (record.state, record.score) == ("finished", expected.score)
     assert (record.usage, record.cache_reason) == ({"resource/wall_s": 1.0}, "reads")
     assert recorder.updated[-1] == (0, "finished")
 
@@ -140,7 +153,7 @@ def test_how_a_trial_ended_is_recorded(
     last: dict[str, Any] | None, error: bool, state: State, reason: str
 ) -> None:
     record, recorder = trial_record(0, []), RecordingRecorder()
-    searcher = StudySearcher(FixedTrials([record]), recorder, concurrency=1, epochs=3)
+    searcher = open_fixed([record], recorder)
     searcher.suggest("a")
     searcher.on_trial_complete("a", last, error)
     assert (record.state, record.reason) == (state, reason)
@@ -150,6 +163,31 @@ def test_how_a_trial_ended_is_recorded(
 def test_given_trials_run_in_their_order_unless_they_have_ended() -> None:
     records = [trial_record(5, []), trial_record(3, [0.1], "failed"), trial_record(4, [0.2])]
     recorder = RecordingRecorder()
-    searcher = StudySearcher(FixedTrials(records), recorder, concurrency=4, epochs=3)
+    searcher = open_fixed(records, recorder, concurrency=4)
     assert [searcher.suggest(name)["number"] for name in "ab"] == [5, 4]
     assert searcher.suggest("c") == Searcher.FINISHED
+
+
+def test_a_trial_that_is_judged_worse_ends_and_says_by_which(tmp_path: Path) -> None:
+    better = [trial_record(number, [3.0 + number / 10] * EPOCHS, "finished") for number in (0, 1)]
+    lagging, recorder = trial_record(2, []), RecordingRecorder()
+    searcher = open_study(tmp_path, recorder, [*better, lagging], num_trials=3)
+    searcher.suggest("a")
+    answers = []
+    for epoch in range(1, EPOCHS):
+        answers.append(searcher.take_report("a", report(epoch, 0.3)))
+        if not answers[-1]:
+            break
+    assert answers[: GRACE_EPOCHS - 1] == [True] * (GRACE_EPOCHS - 1) and not answers[-1]
+    searcher.on_trial_complete("a", report(len(answers), 0.3))
+    assert (lagging.state, lagging.reason) == ("pruned", "its score is behind that of other trials")
+    assert not searcher.take_report("a", report(EPOCHS, 0.3))  # It no longer runs.
+
+
+def test_no_trial_starts_when_the_study_knows_enough(tmp_path: Path) -> None:
+    unfinished, recorder = trial_record(0, [1.0]), RecordingRecorder()
+    searcher = open_study(tmp_path, recorder, [unfinished], 10, knows_enough=lambda: True)
+    assert searcher.suggest("a")["number"] == 0  # What has begun is finished.
+    assert searcher.suggest("b") == Searcher.FINISHED
+    searcher.on_trial_complete("a", report(2, 1.0))
+    assert searcher.is_complete

@@ -277,14 +277,14 @@ def pages(
     pixels = np.zeros((count, 32, 32, 3), np.uint8)
     scores = score(predictions)
     evaluation_report.write(folder / "e", predictions, scores, header, lambda at: pixels[at])
-    trials = {"trial": [0], "objective": [0.5], "state": ["finished\"'><img src=x onerror=hit()>"]}
+    trials = {"trial": [0], "score": [0.5], "state": ["finished\"'><img src=x onerror=hit()>"]}
     study = study_report.StudyReport(
         title=SCRIPTS[1],
         facts=facts,
         winner=SCRIPTS[0],
         trials=pd.DataFrame({**trials, SCRIPTS[0]: [SCRIPTS[2]], "reason": [SCRIPTS[1]]}),
-        confirmed=[],
-        names={0: SCRIPTS[0]},
+        confirmed=pd.DataFrame(),
+        objective=SCRIPTS[0],
         sentences={SCRIPTS[1]: SCRIPTS[2]},
         figures=[],
     )

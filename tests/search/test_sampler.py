@@ -27,7 +27,7 @@ STATES: dict[int, State] = {3: "failed", 5: "pruned", 7: "stopped", 13: "running
 
 def open_sampler(folder: Path, records: Sequence[TrialRecord] = ()) -> Sampler:
     folder.mkdir(exist_ok=True)
-    return Sampler(folder, "study", BASE, SPACE, FIRST_TRIALS, records)
+    return Sampler(folder, "study", BASE, SPACE, FIRST_TRIALS, "log_loss", records)
 
 
 def run_trials(sampler: Sampler, count: int) -> list[TrialRecord]:
@@ -35,7 +35,7 @@ def run_trials(sampler: Sampler, count: int) -> list[TrialRecord]:
     records = []
     for _ in range(count):
         number, params = sampler.suggest()
-        scores = [params["batch_size"] / 200, params["batch_size"] / 100]
+        scores = [params["batch_size"] / 40, params["batch_size"] / 20]
         record = trial_record(number, scores, STATES.get(number, "finished"), params)
         sampler.tell(record)
         records.append(record)
@@ -71,8 +71,9 @@ def test_an_unfinished_trial_of_an_earlier_attempt_is_updated_when_it_ends(tmp_p
     records = run_trials(whole, 14)
     sampler = open_sampler(resumed, records)
     assert records[13].state == "running"
-    records[13].history += trial_record(13, [0, 0, 0.9]).history[2:]
-    records[13].state, records[13].objective = "finished", 0.9
+    ended = trial_record(13, [0, 0, 3.0], "finished")
+    records[13].history += ended.history[2:]
+    records[13].state, records[13].score = "finished", ended.score
     for each in (whole, sampler):
         each.tell(records[13])
         each.tell(records[13])  # Harmless if repeated.
@@ -107,5 +108,16 @@ def test_the_number_of_a_trial_whose_file_was_lost_is_not_given_again(tmp_path: 
 def test_a_seed_decides_the_suggestions(tmp_path: Path) -> None:
     same = [run_trials(open_sampler(tmp_path / name), 4) for name in "ab"]
     assert same[0] == same[1]
-    other = Sampler(tmp_path, "study", replace(BASE, seed=1), SPACE, FIRST_TRIALS, [])
+    other = Sampler(tmp_path, "study", replace(BASE, seed=1), SPACE, FIRST_TRIALS, "log_loss", [])
     assert [record.params for record in run_trials(other, 4)] != [r.params for r in same[0]]
+
+
+def test_importances_count_pruned_trials_and_have_intervals(tmp_path: Path) -> None:
+    sampler = open_sampler(tmp_path / "a")
+    assert sampler.importances() == {}
+    run_trials(sampler, 30)
+    importances = sampler.importances()
+    assert max(importances, key=lambda name: importances[name].share) == "batch_size"
+    assert sum(importance.share for importance in importances.values()) == pytest.approx(1)
+    for importance in importances.values():
+        assert importance.low <= importance.share <= importance.high

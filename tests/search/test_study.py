@@ -6,43 +6,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from drone.errors import RunError
 from drone.presets import get_preset
-from drone.search import report, summary
+from drone.search import report, summary, verdict
+from drone.search.sampler import Importance
 from drone.search.space import DEFAULT
-from drone.search.study import Study, StudySpec, TrialRecord
-from drone.training.best_epoch import objective
+from drone.search.study import Study, StudySpec, mean_history
 from drone.training.early_stopping import reason_to_stop
+from tests.search.studies import EPOCHS, scorer, trial_record
 
 RECALLS = ("FB", "LQC", "SQC", "WD")
 
 
-def entry(epoch: int, macro_f1: float = 0.5, loss: float = 1.0, **metrics: float) -> dict:
-    recalls = {f"validation/recall_{name}": macro_f1 for name in RECALLS}
-    figures = {"validation/macro_f1": macro_f1, "validation/loss": loss, "train/loss": loss}
-    content = {**recalls, **figures, "objective": macro_f1, **metrics}
-    return {"epoch": epoch, "time_ms": epoch, "metrics": content}
-
-
-def trial(number: int, score: float, state: str = "finished", **params: object) -> TrialRecord:
-    history = [entry(1, score / 2), entry(2, score)]
-    return TrialRecord(
-        number,
-        dict(params),
-        0,
-        state=state,
-        objective=score,
-        history=history,  # type: ignore[arg-type]
-    )
-
-
-def test_the_objective_is_the_macro_f1_of_the_best_epoch() -> None:
-    history = [entry(1, 0.7, loss=0.9), entry(2, 0.8, loss=1.0), entry(3, 0.6, loss=0.95)]
-    assert objective(history, "loss") == 0.7
-    assert objective(history, "macro_f1") == 0.8
-    assert objective([], "loss") == 0.0
+def entry(epoch: int, loss: float = 1.0, **metrics: float) -> dict:
+    recalls = {f"validation/recall_{name}": 0.5 for name in RECALLS}
+    figures = {"validation/macro_f1": 0.5, "validation/loss": loss, "train/loss": loss}
+    return {"epoch": epoch, "time_ms": epoch, "metrics": {**recalls, **figures, **metrics}}
 
 
 def test_reasons_to_stop() -> None:
@@ -69,13 +49,19 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
         weights="imagenet",
         first_trials=[{"model.unfreeze_depth": 5}],
         num_trials=3,
-        scheduler="asha",
+        scheduler="race",
+        folds=5,
+        objective="log_loss",
         run_id="1",
         storage="/runs",
     )
     study.write_spec(spec)
     assert study.read_spec() == spec
-    records = [trial(0, 0.8, **{"model.unfreeze_depth": 3}), trial(1, 0.1, "pruned")]
+    params = {"model.unfreeze_depth": 3}
+    records = [
+        trial_record(0, [3.0] * 2 * EPOCHS, "finished", params, num_folds=2),
+        trial_record(1, [1.0], "pruned"),
+    ]
     for record in reversed(records):
         study.save("trials", record)
     assert study.records("trials") == records
@@ -84,7 +70,7 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
         Study(tmp_path).read_spec()
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"schema": 3}', '{"schema": 3, "name'])
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"schema": 4}', '{"schema": 4, "name'])
 def test_a_damaged_study_names_its_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(RunError, match=r"study\.json is damaged"):
@@ -97,90 +83,74 @@ def test_a_damaged_study_names_its_file(tmp_path: Path, content: str) -> None:
 
 def test_a_study_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"schema": 1, "name": "s"}')
-    with pytest.raises(RunError, match=r"Cannot resume .*: it has schema 1, this version reads 3"):
+    with pytest.raises(RunError, match=r"Cannot resume .*: it has schema 1, this version reads 4"):
         Study(tmp_path).read_spec()
 
 
-def test_finished_trials_rank_first() -> None:
-    records = [trial(0, 0.7), trial(1, 0.9, "pruned"), trial(2, 0.8), trial(3, 0.95, "failed")]
-    assert [record.number for record in summary.top_trials(records, 3)] == [2, 0, 1]
+def test_trials_with_more_folds_rank_first_and_those_without_a_difference_are_ties() -> None:
+    scores = scorer(num_folds=2)
+    records = [
+        trial_record(0, [3.0] * 2 * EPOCHS, "finished", num_folds=2),
+        trial_record(1, [5.0] * EPOCHS, "pruned", num_folds=2),
+        trial_record(2, [3.02] * 2 * EPOCHS, "finished", num_folds=2),
+        trial_record(3, [1.0] * 2 * EPOCHS, "finished", num_folds=2),
+        trial_record(4, [9.0] * 2 * EPOCHS, "failed", num_folds=2),
+        trial_record(5, [], "failed", num_folds=2),
+    ]
+    ranked = summary.rank(records, scores)
+    assert [trial.record.number for trial in ranked] == [2, 0, 3, 1]
+    assert ranked[0].difference is None and not ranked[0].is_tie
+    assert ranked[1].is_tie and not ranked[2].is_tie
+    assert ranked[2].difference.low > 0 > ranked[3].difference.gain
+    assert ranked[3].num_folds == 1
+    table = summary.table(records, dict.fromkeys(range(6), "d0"), scores)
+    assert list(table["trial"]) == [2, 0, 3, 1, 4, 5]
+    assert list(table["tie"]) == ["", "tie", "", "", "", ""]
 
 
-def test_a_steady_configuration_beats_a_lucky_one() -> None:
-    steady, lucky = trial(0, 0.80), trial(1, 0.90)
-    ranked = summary.rank_confirmed(
-        [lucky, steady],
-        {
-            0: [trial(10, 0.79), trial(11, 0.80), trial(12, 0.81)],
-            1: [trial(20, 0.90), trial(21, 0.70), trial(22, 0.86), trial(23, 0.1, "failed")],
-        },
-    )
-    assert [config.trial.number for config in ranked] == [0, 1]
-    assert ranked[1].mean == pytest.approx(0.82)
-    variance, other_variance = (
-        np.var([0.90, 0.70, 0.86], ddof=1),
-        np.var([0.79, 0.80, 0.81], ddof=1),
-    )
-    moderated = (variance + (variance + other_variance) / 2) / 2
-    # The lower end of the two-sided 90 % interval is that of the one-sided 95 %.
-    low, _ = stats.t.interval(0.9, 4, loc=0.82, scale=np.sqrt(moderated / 3))
-    assert ranked[1].lower == pytest.approx(low)
-
-
-def test_three_scores_that_are_close_by_chance_do_not_win() -> None:
-    close, better = trial(1, 0.9), trial(0, 0.8)
-    scores = {1: (0.811, 0.783, 0.836), 0: (0.801, 0.800, 0.845)}
-    ranked = summary.rank_confirmed(
-        [close, better],
-        {number: [trial(10 * number, score) for score in row] for number, row in scores.items()},
-    )
-    assert ranked[0].trial is better
-
-
-def test_a_run_that_is_hard_for_all_configurations_counts_against_none() -> None:
-    # The same images are hard for both; on each of them the second is better.
-    first, second = trial(0, 0.9), trial(1, 0.8)
-    ranked = summary.rank_confirmed(
-        [first, second],
-        {
-            0: [trial(10, 0.80), trial(11, 0.60), trial(12, 0.91)],
-            1: [trial(20, 0.82), trial(21, 0.61), trial(22, 0.93)],
-        },
-    )
-    assert [config.trial.number for config in ranked] == [1, 0]
-    assert ranked[0].mean - ranked[0].lower < 0.01 < np.std(ranked[0].scores)
-
-
-def test_a_configuration_with_stopped_or_failed_runs_does_not_win() -> None:
-    good, brittle, unlucky = trial(0, 0.8), trial(1, 0.9), trial(2, 0.9)
-    ranked = summary.rank_confirmed(
-        [brittle, good, unlucky],
-        {
-            0: [trial(10, 0.900), trial(11, 0.905), trial(12, 0.895)],
-            1: [trial(20, 0.910), trial(21, 0.25, "stopped"), trial(22, 0.25, "stopped")],
-            2: [trial(30, 0.910), trial(31, 0.9, "failed"), trial(32, 0.9, "failed")],
-        },
-    )
-    assert [config.trial.number for config in ranked] == [0, 1, 2]
-    assert ranked[1].mean == pytest.approx((0.910 + 0.25 + 0.25) / 3)
+@pytest.mark.parametrize(
+    ("qualities", "sentence"),
+    [
+        ((3.0, 5.0, 5.1), "d2 (trial 2) is better than the preset by"),
+        ((5.0, 1.0, 1.1), "Nothing found is better than the preset: log-loss"),
+        (
+            (3.0, 3.005, 1.1),
+            "Nothing found is surely better than the preset. d1 (trial 1) is ahead",
+        ),
+    ],
+)
+def test_the_verdict_says_what_is_known(
+    qualities: tuple[float, float, float], sentence: str
+) -> None:
+    records = [
+        trial_record(number, [quality] * EPOCHS, "finished")
+        for number, quality in enumerate(qualities)
+    ]
+    found = verdict.decide(records, scorer(), {n: f"d{n}" for n in range(3)}, True)
+    assert found is not None and found.sentence.startswith(sentence)
+    assert found.winner.number == int(np.argmax(qualities))
+    again = verdict.decide(records, scorer(), {n: f"d{n}" for n in range(3)}, False)
+    assert again is not None and "the first trial (d0)" in again.sentence
+    assert verdict.decide([], scorer(), {}, True) is None
 
 
 def test_near_copies_are_confirmed_if_only_rates_are_searched() -> None:
-    records = [trial(number, 0.7 + number / 100) for number in range(10)]
-    assert [record.number for record in summary.select_for_confirmation(records, 3)] == [9, 8, 7, 0]
+    records = [trial_record(number, [2.0 + number / 4], "finished") for number in range(10)]
+    chosen = summary.select_for_confirmation(records, 3, scorer())
+    assert [record.number for record in chosen] == [9, 8, 7, 0]
 
 
 def test_near_copies_are_not_confirmed_but_the_first_trial_is() -> None:
     depth, rate = "model.unfreeze_depth", "optim.lr_head"
     records = [
-        trial(0, 0.70, **{depth: 5, rate: 1e-3}),
-        trial(1, 0.90, **{depth: 0, rate: 1e-3}),
-        trial(2, 0.89, **{depth: 0, rate: 2e-3}),
-        trial(3, 0.80, **{depth: 3, rate: 1e-3}),
+        trial_record(0, [1.0], "finished", {depth: 5, rate: 1e-3}),
+        trial_record(1, [4.0], "finished", {depth: 0, rate: 1e-3}),
+        trial_record(2, [3.5], "finished", {depth: 0, rate: 2e-3}),
+        trial_record(3, [2.0], "finished", {depth: 3, rate: 1e-3}),
     ]
-    chosen = summary.select_for_confirmation(records, 2)
-    assert [record.number for record in chosen] == [1, 3, 0]
-    assert [record.number for record in summary.select_for_confirmation(records, 3)] == [1, 3, 0]
+    for count in (2, 3):
+        chosen = summary.select_for_confirmation(records, count, scorer())
+        assert [record.number for record in chosen] == [1, 3, 0]
 
 
 def test_a_sentence_on_each_setting() -> None:
@@ -188,37 +158,58 @@ def test_a_sentence_on_each_setting() -> None:
     records = []
     for number in range(40):
         depth, rate = [0, 3, 5][number % 3], float(10 ** generator.uniform(-3.5, -2))
-        score = 0.6 + 0.05 * depth + generator.normal(0, 0.005)
-        records.append(
-            trial(number, score, **{"model.unfreeze_depth": depth, "optim.lr_head": rate})
-        )
-    sentences = summary.sentences(records, DEFAULT, {"model.unfreeze_depth": 0.9})
+        params = {"model.unfreeze_depth": depth, "optim.lr_head": rate}
+        record = trial_record(number, [1.0], "finished", params)
+        record.score = 0.6 - 0.05 * depth + generator.normal(0, 0.005)
+        records.append(record)
+    importance = Importance(0.9, 0.8, 0.95)
+    sentences = summary.sentences(
+        records, DEFAULT, {"model.unfreeze_depth": importance}, "log_loss"
+    )
     assert next(iter(sentences)) == "model.unfreeze_depth"
-    assert sentences["model.unfreeze_depth"].startswith("Importance 90%. Best at 5, mean 0.8")
+    assert sentences["model.unfreeze_depth"].startswith(
+        "Importance 90% (80% to 95%). Best at 5, mean 0.3"
+    )
     assert "weakest at 0, 0.6" in sentences["model.unfreeze_depth"]
     assert "The difference is within the noise." in sentences["optim.lr_head"]
     assert sentences["model.dropout"] == "Only 0 trials used it: too few to say anything."
 
 
 def test_the_report_shows_everything_and_is_self_contained(tmp_path: Path) -> None:
-    records = [trial(0, 0.7, **{"model.head": "<mlp>"}), trial(1, 0.8, "stopped")]
+    records = [
+        trial_record(0, [3.0] * EPOCHS, "finished", {"model.head": "<mlp>"}),
+        trial_record(1, [1.0], "stopped"),
+    ]
     records[1].reason = "diverged & gone"
-    confirmed = [summary.ConfirmedConfig(records[0], (0.7, 0.72), 0.71, 0.70)]
+    names = {0: "d0 w0", 1: "d5 w0"}
     figure = tmp_path / "some_plot.png"
     figure.write_bytes(b"png")
     content = report.StudyReport(
         title="Study <s>",
         facts={"run": "1"},
         winner="Trial 0 wins.",
-        trials=summary.table(records, {0: "d0 w0", 1: "d5 w0"}),
-        confirmed=confirmed,
-        names={0: "d0 w0", 1: "d5 w0"},
+        trials=summary.table(records, names, scorer()),
+        confirmed=summary.table(records[:1], names, scorer()),
+        objective="log loss, lower is better",
         sentences={"model.dropout": "It says nothing."},
         figures=[figure],
     )
     html = report.write(tmp_path / "out", content).read_text()
     for text in ("Study &lt;s&gt;", "&lt;mlp&gt;", "diverged &amp; gone", "It says nothing."):
         assert text in html
-    assert "0.7100" in html and 'alt="some plot"' in html and "http" not in html
+    assert "The best, trained again" in html and 'alt="some plot"' in html and "http" not in html
     table = pd.read_csv(tmp_path / "out" / "trials.csv")
     assert list(table["state"]) == ["finished", "stopped"]
+
+
+def test_means_over_folds_have_an_entry_for_each_epoch() -> None:
+    record = trial_record(0, [1.0] * EPOCHS + [2.0, 2.0], "pruned", num_folds=2)
+    for position, entry_ in enumerate(record.history):
+        entry_["time_ms"] = position
+    means = mean_history(record.history)
+    assert [entry_["epoch"] for entry_ in means] == list(range(1, EPOCHS + 1))
+    # The first two epochs were reached in both folds.
+    losses = [entry_["metrics"]["validation/loss"] for entry_ in means]
+    assert losses == [2.25, 2.25] + [2.5] * (EPOCHS - 2)
+    assert [entry_["time_ms"] for entry_ in means[:3]] == [EPOCHS, EPOCHS + 1, 2]
+    assert all("score" not in entry_["metrics"] for entry_ in means)

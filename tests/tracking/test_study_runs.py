@@ -24,8 +24,7 @@ def test_a_trial_whose_settings_could_not_be_logged_has_one_run_with_them(
     def fail(*_: object) -> None:
         raise MlflowException("no answer")
 
-    trial = trial_record(0, [0.5], "finished")
-    trial.history[0]["metrics"]["train/loss"] = 1.0
+    trial = trial_record(0, [2.0], "finished")
     trial.usage = {"resource/wall_s": 2.0}
     log_params = TrackedRun.log_params
     monkeypatch.setattr(TrackedRun, "log_params", fail)
@@ -36,7 +35,7 @@ def test_a_trial_whose_settings_could_not_be_logged_has_one_run_with_them(
     monkeypatch.setattr(TrackedRun, "log_params", log_params)
     # Killed after the final metrics were logged, and before the run was ended.
     TrackedRun(only_child(parent_run_id).info.run_id, "d0", fail, set()).log_final(
-        {"objective": 0.5, **trial.usage}
+        {"score": trial.score, **trial.usage}
     )
     resumed = TrialRuns(parent_run_id, lambda _: None)
     for trial_runs in (killed, resumed):
@@ -44,5 +43,5 @@ def test_a_trial_whose_settings_could_not_be_logged_has_one_run_with_them(
     resumed.update("trials", trial)
     run = only_child(parent_run_id)
     assert run.info.status == "FINISHED" and run.data.params == {"seed": "0"}
-    for name in ("objective", "resource/wall_s"):
+    for name in ("score", "score_se", "accuracy", "resource/wall_s"):
         assert len(MlflowClient().get_metric_history(run.info.run_id, name)) == 1

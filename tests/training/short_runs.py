@@ -60,7 +60,7 @@ def train(
         model.double()
         first = model.features[0] if model.resizer is None else model.resizer
         first.register_forward_pre_hook(lambda _, args: args[0].double())
-    return fit(config, TrainingData.of(dataset), model, context)
+    return fit(config, TrainingData.of(dataset, None, config.train_on), model, context)
 
 
 def train_on_two_ranks(config: TrainConfig, dataset: Dataset, folder: Path) -> History:

@@ -80,7 +80,7 @@ def decide(config: TrainConfig, workload: CacheWorkload) -> CacheDecision:
     # Without augmentation every epoch reads the same view.
     views = 1
     if config.augment.strength > 0:
-        views = min(config.views or config.epochs, config.epochs)
+        views = _num_views(config)
     needed_gb = _needed_gb(config, workload, views)
     # All or nothing: epochs read the views in turn, so with too little space each view would be
     # evicted just before it is read again.
@@ -88,7 +88,7 @@ def decide(config: TrainConfig, workload: CacheWorkload) -> CacheDecision:
         return _compute(
             f"they would take {needed_gb:.1f} GB, --activation-cache-gb allows {workload.disk_gb:g}"
         )
-    reads = workload.num_runs * config.epochs / views
+    reads = workload.num_runs * config.last_epoch / views
     # Before counting reads: views that are already stored pay even if each is read once.
     if workload.is_cached:
         return CacheDecision(True, f"reads cached activations, which saves {saved:.0%} of a step")
@@ -99,6 +99,11 @@ def decide(config: TrainConfig, workload: CacheWorkload) -> CacheDecision:
         f"caches activations ({needed_gb:.2f} GB): each is read {reads:.0f} times, which saves "
         f"{saved:.0%} of a step",
     )
+
+
+def _num_views(config: TrainConfig) -> int:
+    """Returns how many augmented views a run reads."""
+    return min(config.views or config.epochs, config.last_epoch)
 
 
 def _compute(reason: str) -> CacheDecision:
@@ -152,7 +157,7 @@ def plan_caching(
         store = ActivationStore(cache.folder, cache.disk_gb)
         views = {
             View.of(augmented_view_facts(common, config, number), len(data.images))
-            for number in range(min(config.views or config.epochs, config.epochs))
+            for number in range(_num_views(config))
         }
         parts = parts_of(data.train_N)
         is_cached = all(store.has_all(view, cut, parts) for view in views)

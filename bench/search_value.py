@@ -1,0 +1,341 @@
+"""What a search is worth: the test scores of what it finds, over six tasks and several splits.
+
+    python bench/search_value.py --shared FOLDER --weights FILE
+    python bench/search_value.py --shared FOLDER --weights FILE --tasks noisy few --splits 3
+
+Four methods: the preset; the best of N trials by the plain validation split, with TPE and
+successive halving; one epoch of N random configurations, then all epochs of the best few (Egele et
+al. 2023); and `tune.py` as it is by default. The two studies are the job as a user types it. What
+a method chose is trained in this process and predicts the test split, which nothing else reads.
+
+Each cell (task, split, method) lies in a file of --out; stopped and typed again, the program
+resumes. At the end, and with --table alone, the table as Markdown.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+import tyro
+import yaml
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from bench.search_tasks import Tasks
+from drone.config import override
+from drone.data.dataset import Dataset, Split
+from drone.evaluation.batch_inference import predict_in_batches
+from drone.evaluation.calibration import fit_temperature
+from drone.model import mobilenet
+from drone.model.export import Served
+from drone.model.weights import load
+from drone.presets import get_preset
+from drone.search import space
+from drone.search.study import Study
+from drone.serving.predictor import apply_temperature
+from drone.training.activation_cache.store import CacheSpec
+from drone.training.config import TrainConfig
+from drone.training.context import LocalContext
+from drone.training.data import TrainingData
+from drone.training.loop import fit
+from drone.workflows.model_logging import load_best_model
+
+METHODS = ("preset", "validation", "one-epoch", "ours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Arguments."""
+
+    shared: Path
+    """Folder with the raw folders drones and multires."""
+
+    weights: Path
+    """Starting weights."""
+
+    tasks: tuple[str, ...] = ("drones", "few", "noisy", "grey64", "drawn", "mixed")
+    splits: int = 3
+    trials: int = 30
+    methods: tuple[str, ...] = METHODS
+    correlate: int = 8
+    """Whole trials of each study whose configurations are trained for their test scores."""
+
+    out: Path = Path("search-value")
+    table: bool = False
+    """Print the table of what there is, and measure nothing."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one split of one task."""
+
+    bench: Bench
+    dataset: Dataset
+    task: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its studies and results lie."""
+        return self.bench.out / self.task / f"results-{self.seed}"
+
+    @property
+    def cache(self) -> CacheSpec:
+        """The activation cache, which the methods of a task share."""
+        return CacheSpec(folder=self.bench.out.resolve() / self.task / "cache", disk_gb=20)
+
+    def train_and_test(self, config: TrainConfig) -> dict[str, Any]:
+        """Trains a configuration; its test and validation scores, and test probabilities."""
+        data = TrainingData.of(self.dataset, None, config.train_on)
+        state = load(str(self.bench.weights)).state()
+        model = mobilenet.build(config.model, len(data.classes), config.seed, state)
+        with tempfile.TemporaryDirectory() as folder:
+            context = LocalContext(Path(folder), max_checkpoints=1)
+            cache = self.cache if config.model.cut > 0 else None
+            fit(config, data, model, context, cache)
+            best = load_best_model(
+                max(Path(folder).glob("checkpoint_*")), config, len(data.classes)
+            )
+        probs = predict(best, self.dataset.split("test"))
+        temperature = config.calibration.temperature
+        if not temperature:
+            validation = self.dataset.split("validation")
+            temperature = fit_temperature(predict(best, validation), validation.labels_N)
+        return scores(apply_temperature(probs, temperature), self.dataset.split("test").labels_N)
+
+    def tune(self, name: str, *flags: object) -> tuple[TrainConfig, float]:
+        """Runs a study without its final model; what it chose, and its seconds."""
+        place = self.folder.resolve()
+        words = [sys.executable, str(ROOT / "ray_jobs" / "tune.py")]
+        if (place / "studies" / name).exists():
+            words += ["--resume", name]
+        else:
+            words += ["--data", str(self.dataset.folder.resolve()), "--name", name]
+            words += ["--num-trials", str(self.bench.trials)]
+            words += ["--weights", str(self.bench.weights.resolve()), *map(str, flags)]
+        words += ["--no-final", "--activation-cache", str(self.cache.folder)]
+        words += ["--activation-cache-gb", str(self.cache.disk_gb), "--json"]
+        began = time.monotonic()
+        log = (place / f"{name}.log").open("a")
+        done = subprocess.run(
+            words, cwd=place, check=True, text=True, stdout=subprocess.PIPE, stderr=log
+        )
+        best = json.loads(done.stdout.splitlines()[-1])["best"]
+        content = yaml.safe_load(Path(best["config"]).read_text())
+        return override(TrainConfig(), content, "best.yaml"), time.monotonic() - began
+
+    def correlation(self, name: str, config_of: TrainConfig) -> dict[str, float]:
+        """Rank correlation of whole trials' scores with their test scores."""
+        study = Study(self.folder / "studies" / name)
+        spec = study.read_spec()
+        whole = [record for record in study.records("trials") if record.state == "finished"]
+        whole = whole[:: max(1, len(whole) // self.bench.correlate)][: self.bench.correlate]
+        if len(whole) < 4:
+            return {}
+        sign = -1 if spec.objective == "log_loss" else 1
+        said = [sign * float(record.score or 0.0) for record in whole]
+        found = []
+        for record in whole:
+            config = space.apply_params(spec.base, record.params, "trial")
+            if config_of.train_on == "train+validation":
+                config = replace(
+                    config,
+                    train_on="train+validation",
+                    stop_epoch=int(record.metrics["best_epoch"]),
+                    calibration=replace(
+                        config_of.calibration, temperature=record.metrics["temperature"]
+                    ),
+                )
+            found.append(self.train_and_test(config))
+        return {
+            f"rank_{metric}": float(
+                spearmanr(said, [sign_ * result[metric] for result in found]).statistic
+            )
+            for metric, sign_ in (("accuracy", 1), ("log_loss", -1))
+        }
+
+
+def scores(probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64]) -> dict[str, Any]:
+    """Accuracy, log-loss, and what each image got."""
+    right_N = probs_NK[np.arange(len(labels_N)), labels_N]
+    return {
+        "accuracy": float((probs_NK.argmax(axis=1) == labels_N).mean()),
+        "log_loss": float(-np.log(np.maximum(right_N, 1e-12)).mean()),
+        "right": (probs_NK.argmax(axis=1) == labels_N).tolist(),
+    }
+
+
+def predict(model: mobilenet.Classifier, split: Split) -> NDArray[np.float32]:
+    """Probabilities of a split."""
+    served = Served(model).eval()
+
+    @torch.no_grad()
+    def run(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        probs_NK: NDArray[np.float32] = served(torch.from_numpy(pixels_NHWC)).numpy()
+        return probs_NK
+
+    return predict_in_batches(run, split.sides_N, split.gather)
+
+
+def preset(cell: Cell) -> dict[str, Any]:
+    """The preset as it is."""
+    began = time.monotonic()
+    result = cell.train_and_test(replace(get_preset("finetune"), seed=cell.seed))
+    return {**result, "seconds": time.monotonic() - began}
+
+
+def validation(cell: Cell) -> dict[str, Any]:
+    """The best of the trials by the plain validation split."""
+    flags = ["--folds", 1, "--scheduler", "asha", "--objective", "macro_f1", "--epochs", 12]
+    flags += ["--confirm", 0, 0, "--no-until-sure", "--final-on", "train", "--seed", cell.seed]
+    return _study(cell, "validation", *flags)
+
+
+def ours(cell: Cell) -> dict[str, Any]:
+    """A study as it is by default."""
+    return _study(cell, "ours", "--seed", cell.seed)
+
+
+def _study(cell: Cell, name: str, *flags: object) -> dict[str, Any]:
+    config, seconds = cell.tune(name, *flags)
+    began = time.monotonic()
+    result = cell.train_and_test(config)
+    seconds += time.monotonic() - began
+    return {**result, "seconds": seconds, **cell.correlation(name, config)}
+
+
+def one_epoch(cell: Cell) -> dict[str, Any]:
+    """One epoch of random configurations, then all epochs of the best few."""
+    began = time.monotonic()
+    base = replace(get_preset("finetune"), seed=cell.seed)
+    configs = list(_random_configs(base, cell.bench.trials))
+    first = [_on_validation(cell, replace(config, stop_epoch=1)) for config in configs]
+    order = np.argsort([-score for score in first])[: max(3, len(configs) // 10)]
+    whole = [(_on_validation(cell, configs[number]), int(number)) for number in order]
+    result = cell.train_and_test(configs[max(whole)[1]])
+    return {**result, "seconds": time.monotonic() - began}
+
+
+def _on_validation(cell: Cell, config: TrainConfig) -> float:
+    """Validation macro F1 of a configuration at its best epoch."""
+    data = TrainingData.of(cell.dataset)
+    state = load(str(cell.bench.weights)).state()
+    model = mobilenet.build(config.model, len(data.classes), config.seed, state)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = cell.cache if config.model.cut > 0 else None
+        history = fit(config, data, model, LocalContext(Path(folder)), cache)
+    return max(entry["metrics"]["validation/macro_f1"] for entry in history)
+
+
+def _random_configs(base: TrainConfig, count: int) -> Iterator[TrainConfig]:
+    """The preset, then random configurations of the default space."""
+    yield base
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=base.seed))
+    for _ in range(count - 1):
+        params = space.suggest_params(space.DEFAULT, base, study.ask())
+        yield space.apply_params(base, params, "random")
+
+
+def measure(bench: Bench, tasks: Tasks) -> None:
+    """Measures the cells that are missing."""
+    runs = {"preset": preset, "validation": validation, "one-epoch": one_epoch, "ours": ours}
+    for seed in range(bench.splits):
+        for task in bench.tasks:
+            cell = Cell(bench, tasks.dataset(task, seed), task, seed)
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            for method in bench.methods:
+                file = cell.folder / f"{method}.json"
+                if file.exists():
+                    continue
+                result = runs[method](cell)
+                aside = file.with_suffix(".part")
+                aside.write_text(json.dumps(result))
+                aside.rename(file)
+                print(
+                    f"{task} {seed} {method}: accuracy {result['accuracy']:.4f}, "
+                    f"log-loss {result['log_loss']:.4f}, {result['seconds']:.0f} s",
+                    flush=True,
+                )
+
+
+def read(bench: Bench) -> pd.DataFrame:
+    """A row per cell."""
+    return pd.DataFrame(
+        [
+            {
+                "task": file.parent.parent.name,
+                "seed": int(file.parent.name.rpartition("-")[2]),
+                "method": file.stem,
+                **json.loads(file.read_text()),
+            }
+            for file in sorted(bench.out.glob("*/results-*/*.json"))
+        ]
+    )
+
+
+def gain(cells: pd.DataFrame) -> str:
+    """Points of accuracy over the preset, paired by image, with the 95 % interval over images."""
+    first = cells[cells["method"] == "preset"].set_index("seed")["right"]
+    rest = cells[cells["method"] != "preset"].set_index("seed")["right"]
+    common = [seed for seed in rest.index if seed in first.index]
+    if not common:
+        return ""
+    difference = np.concatenate(
+        [np.subtract(rest[seed], first[seed], dtype=float) for seed in common]
+    )
+    drawn = np.random.default_rng(0).choice(difference, (2000, len(difference))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{100 * difference.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def markdown(cells: pd.DataFrame, tasks: Sequence[str]) -> str:
+    """The table."""
+    lines = [
+        "| task | method | accuracy | over the preset, points | log-loss | rank correlation "
+        "(accuracy, log-loss) | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in tasks:
+        for method in METHODS:
+            own = cells[(cells["task"] == task) & (cells["method"] == method)]
+            if own.empty:
+                continue
+            both = cells[(cells["task"] == task) & cells["method"].isin(["preset", method])]
+            ranks = [
+                f"{own[name].mean():.2f}"
+                for name in ("rank_accuracy", "rank_log_loss")
+                if name in own and own[name].notna().any()
+            ]
+            lines.append(
+                f"| {task} | {method} | {own['accuracy'].mean():.3f} | "
+                f"{gain(both) if method != 'preset' else ''} | {own['log_loss'].mean():.3f} | "
+                f"{', '.join(ranks)} | {own['seconds'].mean():.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def main(bench: Bench) -> None:
+    """Measures what is missing, and prints the table."""
+    if not bench.table:
+        measure(bench, Tasks(bench.shared, bench.out))
+    text = markdown(read(bench), bench.tasks)
+    (bench.out / "table.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))

@@ -1,0 +1,99 @@
+"""Scores and compares the trials of a study."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from drone.search import scoring
+from drone.search.scoring import Difference, HeldOut, Objective, Score
+from drone.search.study import TrialRecord
+
+_Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores the trials of one part of a study, on the images that they have predicted."""
+
+    held_out: HeldOut
+    objective: Objective
+    epochs: int
+    """Epochs of a complete fold."""
+
+    _scores: dict[_Key, Score | None] = field(default_factory=dict, repr=False)
+    """Of each trial, by its number and its number of epochs so far."""
+
+    def update(self, record: TrialRecord) -> None:
+        """Puts the score of a trial into it and its newest epoch."""
+        score = self.score(record)
+        assert score is not None
+        record.score = score.value(self.objective)
+        record.score_se = score.standard_error(self.objective)
+        record.history[-1]["metrics"]["score"] = record.score
+
+    def finish(self, record: TrialRecord) -> None:
+        """Puts all metrics of a trial that has ended into it."""
+        score = self.score(record)
+        if score is not None:
+            record.metrics = {
+                "folds": self.num_complete_folds(record),
+                "best_epoch": score.epoch,
+                "temperature": score.temperature,
+                **score.metrics(self.held_out.classes),
+            }
+
+    def score(self, record: TrialRecord) -> Score | None:
+        """Returns the score of a trial at its best epoch; None before its first epoch."""
+        key = record.number, len(record.history)
+        if key not in self._scores:
+            self._scores[key] = scoring.best_score(
+                record.history, self.held_out, self.objective, self.epochs
+            )
+        return self._scores[key]
+
+    def ordered(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+        """Returns the trials that have a score, best first: by complete folds, then by score."""
+
+        def key(record: TrialRecord) -> tuple[int, float, int]:
+            assert record.score is not None
+            better = scoring.sign(self.objective) * record.score
+            return -self.num_complete_folds(record), -better, record.number
+
+        return sorted((record for record in records if record.has_score), key=key)
+
+    def num_complete_folds(self, record: TrialRecord) -> int:
+        """Returns in how many folds a trial has been trained to the last epoch."""
+        return scoring.complete_folds(record.history, self.epochs)
+
+    def difference(
+        self, record: TrialRecord, other: TrialRecord, metric: str | None = None
+    ) -> Difference | None:
+        """Compares two trials on the folds that both have completed.
+
+        Args:
+            record: A trial.
+            other: The trial that it is compared with.
+            metric: What is compared; None is the study's objective.
+
+        Returns:
+            By how much the first is better; None if they have no complete fold in common.
+        """
+        num_folds = min(self.num_complete_folds(record), self.num_complete_folds(other))
+        if not num_folds:
+            return None
+        score, base = (self._score_on(trial, num_folds) for trial in (record, other))
+        return scoring.difference(score, base, metric or self.objective)
+
+    def difference_at(self, record: TrialRecord, other: TrialRecord, epoch: int) -> Difference:
+        """Compares two trials after the same epoch of the first fold, which both have reached."""
+        scores = [
+            scoring.score_at(trial.history, self.held_out, epoch, 1) for trial in (record, other)
+        ]
+        return scoring.difference(scores[0], scores[1], self.objective)
+
+    def _score_on(self, record: TrialRecord, num_folds: int) -> Score:
+        """Returns the score at the best epoch of all folds, over the first ones."""
+        score = self.score(record)
+        assert score is not None
+        if score.num_folds == num_folds:
+            return score
+        return scoring.score_at(record.history, self.held_out, score.epoch, num_folds)
