@@ -74,7 +74,8 @@ class MadeUp:
 @pytest.fixture(scope="session")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
     folder = tmp_path_factory.mktemp("made-up") / "raw"
-    return MadeUp(folder, write_raw_folder(folder, SynthSettings(images_per_class=26, seed=3)))
+    settings = SynthSettings(images_per_class=26, max_side_px=448, seed=3)
+    return MadeUp(folder, write_raw_folder(folder, settings))
 
 
 @pytest.fixture(scope="session")

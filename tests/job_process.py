@@ -13,8 +13,10 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import torch.multiprocessing
 
 _PRELOADED = [
     *("torch", "torch._dynamo", "torch.onnx", "torchvision.models", "onnx", "onnxscript"),
@@ -26,6 +28,11 @@ FORK_SERVER = multiprocessing.get_context("forkserver")
 """Starts processes that have the libraries already."""
 
 FORK_SERVER.set_forkserver_preload(_PRELOADED)
+
+
+def run_two_ranks(function: Callable[..., None], args: tuple[object, ...]) -> None:
+    """Calls a function with the ranks 0 and 1, each in a process of its own, to their ends."""
+    torch.multiprocessing.start_processes(function, args, nprocs=2, start_method="forkserver")
 
 
 class JobProcess:
