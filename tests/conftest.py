@@ -74,7 +74,8 @@ class MadeUp:
 @pytest.fixture(scope="session")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
     folder = tmp_path_factory.mktemp("made-up") / "raw"
-    return MadeUp(folder, write_raw_folder(folder, SynthSettings(images_per_class=26, seed=3)))
+    settings = SynthSettings(images_per_class=26, max_side_px=448, seed=3)
+    return MadeUp(folder, write_raw_folder(folder, settings))
 
 
 @pytest.fixture(scope="session")
@@ -90,11 +91,11 @@ def dataset(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Datase
 def mixed_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A raw folder of drawings of four sizes, few of the largest."""
     folder = tmp_path_factory.mktemp("mixed") / "raw"
-    sizes = [(224, 200), (448, 300), (300, 460), (430, 430), (240, 180), (672, 500), (896, 700)]
+    small, large = [(224, 200), (448, 300), (300, 460), (240, 180)], [(672, 500), (896, 700)]
     for number, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
-        for index in range(9 if name == CLASSES[0] else 8):
-            width, height = sizes[min(index, len(sizes) - 1)] if index < 7 else sizes[1]
+        sizes = small + (large if number % 2 == 0 else []) + [small[1]] * 3
+        for index, (width, height) in enumerate(sizes[: 7 if number == 0 else 6]):
             image = draw(name, width, height, np.random.default_rng([7, number, index]))
             image.save(folder / name / f"{index}.png")
     return folder

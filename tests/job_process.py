@@ -13,8 +13,10 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import torch.multiprocessing
 
 _PRELOADED = [
     *("torch", "torch._dynamo", "torch.onnx", "torchvision.models", "onnx", "onnxscript"),
@@ -26,6 +28,21 @@ FORK_SERVER = multiprocessing.get_context("forkserver")
 """Starts processes that have the libraries already."""
 
 FORK_SERVER.set_forkserver_preload(_PRELOADED)
+
+
+def start_code(code: str, folder: Path, outside: Path) -> "JobProcess":
+    """Starts Python code in a folder; its script and output are in another, a new one."""
+    outside.mkdir()
+    (outside / "code.py").write_text(code)
+    environment = {**os.environ}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    out, err = outside / "out", outside / "err"
+    return JobProcess(outside / "code.py", [], folder, environment, out, err)
+
+
+def run_two_ranks(function: Callable[..., None], args: tuple[object, ...]) -> None:
+    """Calls a function with the ranks 0 and 1, each in a process of its own, to their ends."""
+    torch.multiprocessing.start_processes(function, args, nprocs=2, start_method="forkserver")
 
 
 class JobProcess:

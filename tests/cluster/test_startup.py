@@ -32,7 +32,7 @@ _MAX_S = 60.0
 """Of Ray's part; the imports before it come on top."""
 
 
-@pytest.mark.parametrize("name", ["my projects (2)", "it's", 'Möwen & "b" $HOME `x`', "a\\b;c"])
+@pytest.mark.parametrize("name", ["it's my project (2)", 'Möwen & "b" $HOME `x` a\\b;c'])
 def test_an_environment_at_any_path(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     venv.create(folder / ".venv", system_site_packages=True, symlinks=True)

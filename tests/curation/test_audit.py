@@ -16,8 +16,16 @@ from drone.data.dataset import open_dataset
 from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
 from drone.data.prepare.split import SplitSettings
 from drone.data.prepare.write import write_dataset
+from drone.synth.raw_folder import SynthSettings, write_raw_folder
 from tests.conftest import MadeUp
 from tests.data.preparing import SMALL, prepare
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
+    """With drawings of every size."""
+    folder = tmp_path_factory.mktemp("all-sizes") / "raw"
+    return MadeUp(folder, write_raw_folder(folder, SynthSettings(images_per_class=10, seed=3)))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ __all__ = ["exported", "function", "linear", "model"]
 @pytest.fixture(scope="session")
 def _drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "raw"
-    write_raw_folder(folder, SynthSettings(images_per_class=8, seed=1))
+    copies = {"exact_within": 3, "exact_across": 3, "near": 2}
+    settings = SynthSettings(images_per_class=8, max_side_px=448, seed=1, **copies)
+    write_raw_folder(folder, settings)
     return folder
 
 

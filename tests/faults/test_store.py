@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,8 @@ from mlflow.tracking import MlflowClient
 from drone.errors import LockedError, TrackingError
 from drone.files import locked
 from drone.tracking import runs, sqlite_store
-from tests.conftest import ROOT, RunJob
+from tests.conftest import RunJob
+from tests.job_process import start_code
 
 _CONNECT = "from drone.tracking import runs; print(runs.connect())"
 _MLFLOW = "import mlflow; mlflow.MlflowClient('sqlite:///mlflow.db').search_experiments()"
@@ -32,13 +31,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(folder: Path, code: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=environment, **pipes)
-
-
 def is_whole(file: Path) -> bool:
     sqlite_store.check(file)
     with sqlite3.connect(file) as store:
@@ -48,26 +40,30 @@ def is_whole(file: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_six_jobs_and_mlflow_itself_on_a_missing_store_one_is_killed(tmp_path: Path) -> None:
-    jobs = [start(tmp_path, _CONNECT) for _ in range(6)]
-    other = start(tmp_path, _MLFLOW)
+def test_six_jobs_and_mlflow_itself_on_a_missing_store_one_is_killed(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("jobs")
+    jobs = [start_code(_CONNECT, folder, outside / str(number)) for number in range(6)]
+    other = start_code(_MLFLOW, folder, outside / "mlflow")
     give_up_at = time.monotonic() + 120
     # The one that creates the store, in the midst of it.
-    while not (tmp_path / ".mlflow.db.new").exists() and time.monotonic() < give_up_at:
+    while not (folder / ".mlflow.db.new").exists() and time.monotonic() < give_up_at:
         time.sleep(0.01)
-    holder = _holder(tmp_path)
+    holder = _holder(folder)
     os.kill(holder, signal.SIGKILL)
     codes = []
-    for job in jobs:
-        out, err = job.communicate(timeout=200)
-        codes.append(job.returncode)
+    for number, job in enumerate(jobs):
+        code = job.wait(timeout=200)
+        out, err = ((outside / str(number) / name).read_text() for name in ("out", "err"))
+        codes.append(code)
         assert "Traceback" not in err
-        assert job.returncode in (0, -signal.SIGKILL), err
-        assert job.returncode or out == f"sqlite:///{tmp_path}/mlflow.db\n"
-    other.communicate(timeout=200)
+        assert code in (0, -signal.SIGKILL), err
+        assert code or out == f"sqlite:///{folder}/mlflow.db\n"
+    other.wait(timeout=200)
     assert sorted(codes) == [-signal.SIGKILL, 0, 0, 0, 0, 0]
-    assert is_whole(tmp_path / "mlflow.db")
-    assert not (tmp_path / ".mlflow.db.new").exists()
+    assert is_whole(folder / "mlflow.db")
+    assert not (folder / ".mlflow.db.new").exists()
 
 
 def _holder(folder: Path) -> int:
@@ -153,12 +149,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_job_that_was_killed_while_it_wrote(folder: Path) -> None:
+def test_a_job_that_was_killed_while_it_wrote(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     runs.connect()
     with runs.start_run("one", print) as run:
         pass
-    killed = start(folder, _WRITE.replace("RUN", repr(run.run_id)))
-    killed.communicate(timeout=60)
+    code = _WRITE.replace("RUN", repr(run.run_id))
+    start_code(code, folder, tmp_path_factory.mktemp("jobs") / "killed").wait(timeout=60)
     assert (folder / "mlflow.db-journal").stat().st_size > 0
     runs.connect()
     assert not any(tag.startswith("k") for tag in MlflowClient().get_run(run.run_id).data.tags)

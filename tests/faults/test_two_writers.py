@@ -20,7 +20,7 @@ from drone.errors import LockedError
 from drone.files import locked
 from drone.tracking import lease, runs
 from tests.conftest import ROOT, RunJob
-from tests.job_process import FORK_SERVER
+from tests.job_process import FORK_SERVER, start_code
 
 pytestmark = pytest.mark.slow
 
@@ -199,22 +199,14 @@ def _take(home: str, uri: str, run_id: str, results: "multiprocessing.Queue[str]
         results.put("refused")
 
 
-def test_jobs_that_start_together_on_a_new_store_all_have_it(tmp_path: Path) -> None:
+def test_jobs_that_start_together_on_a_new_store_all_have_it(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     code = "from drone.tracking import runs; print(runs.connect())"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
+    outside = tmp_path_factory.mktemp("jobs")
+    processes = [start_code(code, tmp_path, outside / str(number)) for number in range(4)]
+    for number, process in enumerate(processes):
+        exit_code = process.wait(timeout=120)
+        out, err = ((outside / str(number) / name).read_text() for name in ("out", "err"))
+        assert exit_code == 0, err
         assert out == f"sqlite:///{tmp_path}/mlflow.db\n" and "Traceback" not in err

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 
 from drone.model.batchnorm import GlobalBatchNorm2d, set_padding
+from tests.job_process import run_two_ranks
 
 IMAGES = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.double)
 
@@ -30,7 +30,7 @@ def _run_rank(rank: int, folder: Path, padding: bool) -> None:
 
 @pytest.mark.parametrize("padding", [False, True])
 def test_padding_does_not_count_in_batch_statistics(tmp_path: Path, padding: bool) -> None:
-    multiprocessing.spawn(_run_rank, (tmp_path, padding), nprocs=2, join=True)
+    run_two_ranks(_run_rank, (tmp_path, padding))
     counted = IMAGES[:2] if padding else IMAGES
     images = counted.clone().requires_grad_()
     layer = torch.nn.BatchNorm2d(4).double().train()

@@ -5,7 +5,6 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
@@ -18,6 +17,7 @@ from drone.model.batchnorm import (
 )
 from drone.model.config import NUM_BLOCKS, ModelConfig
 from drone.model.head import KeyedDropout
+from tests.job_process import run_two_ranks
 
 
 def test_parameter_counts_equal_the_originals() -> None:
@@ -189,7 +189,7 @@ def test_batchnorm_over_two_ranks_is_that_over_the_whole_batch(tmp_path: Path) -
     images = torch.randn(7, 5, 4, 4, generator=generator) * 30 + 100  # 4 and 3 images.
     slopes = torch.randn(7, 5, 4, 4, generator=generator)
     torch.save({"images": images, "slopes": slopes}, tmp_path / "inputs.pt")
-    multiprocessing.spawn(_normalise_on_two, (tmp_path,), nprocs=2)
+    run_two_ranks(_normalise_on_two, (tmp_path,))
     plain = nn.BatchNorm2d(5)
     whole = images.clone().requires_grad_()
     expected = plain(whole)

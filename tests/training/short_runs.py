@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 
 from drone.config import override
 from drone.data.dataset import Dataset, open_dataset
@@ -15,6 +14,7 @@ from drone.training.config import TrainConfig
 from drone.training.context import LocalContext, Progress, Stop
 from drone.training.data import TrainingData
 from drone.training.loop import fit
+from tests.job_process import run_two_ranks
 
 _SHORT = {
     "epochs": 2,
@@ -67,7 +67,7 @@ def train_on_two_ranks(config: TrainConfig, dataset: Dataset, folder: Path) -> H
     """Trains in double precision, on two ranks over gloo."""
     folder.mkdir()
     args = (config, dataset.folder, folder, dataset.at_own_sizes)
-    multiprocessing.spawn(_worker, args, nprocs=2, join=True)
+    run_two_ranks(_worker, args)
     histories = [torch.load(folder / f"history_{rank}.pt") for rank in range(2)]
     for left, right in zip(*histories, strict=True):  # Every rank has the same history.
         for name, value in left["metrics"].items():

@@ -25,6 +25,7 @@ from drone.training.best_epoch import History
 from drone.training.context import LocalContext
 from drone.training.data import Fold, TrainingData
 from drone.training.loop import fit
+from tests.job_process import FORK_SERVER
 from tests.training.short_runs import assert_same_metrics, short_config, train
 
 VIEW = View("a" * 32, 300)
@@ -214,10 +215,9 @@ def test_every_fold_reads_the_same_views(
 
 @pytest.mark.slow
 def test_concurrent_runs_share_a_cache(dataset: Dataset, tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
+    results = FORK_SERVER.Queue()
     runs = [
-        spawn.Process(target=_run, args=(tmp_path, dataset.folder, name, reads, results))
+        FORK_SERVER.Process(target=_run, args=(tmp_path, dataset.folder, name, reads, results))
         for name, reads in (("a", True), ("b", True), ("c", False))
     ]
     for run in runs:

@@ -153,6 +153,62 @@ def test_two_workers_on_two_machines_train_one_model(cluster: Cluster, undisturb
     assert list(cluster.head.home.glob(f"runs/{undisturbed['id']}/**/state.json"))
 
 
+def test_training_begins_with_fewer_workers_and_takes_in_those_that_come(
+    cluster: Cluster,
+) -> None:
+    # Before the runs that lose a machine: Ray may reserve what they had for three more minutes.
+    cluster.worker.cut_off()  # Where Ray is only stopped, the head starts it again at once.
+    wait_for(lambda: cluster.machines() == 1, 90)
+    args = QUICK.replace(f"--epochs {EPOCHS}", "--epochs 5000")
+    args = args.replace("--num-workers 2", "--num-workers 4 --min-workers 2")
+    command = f"source ~/.bashrc; exec python app/ray_jobs/train.py {args}"
+    job = cluster.head.start(f"{command} --name elastic --no-doctor", "elastic.log")
+
+    def log() -> str:
+        return cluster.head.read("elastic.log")
+
+    wait_for(lambda: "2 of 4 workers train" in log())
+    wait_for(lambda: "epoch   2" in log())
+    # Training on would take the processors from all else for a minute.
+    cluster.head.run("pkill -STOP -f [R]ayTrainWorker")
+    cluster.worker.plug_in()
+    wait_for(lambda: cluster.machines() == 2, 120)
+    cluster.head.run("pkill -CONT -f [R]ayTrainWorker")
+    wait_for(lambda: "4 of 4 workers train" in log(), 200)
+    joined = len(re.findall(r"epoch +\d+/", log()))
+    wait_for(lambda: len(re.findall(r"epoch +\d+/", log())) > joined + 3)
+    cluster.head.run("pkill -TERM -f '[t]rain.py .*--name elastic'")
+    assert job.wait(timeout=120) == 130, log()
+    elastic = cluster.run("elastic")
+    assert elastic["status"] == "KILLED"
+    steps = [step for step, _ in elastic["points"]["train/loss"]]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > joined + 3
+
+
+def test_a_search_over_both_machines_survives_a_cable_that_is_out(cluster: Cluster) -> None:
+    wait_for(lambda: cluster.machines() == 2, 120)
+    args = "--data drones --weights none --num-trials 8 --epochs 6 --concurrency 4 --name search"
+    args += " --vary model.unfreeze_depth=1,2 --confirm 0 0 --no-doctor"
+    submit = f"cd {ROOT}; exec ray submit ~/cluster-local.yaml ray_jobs/tune.py -- {args}"
+    job = cluster.client.start(submit, "search.log")
+
+    def log() -> str:
+        return " ".join(cluster.client.read("search.log").split())
+
+    wait_for(lambda: "(1/8 done" in log())
+    cluster.worker.cut_off()
+    wait_for(lambda: cluster.machines() == 1, 90)
+    cluster.worker.plug_in()
+    assert job.wait(timeout=240) == 0, log()
+    assert "(8/8 done" in log()
+    parent = cluster.run("search")
+    assert parent["status"] == "FINISHED" and "study" in parent["files"]
+    trials_are_whole(cluster, parent["id"], 8)
+    # The winner was evaluated and shown to the gate.
+    assert "drone-classifier@champion" in log() or "did not pass the gate" in log()
+    assert list(cluster.head.home.glob("studies/search/reports/*/test/report.html"))
+
+
 def test_training_survives_storage_and_mlflow_that_fail_and_a_cable_that_is_out(
     cluster: Cluster, undisturbed: dict
 ) -> None:
@@ -184,58 +240,6 @@ def test_training_survives_storage_and_mlflow_that_fail_and_a_cable_that_is_out(
     faults = cluster.run("faults")
     assert faults["status"] == "FINISHED"
     assert faults["points"] == undisturbed["points"]
-
-
-def test_a_search_over_both_machines_survives_a_cable_that_is_out(cluster: Cluster) -> None:
-    wait_for(lambda: cluster.machines() == 2, 120)
-    args = "--data drones --weights none --num-trials 8 --epochs 6 --concurrency 4 --name search"
-    args += " --vary model.unfreeze_depth=1,2 --confirm 0 0 --no-doctor"
-    submit = f"cd {ROOT}; exec ray submit ~/cluster-local.yaml ray_jobs/tune.py -- {args}"
-    job = cluster.client.start(submit, "search.log")
-
-    def log() -> str:
-        return " ".join(cluster.client.read("search.log").split())
-
-    wait_for(lambda: "(1/8 done" in log())
-    cluster.worker.cut_off()
-    wait_for(lambda: cluster.machines() == 1, 90)
-    cluster.worker.plug_in()
-    assert job.wait(timeout=240) == 0, log()
-    assert "(8/8 done" in log()
-    parent = cluster.run("search")
-    assert parent["status"] == "FINISHED" and "study" in parent["files"]
-    trials_are_whole(cluster, parent["id"], 8)
-    # The winner was evaluated and shown to the gate.
-    assert "drone-classifier@champion" in log() or "did not pass the gate" in log()
-    assert list(cluster.head.home.glob("studies/search/reports/*/test/report.html"))
-
-
-def test_training_begins_with_fewer_workers_and_takes_in_those_that_come(
-    cluster: Cluster,
-) -> None:
-    wait_for(lambda: cluster.machines() == 2, 120)
-    cluster.worker.cut_off()  # Where Ray is only stopped, the head starts it again at once.
-    wait_for(lambda: cluster.machines() == 1, 90)
-    args = QUICK.replace(f"--epochs {EPOCHS}", "--epochs 5000")
-    args = args.replace("--num-workers 2", "--num-workers 4 --min-workers 2")
-    command = f"source ~/.bashrc; exec python app/ray_jobs/train.py {args}"
-    job = cluster.head.start(f"{command} --name elastic --no-doctor", "elastic.log")
-
-    def log() -> str:
-        return cluster.head.read("elastic.log")
-
-    wait_for(lambda: "2 of 4 workers train" in log())
-    wait_for(lambda: "epoch   2" in log())
-    cluster.worker.plug_in()
-    wait_for(lambda: "4 of 4 workers train" in log(), 200)
-    joined = len(re.findall(r"epoch +\d+/", log()))
-    wait_for(lambda: len(re.findall(r"epoch +\d+/", log())) > joined + 3)
-    cluster.head.run("pkill -TERM -f '[t]rain.py .*--name elastic'")
-    assert job.wait(timeout=120) == 130, log()
-    elastic = cluster.run("elastic")
-    assert elastic["status"] == "KILLED"
-    steps = [step for step, _ in elastic["points"]["train/loss"]]
-    assert steps == list(range(1, len(steps) + 1)) and len(steps) > joined + 3
 
 
 def test_no_run_is_left_running_and_the_cluster_goes_down(cluster: Cluster) -> None:
