@@ -88,7 +88,9 @@ def test_deciding_by_keys_and_clicks(
     sentences = advice.locator("li").all_text_contents()
     for item in result["learning_curve"]["by_class"]:
         assert any(item["class_name"] in sentence for sentence in sentences)
-    assert advice.locator("img").evaluate("image => image.decode().then(() => image.width > 0)")
+    assert advice.locator("img").evaluate(
+        "image => image.decode().then(() => image.naturalWidth > 0)"
+    )
 
     # Copies in several classes come first, with the paths of all copies.
     across = set(manifest.loc[manifest["reason"] == ACROSS, "md5"])
