@@ -6,7 +6,7 @@
 The page needs no server: open it in a browser, decide by keys, export the decisions. It shows
 copies in several classes, labels that the images contradict, and near duplicates. The number of
 wrong labels, and the accuracy that they allow, are estimated by confident learning on frozen
-features.
+features; so is what more images of each class, or cleaner labels, would add.
 """
 
 import sys
@@ -51,6 +51,7 @@ def main(job: Review) -> cli.Result:
     console.show(
         f"{result.num_suspects} labels are doubtful. A model without errors would get "
         f"{review.describe(result.ceiling)} on the test split as it is labelled.",
+        *result.advice,
         f"Decide in a browser: {job.out.resolve()}",
         f"Then: {result.prepare_again}",
     )
@@ -61,6 +62,7 @@ def main(job: Review) -> cli.Result:
         "ceiling": asdict(result.ceiling),
         "wrong": table.to_dict("index"),
         "held_out_accuracy": result.accuracy,
+        "learning_curve": asdict(result.curve),
     }
 
 

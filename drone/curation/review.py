@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ Item = dict[str, Any]
 """One image on the page, as JSON; see `build_items`."""
 
 _IMAGE_PX = 400
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What would improve a model, for the section below the images."""
+
+    sentences: Sequence[str]
+    figure: str
+    """Data URI of the learning curve."""
 
 
 def build_items(
@@ -80,6 +90,7 @@ def write_page(
     items: Sequence[Item],
     load_image: Callable[[str], str],
     facts: Mapping[str, str],
+    advice: Advice,
 ) -> None:
     """Writes the review page.
 
@@ -103,7 +114,10 @@ def write_page(
     # A file name that contains "</script>" must not end the script element that holds the data.
     data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
     html = environment.get_template("review.html").render(
-        data=data, facts=facts, title=f"Review of data set {dataset.fingerprint[:12]}"
+        data=data,
+        facts=facts,
+        advice=advice,
+        title=f"Review of data set {dataset.fingerprint[:12]}",
     )
     # Replaced in one step: the user may have the old page open and reload it.
     write_whole(target, html.encode())

@@ -21,6 +21,9 @@ class StudyReport:
     winner: str
     """The result in a sentence."""
 
+    advice: Sequence[str]
+    """What would improve a model beside a search."""
+
     trials: pd.DataFrame
     """See `summary.table`."""
 

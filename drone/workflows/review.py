@@ -1,12 +1,21 @@
 """Writes the review page: finds label issues in a data set and puts them before the user."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from drone.curation import label_issues, review
+from drone.curation import (
+    advice,
+    frozen_features,
+    label_issues,
+    learning_curve,
+    plots,
+    probe,
+    review,
+)
 from drone.curation.label_issues import Ceiling
+from drone.curation.learning_curve import LearningCurve
 from drone.data.prepare import ledger
 from drone.data.prepare.ledger import Decision
 from drone.data.prepare.plan import command_for
@@ -31,6 +40,12 @@ class ReviewResult:
     true_classes: pd.DataFrame
     """Of each given class (row), the estimated share that is of each class (column)."""
 
+    curve: LearningCurve
+    """What more images or cleaner labels would add to the accuracy."""
+
+    advice: Sequence[str]
+    """Likewise, in words."""
+
     prepare_again: str
     """Command that applies the decisions which the page exports."""
 
@@ -49,9 +64,14 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
     dataset = dataset_cache.open_at(request.data, notify=display.show)
     decisions = ledger.by_hand(ledger.read(dataset.folder / ledger.LEDGER_FILE))
     decided = _with_copies(decisions, dataset.manifest)
-    issues, suspects = label_issues.find_in_dataset(
-        dataset, weights.load(request.weights, may_be_random=False), display.track
-    )
+    rows = dataset.packed_rows()
+    kept = rows[rows["kept"]]
+    probe.check_groups(kept["class_name"], kept["group"])
+    backbone = weights.load(request.weights, may_be_random=False)
+    features = frozen_features.compute(dataset, backbone, display.track)
+    predictions = probe.out_of_fold(features.features_ND, features.labels_N, features.groups_N)
+    issues, suspects = label_issues.find_in_dataset(features, predictions.probs_NK)
+    curve = learning_curve.measure(features, predictions)
     # The user is not asked about an image again.
     suspects = suspects[~suspects["md5"].isin(decided)]
     suspects.to_csv(request.out.with_suffix(".csv"), index=False)
@@ -61,13 +81,19 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
         "decided before": str(len(decisions)),
         "test accuracy that the labels allow": describe(issues.ceiling),
     }
-    review.write_page(request.out, dataset, items, review.image_loader(dataset), facts)
+    figure = plots.data_uri(plots.learning_curve(curve))
+    improvements = review.Advice(advice.sentences(curve), figure)
+    review.write_page(
+        request.out, dataset, items, review.image_loader(dataset), facts, improvements
+    )
     return ReviewResult(
         num_shown=len(items),
         num_suspects=len(suspects),
         accuracy=issues.accuracy,
         ceiling=issues.ceiling,
         true_classes=label_issues.true_class_table(issues, dataset.classes),
+        curve=curve,
+        advice=improvements.sentences,
         prepare_again=command_for(dataset, decisions="DECISIONS.jsonl"),
     )
 

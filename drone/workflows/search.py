@@ -289,8 +289,9 @@ def _run_locked(
             confirm = after.confirm or default_confirmation(spec.folds)
             confirmed = runner.confirm(*confirm) if min(confirm) else []
         final_on = after.final_on or default_final_on(spec.folds)
-        best = conclude(runner, parent, confirmed, final_on)
-    display.show(best.sentence, f"Configuration: {best.config_file}", f"Report: {best.report}")
+        best = conclude(runner, parent, confirmed, final_on, display)
+    display.show("", best.sentence, *best.advice)
+    display.show(f"Configuration: {best.config_file}", f"Report: {best.report}")
     final = None
     if after.final:
         final = finish(study, spec, best.config, resources, after, experiment, display)

@@ -11,6 +11,7 @@ import yaml
 
 from drone.commands import command
 from drone.config import flatten, to_dict
+from drone.curation import plots as curation_plots
 from drone.data.dataset import Dataset
 from drone.errors import TrainingError
 from drone.evaluation import plots as evaluation_plots
@@ -22,6 +23,8 @@ from drone.search.study import StudySpec, TrialRecord
 from drone.search.verdict import Verdict, decide
 from drone.tracking.runs import TrackedRun
 from drone.training.config import TrainConfig, TrainOn
+from drone.workflows.display import Display
+from drone.workflows.improvements import Improvements, estimate
 from drone.workflows.search_trials import StudyRunner
 
 BEST_FILE = "best.yaml"
@@ -38,6 +41,8 @@ class StudyResult:
 
     report: Path
     sentence: str
+    advice: Sequence[str]
+    """What would improve a model beside a search, in sentences."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values, for JSON."""
@@ -50,6 +55,7 @@ class StudyResult:
             "config": str(self.config_file),
             "report": str(self.report),
             "sentence": self.sentence,
+            "advice": list(self.advice),
         }
 
 
@@ -70,7 +76,11 @@ def log_spec(run: TrackedRun, spec: StudySpec, dataset: Dataset) -> None:
 
 
 def conclude(
-    runner: StudyRunner, run: TrackedRun, confirmed: Sequence[TrialRecord], final_on: TrainOn
+    runner: StudyRunner,
+    run: TrackedRun,
+    confirmed: Sequence[TrialRecord],
+    final_on: TrainOn,
+    display: Display,
 ) -> StudyResult:
     """Selects the winner, writes best.yaml and the report, and logs both to the study's run.
 
@@ -79,6 +89,7 @@ def conclude(
         run: The study's run.
         confirmed: Confirmation runs; empty without a confirmation.
         final_on: The images that the winner is trained on once more.
+        display: Shows progress.
 
     Raises:
         TrainingError: No trial completed an epoch.
@@ -98,7 +109,8 @@ def conclude(
     config_file = study.folder / BEST_FILE
     # Before the report: the winner is safe even if a plot fails.
     config_file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
-    content = _report(runner, run, confirmed, names, verdict, config_file)
+    improvements = estimate(runner.dataset, runner.weights, display)
+    content = _report(runner, run, confirmed, names, verdict, improvements, config_file)
     folder = study.folder / "report"
     report_file = report.write(folder, content)
     run.log_folder(folder, "study")
@@ -107,7 +119,14 @@ def conclude(
     run.log_final({f"best/{name}": value for name, value in winner.metrics.items()})
     run.log_final({"best/trial": winner.number})
     run.log_tags({"best": names[winner.number], "verdict": verdict.sentence})
-    return StudyResult(winner, config, config_file, report_file.resolve(), verdict.sentence)
+    return StudyResult(
+        winner,
+        config,
+        config_file,
+        report_file.resolve(),
+        verdict.sentence,
+        improvements.sentences,
+    )
 
 
 def _preset_params(spec: StudySpec) -> dict[str, Any]:
@@ -120,6 +139,7 @@ def _report(
     confirmed: Sequence[TrialRecord],
     names: Mapping[int, str],
     verdict: Verdict,
+    improvements: Improvements,
     config_file: Path,
 ) -> report.StudyReport:
     """Returns the content of the report, and draws its figures into the study's folder."""
@@ -131,6 +151,8 @@ def _report(
         "race": plots.race(records, spec.base.epochs),
         "learning_curves": plots.learning_curves(records, verdict.winner.number),
     }
+    if improvements.curve is not None:
+        figures["more_images"] = curation_plots.learning_curve(improvements.curve)
     for name, figure in figures.items():
         evaluation_plots.save(figure, folder / f"{name}.png")
     preset = spec.base.preset
@@ -151,6 +173,7 @@ def _report(
             "use it": command("train", preset, data=data, config=config_file),
         },
         winner=verdict.sentence,
+        advice=improvements.sentences,
         trials=trials,
         confirmed=again,
         objective=f"{in_words(spec.objective)}, {direction} is better",

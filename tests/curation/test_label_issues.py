@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drone.curation import label_issues
+from drone.curation import label_issues, probe
 from drone.errors import DataError
 from drone.labels import CLASSES
 
@@ -24,7 +24,7 @@ def test_wrong_labels_are_found_and_counted() -> None:
     flipped = np.flatnonzero(np.isin(true_N, (1, 2)) & (rng.random(1600) < 0.2))
     given_N[flipped] = 3 - true_N[flipped]
     groups = [str(number // 2) for number in range(1600)]
-    probs_NK = label_issues.out_of_fold_probabilities(features(true_N), given_N, groups)
+    probs_NK = probe.out_of_fold(features(true_N), given_N, groups).probs_NK
     np.testing.assert_allclose(probs_NK.sum(axis=1), 1)
     issues = label_issues.find(probs_NK, given_N, groups, CLASSES, 240)
     suspects = set(issues.suspects["position"])
@@ -48,7 +48,7 @@ def test_wrong_labels_are_found_and_counted() -> None:
 def test_clean_labels_have_few_suspects() -> None:
     labels_N = np.random.default_rng(2).integers(0, 4, 800)
     groups = [str(number) for number in range(800)]
-    probs_NK = label_issues.out_of_fold_probabilities(features(labels_N), labels_N, groups)
+    probs_NK = probe.out_of_fold(features(labels_N), labels_N, groups).probs_NK
     issues = label_issues.find(probs_NK, labels_N, groups, CLASSES, 120)
     assert len(issues.suspects) <= 8
     assert issues.ceiling.accuracy > 0.985
@@ -60,7 +60,7 @@ def test_near_duplicates_do_not_vouch_for_each_other() -> None:
     labels_N = np.repeat(rng.integers(0, 4, 200), 4)
     features_ND = np.repeat(rng.normal(size=(200, 24)), 4, axis=0).astype(np.float32)
     groups = [str(number // 4) for number in range(800)]
-    probs_NK = label_issues.out_of_fold_probabilities(features_ND, labels_N, groups)
+    probs_NK = probe.out_of_fold(features_ND, labels_N, groups).probs_NK
     assert (probs_NK.argmax(axis=1) == labels_N).mean() < 0.4
 
 
@@ -69,4 +69,4 @@ def test_too_few_images() -> None:
     groups = pd.Series([f"{number}" for number in range(44)] + ["44", "45", "46"] * 3)
     message = "at least 5 different images of each class, and C has 4, D has 3"
     with pytest.raises(DataError, match=message):
-        label_issues.check_groups(names, groups)
+        probe.check_groups(names, groups)

@@ -282,6 +282,7 @@ def pages(
         title=SCRIPTS[1],
         facts=facts,
         winner=SCRIPTS[0],
+        advice=[SCRIPTS[1]],
         trials=pd.DataFrame({**trials, SCRIPTS[0]: [SCRIPTS[2]], "reason": [SCRIPTS[1]]}),
         confirmed=pd.DataFrame(),
         objective=SCRIPTS[0],

@@ -82,6 +82,16 @@ def test_deciding_by_keys_and_clicks(
     page.on("pageerror", lambda error: page_errors.append(str(error)))
     page.goto((reviewed / "review.html").as_uri())
 
+    # The advice is folded away, and all of it is in the JSON.
+    advice = page.locator("#advice")
+    assert not advice.locator("ul").is_visible()
+    sentences = advice.locator("li").all_text_contents()
+    for item in result["learning_curve"]["by_class"]:
+        assert any(item["class_name"] in sentence for sentence in sentences)
+    assert advice.locator("img").evaluate(
+        "image => image.decode().then(() => image.naturalWidth > 0)"
+    )
+
     # Copies in several classes come first, with the paths of all copies.
     across = set(manifest.loc[manifest["reason"] == ACROSS, "md5"])
     assert page.locator("#count").inner_text() == f"0 of {result['shown']} decided"

@@ -188,6 +188,7 @@ def test_the_report_shows_everything_and_is_self_contained(tmp_path: Path) -> No
         title="Study <s>",
         facts={"run": "1"},
         winner="Trial 0 wins.",
+        advice=["More <birds>."],
         trials=summary.table(records, names, scorer()),
         confirmed=summary.table(records[:1], names, scorer()),
         objective="log loss, lower is better",
@@ -195,7 +196,7 @@ def test_the_report_shows_everything_and_is_self_contained(tmp_path: Path) -> No
         figures=[figure],
     )
     html = report.write(tmp_path / "out", content).read_text()
-    for text in ("Study &lt;s&gt;", "&lt;mlp&gt;", "diverged &amp; gone", "It says nothing."):
+    for text in ("Study &lt;s&gt;", "&lt;mlp&gt;", "diverged &amp; gone", "More &lt;birds&gt;."):
         assert text in html
     assert "The best, trained again" in html and 'alt="some plot"' in html and "http" not in html
     table = pd.read_csv(tmp_path / "out" / "trials.csv")
