@@ -12,14 +12,14 @@ from drone.cluster import connection
 from drone.commands import command
 from drone.config import override
 from drone.data.dataset import SPLITS, Dataset
-from drone.errors import ConfigError, RunError
+from drone.errors import ConfigError, DataError, RunError
 from drone.files import locked
 from drone.model import weights
 from drone.names import check_folder_name
 from drone.presets import get_preset
 from drone.search import space as search_space
 from drone.search.grammar import Changes
-from drone.search.scoring import Objective, default_num_folds
+from drone.search.scoring import HeldOut, Objective, default_num_folds
 from drone.search.study import STUDY_FILE, Study, StudySpec
 from drone.storage import dataset_cache
 from drone.storage.filesystem import absolute, resolve_writable
@@ -262,6 +262,8 @@ def _run_locked(
     starting = weights.load(spec.weights)
     if starting.pretrained == "none":
         display.warn("Starting from random weights: the runs are tagged pretrained=none.")
+    # Before there is a run: it would have failed.
+    folds = _num_folds(spec, dataset)
     tags = {"pretrained": starting.pretrained, "fingerprint": dataset.fingerprint}
     with runs.start_run(spec.name, display.warn, spec.run_id or None, tags) as parent:
         if not spec.run_id:
@@ -269,7 +271,7 @@ def _run_locked(
                 spec,
                 run_id=parent.run_id,
                 fingerprint=dataset.fingerprint,
-                folds=spec.folds or _default_folds(dataset),
+                folds=folds,
             )
             log_spec(parent, spec, dataset)
         # After the run exists: a kill in between leaves a run without a study, not the reverse.
@@ -298,8 +300,21 @@ def _run_locked(
     return SearchResult(spec.name, spec.run_id, best, final)
 
 
-def _default_folds(dataset: Dataset) -> int:
-    return default_num_folds(*(len(dataset.rows(name)) for name in SPLITS[:2]))
+def _num_folds(spec: StudySpec, dataset: Dataset) -> int:
+    """Returns the number of folds of a study.
+
+    Raises:
+        DataError: The data set has too few images for those that the user asked for.
+    """
+    if spec.folds:
+        HeldOut.of(dataset, spec.folds)
+        return spec.folds
+    num_folds = default_num_folds(*(len(dataset.rows(name)) for name in SPLITS[:2]))
+    try:
+        HeldOut.of(dataset, num_folds)
+    except DataError:  # A handful of images, as a first try may have.
+        return 1
+    return num_folds
 
 
 def _as_it_is_now(spec: StudySpec) -> StudySpec:
