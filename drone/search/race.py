@@ -13,10 +13,10 @@ from drone.search.scorer import Scorer
 from drone.search.scoring import Difference, in_words
 from drone.search.study import TrialRecord
 
-_MAX_CHANCE = 0.1
+_MAX_CHANCE = 0.2
 """A trial ends when its chance of being better than the best one is below this."""
 
-_MAX_CHANCE_EARLY = 0.01
+_MAX_CHANCE_EARLY = 0.02
 """Within the first fold, where its remaining epochs may change the order."""
 
 _RUNGS = (0.25, 0.5)
