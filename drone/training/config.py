@@ -123,7 +123,7 @@ class TrainConfig:
 
     train_on: TrainOn = "train"
     """Images to train on. With train+validation none are held out: the last epoch counts as the
-    best, and calibration must be set (best.yaml of tune.py has it)."""
+    best, and calibration must be set, as the best.yaml of a study has it."""
 
     batch_size: int = 64
     """Images per optimiser step, over all workers together."""
@@ -203,8 +203,8 @@ class TrainConfig:
         if not self.calibration.temperature:
             raise ConfigError(
                 "train_on is train+validation, so there are no images to calibrate on: set "
-                "calibration.temperature and calibration.unsure_below. best.yaml of a study of "
-                "tune.py has both."
+                "calibration.temperature and calibration.unsure_below, as the best.yaml of a "
+                "study has them."
             )
         if self.early_stopping_patience:
             raise ConfigError(

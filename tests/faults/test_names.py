@@ -264,7 +264,8 @@ def pages(
     items = review.build_items(dataset.manifest, suspects, ())
     facts = {name: name for name in (*SCRIPTS, "folder")}
     load = review.image_loader(dataset)
-    review.write_page(folder / "review.html", dataset, items, load, facts)
+    advice = review.Advice([SCRIPTS[0]], "data:,")
+    review.write_page(folder / "review.html", dataset, items, load, facts, advice)
     count = 8 * len(classes)
     labels_N = np.repeat(np.arange(len(classes)), 8)
     probs_NK = np.full((count, len(classes)), 0.1, np.float32)

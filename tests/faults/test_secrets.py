@@ -169,6 +169,8 @@ def test_a_study_records_no_credentials(tmp_path: Path) -> None:
         first_trials=[],
         num_trials=1,
         scheduler="asha",
+        folds=1,
+        objective="log_loss",
         run_id="",
         storage=BUCKET,
     )

@@ -53,7 +53,7 @@ def test_the_first_trial_has_nothing_to_be_compared_with() -> None:
 
 def test_a_trial_is_compared_with_the_best_of_those_that_came_furthest(race: Race) -> None:
     race.judge(trial(1, 5.0, EPOCHS))  # Better, but only in one fold.
-    assert race.judge(trial(2, 3.0, EPOCHS)) is None
+    assert race.judge(trial(2, 3.2, EPOCHS)) is None
     race.judge(trial(1, 5.0, FOLDS * EPOCHS))
     pruned = race.judge(trial(3, 3.0, EPOCHS))
     assert pruned is not None and pruned.by == 1

@@ -97,7 +97,7 @@ def test_two_ranks_learn_what_one_learns(dataset: Dataset, tmp_path: Path) -> No
     [
         ({"epochs": 3, "stop_epoch": 4}, "stop_epoch is 4; it must be 0 to 3"),
         ({"epochs": -1}, "epochs is -1; it must be at least 1"),
-        ({"train_on": "train+validation"}, "best.yaml of a study of tune.py has both"),
+        ({"train_on": "train+validation"}, "as the best.yaml of a study has them"),
         ({"calibration": {"unsure_below": 0.5}}, "set without calibration.temperature"),
         ({"calibration": {"temperature": 9.0}}, "it must be 0.25 to 4, or 0"),
         ({**EVERYTHING, "early_stopping_patience": 2}, "early_stopping_patience needs validation"),
