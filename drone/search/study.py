@@ -90,24 +90,24 @@ class TrialRecord:
 def mean_history(history: History) -> History:
     """Returns an entry for each epoch with the means of the metrics over the folds.
 
-    Folds that have not reached an epoch do not count in it. The time is that of the last of them.
-    The score is left out: it is of all folds together.
+    Folds that have not reached an epoch do not count in it. An epoch is as old as the newest entry
+    of it and those before, so that time and epochs have one order. The score is left out: it is of
+    all folds together.
     """
     by_epoch: dict[int, History] = {}
     for entry in history:
         by_epoch.setdefault(entry["epoch"], []).append(entry)
-    return [
-        {
-            "epoch": epoch,
-            "time_ms": max(entry["time_ms"] for entry in entries),
-            "metrics": {
-                name: fmean(entry["metrics"][name] for entry in entries)
-                for name in entries[0]["metrics"]
-                if name != "score"
-            },
+    means: History = []
+    time_ms = 0
+    for epoch, entries in sorted(by_epoch.items()):
+        time_ms = max(time_ms, *(entry["time_ms"] for entry in entries))
+        metrics = {
+            name: fmean(entry["metrics"][name] for entry in entries)
+            for name in entries[0]["metrics"]
+            if name != "score"
         }
-        for epoch, entries in sorted(by_epoch.items())
-    ]
+        means.append({"epoch": epoch, "time_ms": time_ms, "metrics": metrics})
+    return means
 
 
 @dataclass(frozen=True, kw_only=True)

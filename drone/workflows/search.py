@@ -257,6 +257,8 @@ def _run_locked(
     display: Display,
 ) -> SearchResult:
     store = runs.connect(experiment)
+    cache_folder = Path(moved.present_place(str(resources.cache.folder), spec.home))
+    resources = replace(resources, cache=replace(resources.cache, folder=cache_folder))
     spec = _as_it_is_now(spec)
     dataset = _open_dataset(spec, display)
     starting = weights.load(spec.weights)
@@ -279,7 +281,6 @@ def _run_locked(
         display.show(f"Study {study.folder}, run {parent.run_id} in {store}")
         for name, domain in spec.space.items():
             display.show(f"  {name:<24} {domain}")
-        cache_folder = resources.cache.folder
         # The C library reads these settings when a process starts, before a trial could set them.
         with connection.connected(environment=memory.ENVIRONMENT), display.search() as progress:
             if check_cluster:
@@ -324,8 +325,16 @@ def _as_it_is_now(spec: StudySpec) -> StudySpec:
         data=moved.present_input(spec.data, spec.home),
         weights=moved.present_input(spec.weights, spec.home),
         storage=moved.present_place(spec.storage, spec.home),
+        options=_with_present_cache(spec),
         home=str(runs.store_folder() or ""),
     )
+
+
+def _with_present_cache(spec: StudySpec) -> Mapping[str, Any]:
+    folder = spec.options.get("activation_cache")
+    if folder is None:  # A study that was started from Python.
+        return spec.options
+    return {**spec.options, "activation_cache": moved.present_place(folder, spec.home)}
 
 
 def _open_dataset(spec: StudySpec, display: Display) -> Dataset:

@@ -163,4 +163,4 @@ def test_a_killed_run_and_a_study_continue_at_the_new_place(
     assert "test" not in done.result and Path(done.result["best"]["config"]).is_relative_to(new)
     done = run_to_end("export", "--run", run_id, "--out", "out", cwd=new)
     assert done.code == 0, done.err
-    assert not old.exists()
+    assert not old.exists(), list(old.rglob("*"))
