@@ -177,7 +177,9 @@ def test_trials_can_be_compared_in_the_ui(folder: Path, result: dict, client: Ml
         for run in trials:
             page.get_by_text(run.info.run_name).first.wait_for(timeout=60_000)
         page.get_by_text("augment.strength").first.wait_for()
-        page.get_by_text("score", exact=True).locator("visible=true").first.wait_for()
+        # The list shows the first metrics by name.
+        for metric in ("accuracy_se", "log_loss"):
+            page.get_by_text(metric, exact=True).locator("visible=true").first.wait_for()
 
 
 @pytest.mark.slow
