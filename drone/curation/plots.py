@@ -1,12 +1,12 @@
 """The figure of a learning curve."""
 
-import base64
 import io
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from drone.curation.learning_curve import LearningCurve
+from drone.data import embed
 
 matplotlib.use("Agg")  # Servers have no display.
 
@@ -45,4 +45,4 @@ def data_uri(figure: Figure) -> str:
     """Returns a figure as the URI of a PNG, for a page in one file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return embed.data_uri(buffer.getvalue())

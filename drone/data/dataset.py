@@ -184,8 +184,7 @@ class Dataset:
 
     def development(self) -> Split:
         """Returns the images of training, then those of validation: all that training may see."""
-        rows = pd.concat([self.rows(name) for name in SPLITS[:2]])
-        return self._images("development", rows)
+        return self._images("development", self._development_rows())
 
     def fold_numbers(self, num_folds: int) -> NDArray[np.int64]:
         """Returns the fold of each image of `development`, (N,): 0 to num_folds - 1.
@@ -195,7 +194,7 @@ class Dataset:
         Raises:
             DataError: There are fewer groups than folds.
         """
-        rows = pd.concat([self.rows(name) for name in SPLITS[:2]])
+        rows = self._development_rows()
         num_groups = rows["group"].nunique()
         if num_groups < num_folds:
             raise DataError(
@@ -204,6 +203,9 @@ class Dataset:
             )
         names = assign_folds(rows, self.classes, num_folds, seed=0)
         return np.array([int(name) for name in names])
+
+    def _development_rows(self) -> pd.DataFrame:
+        return pd.concat([self.rows(name) for name in SPLITS[:2]])
 
     def split_before_review(self, name: str) -> tuple[Split, NDArray[np.bool_]]:
         """Returns a split as it would be without the user's decisions on its images.

@@ -7,8 +7,6 @@ from drone.search import scoring
 from drone.search.scoring import Difference, HeldOut, Objective, Score
 from drone.search.study import TrialRecord
 
-_Key = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class Scorer:
@@ -19,8 +17,8 @@ class Scorer:
     epochs: int
     """Epochs of a complete fold."""
 
-    _scores: dict[_Key, Score | None] = field(default_factory=dict, repr=False)
-    """Of each trial, by its number and its number of epochs so far."""
+    _newest: dict[int, tuple[int, Score | None]] = field(default_factory=dict, repr=False)
+    """Number of epochs and score of each trial, by its number; older scores would fill memory."""
 
     def update(self, record: TrialRecord) -> None:
         """Puts the score of a trial into it and its newest epoch."""
@@ -43,12 +41,11 @@ class Scorer:
 
     def score(self, record: TrialRecord) -> Score | None:
         """Returns the score of a trial at its best epoch; None before its first epoch."""
-        key = record.number, len(record.history)
-        if key not in self._scores:
-            self._scores[key] = scoring.best_score(
-                record.history, self.held_out, self.objective, self.epochs
-            )
-        return self._scores[key]
+        count, score = self._newest.get(record.number, (-1, None))
+        if count != len(record.history):
+            score = scoring.best_score(record.history, self.held_out, self.objective, self.epochs)
+            self._newest[record.number] = len(record.history), score
+        return score
 
     def ordered(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
         """Returns the trials that have a score, best first: by complete folds, then by score."""

@@ -14,9 +14,6 @@ class Verdict:
     """The configuration that a study recommends."""
 
     winner: TrialRecord
-    ranked: Sequence[RankedTrial]
-    """All trials that have a score, best first."""
-
     sentence: str
 
 
@@ -41,7 +38,7 @@ def decide(
     first = next((trial for trial in ranked if trial.record.number == 0), None)
     reference = "the preset" if first_is_preset else f"the first trial ({names.get(0)})"
     sentence = _sentence(winner, first, names[winner.number], reference, scorer)
-    return Verdict(winner, ranked, f"{sentence} {_ties(ranked)}".strip())
+    return Verdict(winner, f"{sentence} {_ties(ranked)}".strip())
 
 
 def _sentence(
