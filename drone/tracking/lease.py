@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from drone.errors import LockedError
@@ -66,7 +67,13 @@ class Lease:
             "machine": _machine(),
             "renewals": self._renewals,
         }
-        MlflowClient().set_tag(self.run_id, _TAG, json.dumps(content))
+        try:
+            MlflowClient().set_tag(self.run_id, _TAG, json.dumps(content))
+        except MlflowException:
+            # Where two processes set a new tag at once, the database refuses the second insert.
+            if _read(self.run_id) is None:
+                raise
+            MlflowClient().set_tag(self.run_id, _TAG, json.dumps(content))
 
     def renew(self) -> None:
         """Renews the lease, unless another process has taken it over."""

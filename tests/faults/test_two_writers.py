@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +186,28 @@ def test_of_two_machines_that_take_a_lease_at_once_one_has_it(
     for process in processes:
         process.join(30)
     assert sorted(outcomes) == ["held", "refused", "refused"]
+
+
+def test_first_writes_at_the_same_moment_all_go_through(run_id: str) -> None:
+    """A database refuses the second of two inserts of one tag, which is no failure of the store."""
+    errors: list[Exception] = []
+    barrier = threading.Barrier(4)
+
+    def write(held: lease.Lease) -> None:
+        barrier.wait()
+        try:
+            held.write()
+        except Exception as error:
+            errors.append(error)
+
+    for _ in range(20):
+        threads = [threading.Thread(target=write, args=[lease.Lease(run_id)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        MlflowClient().delete_tag(run_id, "lease")
+    assert errors == []
 
 
 def _take(home: str, uri: str, run_id: str, results: "multiprocessing.Queue[str]") -> None:
