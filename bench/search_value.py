@@ -8,6 +8,10 @@ successive halving; one epoch of N random configurations, then all epochs of the
 al. 2023); and `tune.py` as it is by default. The two studies are the job as a user types it. What
 a method chose is trained in this process and predicts the test split, which nothing else reads.
 
+How well a score ranks configurations is measured apart ("rank"): random ones are trained on all
+folds, on the plain training split, and as a final model; the rank correlations with the test
+accuracy of the last are those of the study's score, and of the validation macro F1.
+
 Each cell (task, split, method) lies in a file of --out; stopped and typed again, the program
 resumes. At the end, and with --table alone, the table as Markdown.
 """
@@ -47,13 +51,14 @@ from drone.search import space
 from drone.search.study import Study
 from drone.serving.predictor import apply_temperature
 from drone.training.activation_cache.store import CacheSpec
-from drone.training.config import TrainConfig
+from drone.training.config import CalibrationConfig, TrainConfig
 from drone.training.context import LocalContext
 from drone.training.data import TrainingData
 from drone.training.loop import fit
 from drone.workflows.model_logging import load_best_model
 
 METHODS = ("preset", "validation", "one-epoch", "ours")
+CELLS = (*METHODS, "rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +74,9 @@ class Bench:
     tasks: tuple[str, ...] = ("drones", "few", "noisy", "grey64", "drawn", "mixed")
     splits: int = 3
     trials: int = 30
-    methods: tuple[str, ...] = METHODS
-    correlate: int = 8
-    """Whole trials of each study whose configurations are trained for their test scores."""
+    cells: tuple[str, ...] = CELLS
+    ranked: int = 8
+    """Configurations that are ranked."""
 
     out: Path = Path("search-value")
     table: bool = False
@@ -116,7 +121,7 @@ class Cell:
             temperature = fit_temperature(predict(best, validation), validation.labels_N)
         return scores(apply_temperature(probs, temperature), self.dataset.split("test").labels_N)
 
-    def tune(self, name: str, *flags: object) -> tuple[TrainConfig, float]:
+    def tune(self, name: str, num_trials: int, *flags: object) -> tuple[TrainConfig, float]:
         """Runs a study without its final model; what it chose, and its seconds."""
         place = self.folder.resolve()
         words = [sys.executable, str(ROOT / "ray_jobs" / "tune.py")]
@@ -124,7 +129,7 @@ class Cell:
             words += ["--resume", name]
         else:
             words += ["--data", str(self.dataset.folder.resolve()), "--name", name]
-            words += ["--num-trials", str(self.bench.trials)]
+            words += ["--num-trials", str(num_trials)]
             words += ["--weights", str(self.bench.weights.resolve()), *map(str, flags)]
         words += ["--no-final", "--activation-cache", str(self.cache.folder)]
         words += ["--activation-cache-gb", str(self.cache.disk_gb), "--json"]
@@ -136,36 +141,6 @@ class Cell:
         best = json.loads(done.stdout.splitlines()[-1])["best"]
         content = yaml.safe_load(Path(best["config"]).read_text())
         return override(TrainConfig(), content, "best.yaml"), time.monotonic() - began
-
-    def correlation(self, name: str, config_of: TrainConfig) -> dict[str, float]:
-        """Rank correlation of whole trials' scores with their test scores."""
-        study = Study(self.folder / "studies" / name)
-        spec = study.read_spec()
-        whole = [record for record in study.records("trials") if record.state == "finished"]
-        whole = whole[:: max(1, len(whole) // self.bench.correlate)][: self.bench.correlate]
-        if len(whole) < 4:
-            return {}
-        sign = -1 if spec.objective == "log_loss" else 1
-        said = [sign * float(record.score or 0.0) for record in whole]
-        found = []
-        for record in whole:
-            config = space.apply_params(spec.base, record.params, "trial")
-            if config_of.train_on == "train+validation":
-                config = replace(
-                    config,
-                    train_on="train+validation",
-                    stop_epoch=int(record.metrics["best_epoch"]),
-                    calibration=replace(
-                        config_of.calibration, temperature=record.metrics["temperature"]
-                    ),
-                )
-            found.append(self.train_and_test(config))
-        return {
-            f"rank_{metric}": float(
-                spearmanr(said, [sign_ * result[metric] for result in found]).statistic
-            )
-            for metric, sign_ in (("accuracy", 1), ("log_loss", -1))
-        }
 
 
 def scores(probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64]) -> dict[str, Any]:
@@ -210,11 +185,41 @@ def ours(cell: Cell) -> dict[str, Any]:
 
 
 def _study(cell: Cell, name: str, *flags: object) -> dict[str, Any]:
-    config, seconds = cell.tune(name, *flags)
+    config, seconds = cell.tune(name, cell.bench.trials, *flags)
     began = time.monotonic()
     result = cell.train_and_test(config)
-    seconds += time.monotonic() - began
-    return {**result, "seconds": seconds, **cell.correlation(name, config)}
+    return {**result, "seconds": seconds + time.monotonic() - began}
+
+
+def ranks(cell: Cell) -> dict[str, Any]:
+    """Rank correlations of two scores of whole trials with the test accuracy of their finals."""
+    began = time.monotonic()
+    flags = ["--scheduler", "none", "--no-until-sure", "--seed", cell.seed]
+    cell.tune("rank", cell.bench.ranked, *flags)
+    study = Study(cell.folder / "studies" / "rank")
+    spec, preset_epochs = study.read_spec(), get_preset("finetune").epochs
+    folds, split, test = [], [], []
+    for record in study.records("trials"):
+        if record.state != "finished" or record.score is None:
+            continue
+        config = space.apply_params(spec.base, record.params, "trial")
+        final = replace(
+            config,
+            train_on="train+validation",
+            stop_epoch=int(record.metrics["best_epoch"]),
+            calibration=CalibrationConfig(
+                temperature=record.metrics["temperature"], unsure_below=0.5
+            ),
+        )
+        folds.append(-record.score)
+        split.append(_on_validation(cell, replace(config, epochs=preset_epochs)))
+        test.append(cell.train_and_test(final)["accuracy"])
+    rank = {
+        f"rank_{name}": float(spearmanr(values, test).statistic)
+        for name, values in (("folds", folds), ("split", split))
+    }
+    values = {"folds": folds, "split": split, "test": test}
+    return {**rank, **values, "seconds": time.monotonic() - began}
 
 
 def one_epoch(cell: Cell) -> dict[str, Any]:
@@ -252,12 +257,18 @@ def _random_configs(base: TrainConfig, count: int) -> Iterator[TrainConfig]:
 
 def measure(bench: Bench, tasks: Tasks) -> None:
     """Measures the cells that are missing."""
-    runs = {"preset": preset, "validation": validation, "one-epoch": one_epoch, "ours": ours}
+    runs = {
+        "preset": preset,
+        "validation": validation,
+        "one-epoch": one_epoch,
+        "ours": ours,
+        "rank": ranks,
+    }
     for seed in range(bench.splits):
         for task in bench.tasks:
             cell = Cell(bench, tasks.dataset(task, seed), task, seed)
             cell.folder.mkdir(parents=True, exist_ok=True)
-            for method in bench.methods:
+            for method in bench.cells:
                 file = cell.folder / f"{method}.json"
                 if file.exists():
                     continue
@@ -265,11 +276,12 @@ def measure(bench: Bench, tasks: Tasks) -> None:
                 aside = file.with_suffix(".part")
                 aside.write_text(json.dumps(result))
                 aside.rename(file)
-                print(
-                    f"{task} {seed} {method}: accuracy {result['accuracy']:.4f}, "
-                    f"log-loss {result['log_loss']:.4f}, {result['seconds']:.0f} s",
-                    flush=True,
-                )
+                figures = [
+                    f"{name} {value:.4f}"
+                    for name, value in result.items()
+                    if isinstance(value, float)
+                ]
+                print(f"{task} {seed} {method}: {', '.join(figures)}", flush=True)
 
 
 def read(bench: Bench) -> pd.DataFrame:
@@ -305,9 +317,8 @@ def gain(cells: pd.DataFrame) -> str:
 def markdown(cells: pd.DataFrame, tasks: Sequence[str]) -> str:
     """The table."""
     lines = [
-        "| task | method | accuracy | over the preset, points | log-loss | rank correlation "
-        "(accuracy, log-loss) | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| task | method | accuracy | over the preset, points | log-loss | seconds |",
+        "|---|---|---|---|---|---|",
     ]
     for task in tasks:
         for method in METHODS:
@@ -315,16 +326,21 @@ def markdown(cells: pd.DataFrame, tasks: Sequence[str]) -> str:
             if own.empty:
                 continue
             both = cells[(cells["task"] == task) & cells["method"].isin(["preset", method])]
-            ranks = [
-                f"{own[name].mean():.2f}"
-                for name in ("rank_accuracy", "rank_log_loss")
-                if name in own and own[name].notna().any()
-            ]
             lines.append(
                 f"| {task} | {method} | {own['accuracy'].mean():.3f} | "
                 f"{gain(both) if method != 'preset' else ''} | {own['log_loss'].mean():.3f} | "
-                f"{', '.join(ranks)} | {own['seconds'].mean():.0f} |"
+                f"{own['seconds'].mean():.0f} |"
             )
+    lines += [
+        "",
+        "| task | rank correlation with test: folds | validation split |",
+        "|---|---|---|",
+    ]
+    for task in tasks:
+        own = cells[(cells["task"] == task) & (cells["method"] == "rank")]
+        if not own.empty:
+            means = own["rank_folds"].mean(), own["rank_split"].mean()
+            lines.append(f"| {task} | {means[0]:.2f} | {means[1]:.2f} |")
     return "\n".join(lines)
 
 

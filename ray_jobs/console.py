@@ -176,6 +176,7 @@ class SearchDisplay:
         self._task = bar.add_task("starting", total=None, note="")
         self._records: dict[int, TrialRecord] = {}
         self._ended: set[int] = set()
+        self._waited: set[int] = set()
         self._cache_reasons: set[str] = set()
         self._title, self._total = "trial", 0
         self._start_s, self._num_earlier = time.monotonic(), 0
@@ -185,8 +186,10 @@ class SearchDisplay:
         self._title, self._total = title, total
         self._records = {record.number: record for record in records if record.has_ended}
         self._ended = set(self._records)
+        self._waited = {record.number for record in records if record.state == "waiting"}
         # The time left is estimated from this attempt alone, so earlier trials are not counted.
-        self._start_s, self._num_earlier = time.monotonic(), len(self._ended)
+        self._start_s = time.monotonic()
+        self._num_earlier = len(self._ended | self._waited)
         earlier = f", {len(self._ended)} done before" if self._ended else ""
         show(f"{total} {title}s, {concurrency} at a time{earlier}")
         self._update()
@@ -198,8 +201,9 @@ class SearchDisplay:
             # Once for each reason: most trials have the same.
             self._cache_reasons.add(record.cache_reason)
             show(f"  a trial like {name} {record.cache_reason}")
-        if record.has_ended and record.number not in self._ended:
-            self._ended.add(record.number)
+        is_new = record.number not in (self._ended if record.has_ended else self._waited)
+        if is_new and record.state != "running":
+            (self._ended if record.has_ended else self._waited).add(record.number)
             seconds = record.usage.get("resource/wall_s", 0.0)
             reason = f"  {record.reason}" if record.reason else ""
             folds = record.history[-1]["fold"] + 1 if record.history else 0
@@ -216,19 +220,26 @@ class SearchDisplay:
 
     def _status(self) -> str:
         records = self._records.values()
-        num_pruned = sum(record.state == "pruned" for record in records)
+        states = [record.state for record in records]
+        counts = [
+            f"{states.count(state)} {state}"
+            for state in ("running", "waiting", "pruned")
+            if state != "waiting" or "waiting" in states
+        ]
         return (
-            f"{len(self._ended)}/{self._total} done, {len(self._records) - len(self._ended)} "
-            f"running, {num_pruned} pruned, {self._time_left()} left"
+            f"{len(self._ended)}/{self._total} done, {', '.join(counts)}, {self._time_left()} left"
         )
 
     def _time_left(self) -> str:
-        num_done = len(self._ended) - self._num_earlier
+        scored = len(self._ended | self._waited)
+        num_done = scored - self._num_earlier
         if not num_done:
             return "?"
         # By the clock, not by the trials' own times: they run concurrently.
         per_trial_s = (time.monotonic() - self._start_s) / num_done
-        return _duration(per_trial_s * (self._total - len(self._ended)))
+        # How many of those that wait will get more folds is not known before they are compared.
+        prefix = "at least " if self._waited - self._ended else ""
+        return f"{prefix}{_duration(per_trial_s * (self._total - scored))}"
 
     def _update(self) -> None:
         self._bar.update(

@@ -110,8 +110,9 @@ class Tune:
     F1."""
 
     scheduler: Literal["race", "asha", "median", "none"] = "race"
-    """What ends trials early: a paired test against the best trial, successive halving, the median
-    of the others, or nothing."""
+    """What ends trials early: race gives the next fold to the better third of the trials, and ends
+    those that a paired test finds worse than the best; asha halves them by epochs; median ends
+    those below the median of the others."""
 
     time_budget_min: float | None = None
     """Minutes after which no trial starts; running trials end as usual, and the winner is confirmed

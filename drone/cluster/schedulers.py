@@ -21,6 +21,12 @@ of strong augmentation, which learns later."""
 class Pruner(Protocol):
     """Decides after each epoch of a trial whether it ends early."""
 
+    def waits(self, record: TrialRecord) -> bool:
+        """Takes a trial's newest epoch; returns whether others must come as far before it goes on.
+
+        It is judged then.
+        """
+
     def judge(self, record: TrialRecord) -> Pruned | None:
         """Returns why the trial ends after its newest epoch; None if it continues."""
 
@@ -104,6 +110,10 @@ class _RayPruner:
         self._scheduler, self._controller = scheduler, _NoController()
         self._epochs = epochs
         self._trials: dict[int, _Trial] = {}
+
+    def waits(self, record: TrialRecord) -> bool:
+        """See Pruner. Each trial runs to its end."""
+        return False
 
     def judge(self, record: TrialRecord) -> Pruned | None:
         """See Pruner."""

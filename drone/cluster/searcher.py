@@ -31,7 +31,10 @@ class TrialSource(Protocol):
     """Where the trials come from."""
 
     def next_record(self) -> TrialRecord | None:
-        """Returns the next trial to run, or None if there are no more."""
+        """Returns the next trial to run, or None if there are no more for now."""
+
+    def put_back(self, record: TrialRecord) -> None:
+        """Takes a trial that waits for others."""
 
 
 class FixedTrials:
@@ -39,15 +42,23 @@ class FixedTrials:
 
     def __init__(self, records: list[TrialRecord]) -> None:
         """Keeps the trials that have not ended."""
-        self._waiting = [record for record in records if not record.has_ended]
+        self._unfinished = [record for record in records if not record.has_ended]
 
     def next_record(self) -> TrialRecord | None:
         """See TrialSource."""
-        return self._waiting.pop(0) if self._waiting else None
+        return self._unfinished.pop(0) if self._unfinished else None
+
+    def put_back(self, record: TrialRecord) -> None:
+        """See TrialSource."""
+        self._unfinished.append(record)
 
 
 class SampledTrials:
-    """The unfinished trials of an earlier attempt, then what the sampler suggests."""
+    """The trials of a study in the order in which they run.
+
+    First those that an earlier attempt left within a fold, then what the sampler suggests, then
+    those that wait for their next fold: the ones with the fewest folds first, of these the best.
+    """
 
     def __init__(
         self,
@@ -56,7 +67,9 @@ class SampledTrials:
         records: list[TrialRecord],
         pruner: Pruner,
         recorder: Recorder,
+        scorer: Scorer,
         knows_enough: Callable[[], bool],
+        is_over: Callable[[], bool],
     ) -> None:
         """Continues where the records stand.
 
@@ -66,33 +79,59 @@ class SampledTrials:
             records: All trials so far.
             pruner: A new one; it replays the epochs of the trials so far.
             recorder: Records a trial that ends here without running again.
+            scorer: Orders trials.
             knows_enough: Whether the study needs no further trials.
+            is_over: Whether the time budget is used up.
         """
         self._sampler, self._spec = sampler, spec
-        self._pruner, self._recorder = pruner, recorder
-        self._knows_enough = knows_enough
-        self._waiting = [record for record in records if not record.has_ended]
+        self._pruner, self._recorder, self._scorer = pruner, recorder, scorer
+        self._knows_enough, self._is_over = knows_enough, is_over
+        self._unfinished = [record for record in records if record.state == "running"]
+        self._waiting = [record for record in records if record.state == "waiting"]
         for record in records:
+            # Otherwise the first new trials would be compared with nothing, and never be pruned.
             if record.has_ended and record.history:
-                # Otherwise the first new trials would be compared with nothing, and never be
-                # pruned.
                 pruner.replay(record)
+            elif record.state == "waiting":
+                pruner.waits(record)
 
     def next_record(self) -> TrialRecord | None:
         """See TrialSource."""
-        while self._waiting:
-            record = self._waiting.pop(0)
+        while self._unfinished and not self._is_over():
+            record = self._unfinished.pop(0)
             pruned = self._pruner.replay(record) if record.history else None
             if not pruned and not _is_complete(record, self._spec.base.epochs):
                 return record
             # Decided just before the earlier attempt was killed.
-            _end(record, pruned, self._spec.base.epochs)
-            self._recorder.trial_started(record)
-            self._recorder.trial_updated(record)
-        if self._sampler.num_started >= self._spec.num_trials or self._knows_enough():
-            return None
-        number, params = self._sampler.suggest()
-        return TrialRecord(number, params, self._spec.base.seed, self._spec.folds)
+            self._end(record, pruned)
+        is_full = self._sampler.num_started >= self._spec.num_trials
+        if not (is_full or self._is_over() or self._knows_enough()):
+            number, params = self._sampler.suggest()
+            return TrialRecord(number, params, self._spec.base.seed, self._spec.folds)
+        return self._next_waiting()
+
+    def put_back(self, record: TrialRecord) -> None:
+        """See TrialSource."""
+        self._waiting.append(record)
+
+    def _next_waiting(self) -> TrialRecord | None:
+        while self._waiting:
+            # Best first; the sort keeps that order among equals.
+            ordered = self._scorer.ordered(self._waiting)
+            record = min(ordered, key=self._scorer.num_complete_folds)
+            self._waiting.remove(record)
+            pruned = _OVER if self._is_over() else self._pruner.judge(record)
+            if pruned is None:
+                record.state = "running"
+                return record
+            self._end(record, pruned)
+        return None
+
+    def _end(self, record: TrialRecord, pruned: Pruned | None) -> None:
+        """Ends a trial that is not running."""
+        _end(record, pruned, self._spec.base.epochs)
+        self._recorder.trial_started(record)
+        self._recorder.trial_updated(record)
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -106,7 +145,6 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         pruner: Pruner,
         *,
         concurrency: int,
-        may_start: Callable[[], bool] = lambda: True,
     ) -> None:
         """Starts with the first trial of the source.
 
@@ -116,12 +154,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             scorer: Scores the trials.
             pruner: Decides which trials end early.
             concurrency: Maximum number of trials at the same time.
-            may_start: Whether another trial may start (the time budget is not used up).
         """
         super().__init__()
         self._source, self._recorder = source, recorder
         self._scorer, self._pruner = scorer, pruner
-        self._concurrency, self._may_start = concurrency, may_start
+        self._concurrency = concurrency
         self._running: dict[str, TrialRecord] = {}
         self._pruned: dict[str, Pruned] = {}
         self._exhausted = False
@@ -129,16 +166,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     @property
     def is_complete(self) -> bool:
         """Whether every trial that may start has ended."""
-        return not self._running and (self._exhausted or not self._may_start())
+        return not self._running and self._exhausted
 
     def suggest(self, trial_id: str) -> Any:
         """Returns the settings of the next trial, or None while the maximum number is running."""
         # None makes Ray Tune ask again later; FINISHED would end the search.
         if len(self._running) >= self._concurrency:
             return None
-        if not self._may_start():
-            return Searcher.FINISHED
         record = self._source.next_record()
+        if record is None and self._running:
+            # One of them may have to wait for its next fold, and then be the next.
+            return None
         if record is None:
             self._exhausted = True
             return Searcher.FINISHED
@@ -151,6 +189,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             "seed": record.seed,
             "num_folds": record.num_folds,
             "reported": len(record.history),
+            "wall_s": record.usage.get("resource/wall_s", 0.0),
         }
 
     def take_report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
@@ -159,16 +198,21 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if record is None:
             return False
         if self._update(record, result):
+            if record.state == "running" and self._pruner.waits(record):
+                record.state = "waiting"
             self._recorder.trial_updated(record)
             if record.state == "running" and (pruned := self._pruner.judge(record)):
                 self._pruned[trial_id] = pruned
-        return trial_id not in self._pruned
+        return record.state != "waiting" and trial_id not in self._pruned
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Records how a trial ended."""
         record = self._running.pop(trial_id)
+        if record.state == "waiting":
+            self._source.put_back(record)
+            return
         if result:
             self._update(record, result)
         if error:
@@ -219,6 +263,9 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
         goes_on = self._searcher.take_report(trial.trial_id, result)
         decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
         return decision
+
+
+_OVER = Pruned("the time budget was used up")
 
 
 def _is_complete(record: TrialRecord, epochs: int) -> bool:

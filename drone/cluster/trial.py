@@ -73,12 +73,12 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
     Nothing is raised if it fails: the reason is its last report.
 
     Args:
-        trial: "number", "part", "params", "seed" and "num_folds" of its record, and "reported": the
-            number of epochs that earlier attempts have reported.
+        trial: "number", "part", "params", "seed" and "num_folds" of its record, and "reported" and
+            "wall_s": the number of epochs that it has reported earlier, and the seconds these took.
         spec: What trials have in common.
     """
     location = checkpoint_location(spec.storage, trial["part"], trial["number"])
-    reporter = _Reporter(spec.base, trial["reported"])
+    reporter = _Reporter(spec.base, trial["reported"], trial["wall_s"])
     try:
         config = apply_params(spec.base, trial["params"], f"trial {trial['number']}")
         config = replace(config, seed=trial["seed"], checkpoint_interval_s=_CHECKPOINT_INTERVAL_S)
@@ -122,14 +122,14 @@ def _open_dataset(location: str, fingerprint: str, at_bins: bool) -> Dataset:
 class _Reporter:
     """Reports each epoch of each fold to Ray Tune, once."""
 
-    def __init__(self, config: TrainConfig, num_reported: int) -> None:
+    def __init__(self, config: TrainConfig, num_reported: int, earlier_s: float) -> None:
         self.config = config
         self.num_classes = 0  # Until the data set is open, which may fail.
         self.has_reported = False
         self.decision = CacheDecision(False, "")
         self._num_reported = num_reported
         self._fold = 0
-        self._start = time.monotonic()
+        self._start = time.monotonic() - earlier_s
 
     def set_decision(self, decision: CacheDecision) -> None:
         """Takes the cache policy's decision."""

@@ -79,7 +79,7 @@ def race(records: Sequence[TrialRecord], epochs: int) -> Figure:
         axes.barh(record.number, length, color=colour, height=0.7)
         text = "" if record.score is None else f" {record.score:.3f}"
         if record.pruned_by is not None:
-            text += f", worse than {record.pruned_by}"
+            text += f", behind {record.pruned_by}"
         axes.text(length, record.number, text, va="center", fontsize=7)
     for state in dict.fromkeys(record.state for record in records):
         axes.barh(0, 0, color=_COLOURS.get(state, "tab:gray"), label=state)

@@ -1,23 +1,26 @@
-"""The race: ends trials that are significantly worse than the best one, on the same images.
+"""The race: folds go to the trials that may be the best, chosen among all on the same images.
 
-A trial starts with one fold, and gets the next as long as it may be the best (F-Race: Birattari et
-al. 2002). Whether it may is a paired test over the images that it and the best trial so far have
-predicted, so a trial is never ended by the luck of a few images.
+Every trial is trained on one fold, the better third of them on a second one, and so on: successive
+halving (Jamieson and Talwalkar 2016) over folds instead of epochs. A trial also ends when a paired
+test over the images says that it is surely worse than the best one (F-Race: Birattari et al. 2002).
+The first trial, with which the others are compared in the end, gets all folds.
 """
 
+import math
 from dataclasses import dataclass
-
-from scipy import stats
 
 from drone.search.scorer import Scorer
 from drone.search.scoring import Difference, in_words
 from drone.search.study import TrialRecord
 
-_MAX_CHANCE = 0.2
-"""A trial ends when its chance of being better than the best one is below this."""
+_SHARE = 1 / 3
+"""Share of the trials of a fold that get the next one."""
 
-_MAX_CHANCE_EARLY = 0.02
-"""Within the first fold, where its remaining epochs may change the order."""
+_MIN_SURVIVORS = 3
+"""But no fewer trials than these."""
+
+_MIN_CHANCE = 0.02
+"""A trial ends when its chance of being better than the best one is below this."""
 
 _RUNGS = (0.25, 0.5)
 """Shares of the epochs of the first fold after which a trial is judged too."""
@@ -47,45 +50,69 @@ class Race:
         rungs = {round(share * scorer.epochs) for share in _RUNGS}
         self._rungs = {rung for rung in rungs if grace_epochs <= rung < scorer.epochs}
 
-    def judge(self, record: TrialRecord) -> Pruned | None:
-        """Returns why a trial ends after its newest epoch; None if it continues."""
+    def waits(self, record: TrialRecord) -> bool:
+        """Takes a trial's newest epoch; returns whether it has completed a fold but not all."""
         self._records[record.number] = record
+        num_folds = self._scorer.num_complete_folds(record)
+        return record.history[-1]["epoch"] == self._scorer.epochs and num_folds < record.num_folds
+
+    def judge(self, record: TrialRecord) -> Pruned | None:
+        """Returns why a trial ends after its newest epoch; None if it continues.
+
+        A trial that waits is judged when its turn comes, by all that have come as far.
+        """
+        self._records[record.number] = record
+        if record.number == 0:
+            return None
         entry = record.history[-1]
         fold, epoch = entry["fold"], entry["epoch"]
         if epoch == self._scorer.epochs and fold + 1 < record.num_folds:
-            leader = self._leader(record, fold + 1)
-            difference = self._scorer.difference(record, leader) if leader else None
-            when = f"{fold + 1} {'fold' if fold == 0 else 'folds'}"
-            return self._verdict(difference, leader, _MAX_CHANCE, when)
+            return self._judge_folds(record, fold + 1)
         if fold == 0 and epoch in self._rungs:
-            leader = self._leader(record, 1)
-            difference = self._scorer.difference_at(record, leader, epoch) if leader else None
-            return self._verdict(difference, leader, _MAX_CHANCE_EARLY, f"{epoch} epochs")
+            return self._judge_epochs(record, epoch)
         return None
 
     def replay(self, record: TrialRecord) -> Pruned | None:
         """Takes a trial of an earlier attempt, and judges it where it stands."""
         return self.judge(record)
 
-    def _leader(self, record: TrialRecord, num_folds: int) -> TrialRecord | None:
-        """Returns the best other trial that has completed so many folds."""
+    def _judge_folds(self, record: TrialRecord, num_folds: int) -> Pruned | None:
+        """Judges a trial by all that have completed as many folds."""
+        others = self._others(record, num_folds)
+        if not others:
+            return None
+        when = f"{num_folds} {'fold' if num_folds == 1 else 'folds'}"
+        difference = self._scorer.difference(record, others[0], num_folds=num_folds)
+        assert difference is not None
+        if difference.chance < _MIN_CHANCE:
+            return self._worse(difference, others[0], when)
+        own = self._scorer.gain_on(record, num_folds)
+        num_better = sum(self._scorer.gain_on(other, num_folds) > own for other in others)
+        limit = max(_MIN_SURVIVORS, math.ceil(len(self._records) * _SHARE**num_folds))
+        if num_better < limit:
+            return None
+        return Pruned(f"{num_better} trials were better after {when}", others[0].number)
+
+    def _judge_epochs(self, record: TrialRecord, epoch: int) -> Pruned | None:
+        others = self._others(record, 1)
+        if not others:
+            return None
+        difference = self._scorer.difference_at(record, others[0], epoch)
+        if difference.chance >= _MIN_CHANCE:
+            return None
+        return self._worse(difference, others[0], f"{epoch} epochs")
+
+    def _others(self, record: TrialRecord, num_folds: int) -> list[TrialRecord]:
+        """Returns the other trials that have completed so many folds, the best on those first."""
         scorer = self._scorer
         others = [
             other
             for other in self._records.values()
             if other.number != record.number and scorer.num_complete_folds(other) >= num_folds
         ]
-        return next(iter(scorer.ordered(others)), None)
+        return sorted(others, key=lambda other: -scorer.gain_on(other, num_folds))
 
-    def _verdict(
-        self, difference: Difference | None, leader: TrialRecord | None, limit: float, when: str
-    ) -> Pruned | None:
-        if difference is None or leader is None:
-            return None
-        # A standard error of 0: both predict the same.
-        chance = float(stats.norm.cdf(difference.gain / max(difference.standard_error, 1e-12)))
-        if chance >= limit:
-            return None
+    def _worse(self, difference: Difference, leader: TrialRecord, when: str) -> Pruned:
         name = in_words(self._scorer.objective)
         return Pruned(
             f"worse than trial {leader.number} after {when}: {name} by {-difference.gain:.3f} "

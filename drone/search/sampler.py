@@ -111,6 +111,7 @@ class Sampler:
         space: Space,
         first_trials: Sequence[Mapping[str, Any]],
         objective: Objective,
+        num_epochs: int,
         records: Sequence[TrialRecord],
     ) -> None:
         """Creates the sampler and replays the records to it.
@@ -122,9 +123,11 @@ class Sampler:
             space: Domains of the searched settings.
             first_trials: Parameters of the trials before the sampler's own.
             objective: What the scores are.
+            num_epochs: Number of epochs after which it learns a trial's score; what follows is
+                not learnt.
             records: All trials so far.
         """
-        self._base, self._space = base, space
+        self._base, self._space, self.num_epochs = base, space, num_epochs
         self._running: dict[int, Trial] = {}
         self._reported: dict[int, int] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -151,7 +154,7 @@ class Sampler:
             if record is None:  # Its file was lost.
                 self.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
                 self.num_started += 1
-            elif record.has_ended:
+            elif self._is_known(record):
                 self.study.add_trial(self._frozen(record))
                 self.num_started += 1
             else:
@@ -161,10 +164,9 @@ class Sampler:
                 self.tell(record)
 
     def _frozen(self, record: TrialRecord) -> FrozenTrial:
-        state, scores = _state(record), _scores(record)
-        value = record.score if state is TrialState.COMPLETE else None
-        if state is TrialState.PRUNED and scores:
-            value = scores[max(scores)]  # As Optuna itself stores it.
+        state, scores = self._state(record), self._scores(record)
+        # Of a pruned trial Optuna itself stores this as the value too.
+        value = scores[max(scores)] if scores and state is not TrialState.FAIL else None
         return optuna.trial.create_trial(
             state=state,
             value=value,
@@ -185,7 +187,7 @@ class Sampler:
         return trial.number, params
 
     def tell(self, record: TrialRecord) -> None:
-        """Reports a trial's new epochs to Optuna and, if it has ended, its outcome.
+        """Reports a trial's new epochs to Optuna and, once it is known, its outcome.
 
         A trial that stopped itself counts with its score; one that failed says nothing about its
         settings. Calling it again is harmless.
@@ -193,16 +195,35 @@ class Sampler:
         trial = self._running.get(record.number)
         if trial is None:
             return
-        for step, score in _scores(record).items():
+        scores = self._scores(record)
+        for step, score in scores.items():
             if step > self._reported.get(record.number, 0):
                 trial.report(score, step)
                 self._reported[record.number] = step
-        if record.has_ended:
+        if self._is_known(record):
             del self._running[record.number]
-            state = _state(record)
+            state = self._state(record)
             # Optuna takes the score of a pruned trial from its reports, and refuses another.
             scored = state is TrialState.COMPLETE
-            self.study.tell(trial, record.score if scored else None, state)
+            self.study.tell(trial, scores[max(scores)] if scored else None, state)
+
+    def _is_known(self, record: TrialRecord) -> bool:
+        """Whether the trial has ended, or has come as far as is learnt from."""
+        return record.has_ended or len(record.history) >= self.num_epochs
+
+    def _state(self, record: TrialRecord) -> TrialState:
+        # Ended before its first epoch, a trial says nothing.
+        if record.state == "failed" or not record.history:
+            return TrialState.FAIL
+        is_short = len(record.history) < self.num_epochs
+        return TrialState.PRUNED if record.state == "pruned" and is_short else TrialState.COMPLETE
+
+    def _scores(self, record: TrialRecord) -> dict[int, float]:
+        """Returns the trial's score after each epoch, counted over all folds."""
+        return {
+            step: float(entry["metrics"]["score"])
+            for step, entry in enumerate(record.history[: self.num_epochs], start=1)
+        }
 
     def importances(self) -> dict[str, Importance]:
         """Returns how much each setting decides whether a trial is a good one, as shares of 1.
@@ -240,21 +261,6 @@ def _importances(trials: Sequence[FrozenTrial], direction: StudyDirection) -> di
             return optuna.importance.get_param_importances(study, normalize=True)
         except (RuntimeError, ValueError):
             return {}
-
-
-def _state(record: TrialRecord) -> TrialState:
-    states = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
-    # Ended before its first epoch, it says nothing.
-    return states.get(
-        record.state, TrialState.FAIL if record.score is None else TrialState.COMPLETE
-    )
-
-
-def _scores(record: TrialRecord) -> dict[int, float]:
-    """Returns the trial's score after each epoch, counted over all folds."""
-    return {
-        step: float(entry["metrics"]["score"]) for step, entry in enumerate(record.history, start=1)
-    }
 
 
 def _distribution(domain: Domain, value: Any) -> BaseDistribution:

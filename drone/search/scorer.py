@@ -38,6 +38,11 @@ class Scorer:
                 "temperature": score.temperature,
                 **score.metrics(self.held_out.classes),
             }
+            if record.num_folds > 1 and len(record.history) >= self.epochs:
+                # All trials have this fold, so these can be compared at a glance.
+                first = record.after(self.epochs).score
+                assert first is not None
+                record.metrics["score_first_fold"] = first
 
     def score(self, record: TrialRecord) -> Score | None:
         """Returns the score of a trial at its best epoch; None before its first epoch."""
@@ -62,35 +67,51 @@ class Scorer:
         return scoring.complete_folds(record.history, self.epochs)
 
     def difference(
-        self, record: TrialRecord, other: TrialRecord, metric: str | None = None
+        self,
+        record: TrialRecord,
+        other: TrialRecord,
+        metric: str | None = None,
+        num_folds: int | None = None,
     ) -> Difference | None:
         """Compares two trials on the folds that both have completed.
+
+        Where there are more, the first fold is left out: it has selected the trials that got the
+        others, so the best of many had luck on it.
 
         Args:
             record: A trial.
             other: The trial that it is compared with.
             metric: What is compared; None is the study's objective.
+            num_folds: Number of first folds to compare on; None for all.
 
         Returns:
             By how much the first is better; None if they have no complete fold in common.
         """
-        num_folds = min(self.num_complete_folds(record), self.num_complete_folds(other))
+        common = min(self.num_complete_folds(record), self.num_complete_folds(other))
+        num_folds = common if num_folds is None else num_folds
         if not num_folds:
             return None
-        score, base = (self._score_on(trial, num_folds) for trial in (record, other))
+        folds = range(1 if num_folds > 1 else 0, num_folds)
+        score, base = (self._score_on(trial, folds) for trial in (record, other))
         return scoring.difference(score, base, metric or self.objective)
+
+    def gain_on(self, record: TrialRecord, num_folds: int) -> float:
+        """Returns a trial's objective over its first folds, negative if less is better."""
+        score = self._score_on(record, range(num_folds))
+        return scoring.sign(self.objective) * score.value(self.objective)
 
     def difference_at(self, record: TrialRecord, other: TrialRecord, epoch: int) -> Difference:
         """Compares two trials after the same epoch of the first fold, which both have reached."""
         scores = [
-            scoring.score_at(trial.history, self.held_out, epoch, 1) for trial in (record, other)
+            scoring.score_at(trial.history, self.held_out, epoch, range(1))
+            for trial in (record, other)
         ]
         return scoring.difference(scores[0], scores[1], self.objective)
 
-    def _score_on(self, record: TrialRecord, num_folds: int) -> Score:
-        """Returns the score at the best epoch of all folds, over the first ones."""
+    def _score_on(self, record: TrialRecord, folds: range) -> Score:
+        """Returns the score at the best epoch of all folds, over some of them."""
         score = self.score(record)
         assert score is not None
-        if score.num_folds == num_folds:
+        if folds == range(score.num_folds):
             return score
-        return scoring.score_at(record.history, self.held_out, score.epoch, num_folds)
+        return scoring.score_at(record.history, self.held_out, score.epoch, folds)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from drone.data.dataset import Dataset
 from drone.evaluation.calibration import fit_temperature
@@ -80,9 +81,9 @@ class HeldOut:
         labels = tuple(labels_N[numbers_N == number] for number in range(num_folds))
         return HeldOut(labels, dataset.classes)
 
-    def labels_of(self, num_folds: int) -> NDArray[np.int64]:
-        """Returns the class indices of the images of the first folds, (M,)."""
-        return np.concatenate(self.labels[:num_folds])
+    def labels_of(self, folds: range) -> NDArray[np.int64]:
+        """Returns the class indices of the images of some folds, (M,)."""
+        return np.concatenate([self.labels[fold] for fold in folds])
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Score:
     """Epoch whose predictions these are, from 1."""
 
     num_folds: int
-    """Number of folds that were predicted: the first ones."""
+    """Number of folds whose predictions these are."""
 
     temperature: float
     """Temperature of least log-loss, by which the logits are divided."""
@@ -151,6 +152,12 @@ class Difference:
     standard_error: float
 
     @property
+    def chance(self) -> float:
+        """Chance that it is the better one (normal approximation)."""
+        # A standard error of 0: both predict the same.
+        return float(stats.norm.cdf(self.gain / max(self.standard_error, 1e-12)))
+
+    @property
     def is_tie(self) -> bool:
         """Whether the images do not tell which of the two is better."""
         return self.low <= 0 <= self.high
@@ -161,26 +168,24 @@ def complete_folds(history: History, epochs: int) -> int:
     return sum(entry["epoch"] == epochs for entry in history)
 
 
-def score_at(history: History, held_out: HeldOut, epoch: int, num_folds: int) -> Score:
-    """Returns the score of a trial at one epoch over its first folds.
+def score_at(history: History, held_out: HeldOut, epoch: int, folds: range) -> Score:
+    """Returns the score of a trial at one epoch over some of its folds.
 
     Args:
         history: Entries of the trial, which reach this epoch in each of these folds.
         held_out: Images that were predicted.
         epoch: Epoch, from 1.
-        num_folds: Number of folds.
+        folds: Numbers of the folds.
     """
     texts = {entry["fold"]: entry["predictions"] for entry in history if entry["epoch"] == epoch}
-    logs_MK = np.concatenate(
-        [decode(texts[fold], len(held_out.classes)) for fold in range(num_folds)]
-    )
-    labels_M = held_out.labels_of(num_folds)
+    logs_MK = np.concatenate([decode(texts[fold], len(held_out.classes)) for fold in folds])
+    labels_M = held_out.labels_of(folds)
     temperature = fit_temperature(np.exp(logs_MK), labels_M)
     scaled_MK = logs_MK / temperature
     scaled_MK -= scaled_MK.max(axis=1, keepdims=True)
     probs_MK = np.exp(scaled_MK)
     probs_MK /= probs_MK.sum(axis=1, keepdims=True)
-    return Score(epoch, num_folds, temperature, probs_MK, labels_M)
+    return Score(epoch, len(folds), temperature, probs_MK, labels_M)
 
 
 def best_score(
@@ -198,7 +203,7 @@ def best_score(
     """
     num_folds = max(1, complete_folds(history, epochs))
     numbers = sorted({entry["epoch"] for entry in history if entry["fold"] == num_folds - 1})
-    scores = [score_at(history, held_out, epoch, num_folds) for epoch in numbers]
+    scores = [score_at(history, held_out, epoch, range(num_folds)) for epoch in numbers]
     if not scores:
         return None
     # Of equal epochs max() returns the first.

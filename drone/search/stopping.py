@@ -33,7 +33,7 @@ class Outlook:
     """Expected gain of the best trial by those."""
 
     noise: float
-    """Standard error of a difference between two of the best trials."""
+    """Standard error of a difference between two of the best trials over all their folds."""
 
     @property
     def is_sure(self) -> bool:
@@ -49,15 +49,18 @@ class Outlook:
         )
 
 
-def outlook(records: Sequence[TrialRecord], scorer: Scorer, num_more: int) -> Outlook | None:
+def outlook(
+    records: Sequence[TrialRecord], scorer: Scorer, num_more: int, num_folds: int
+) -> Outlook | None:
     """Returns what more trials would tell; None if there are too few to say.
 
     Args:
         records: Trials of the study.
         scorer: Compares them.
         num_more: Number of trials that may follow.
+        num_folds: Number of folds that the best trials will have been trained on in the end.
     """
-    ended = [record for record in records if record.has_ended and record.state != "failed"]
+    ended = [record for record in records if record.state not in ("running", "failed")]
     ordered = scorer.ordered(ended)
     if len(ended) < _MIN_TRIALS or not ordered:
         return None
@@ -76,7 +79,9 @@ def outlook(records: Sequence[TrialRecord], scorer: Scorer, num_more: int) -> Ou
     noise = statistics.median(errors[: max(1, len(errors) // 2)])
     excess = statistics.fmean(better[-1] - value for value in better)
     gain = _without_noise(excess, noise) * math.log1p(num_more / len(ended))
-    return Outlook(len(ended), num_more, gain, noise)
+    # More folds will tell the best trials apart better than those of today do.
+    share = scorer.num_complete_folds(best) / num_folds
+    return Outlook(len(ended), num_more, gain, noise * math.sqrt(min(1.0, share)))
 
 
 def _without_noise(excess: float, noise: float) -> float:

@@ -11,7 +11,7 @@ them. Each is written to another name and renamed.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -32,9 +32,9 @@ STUDY_FILE = "study.json"
 Part = Literal["trials", "confirm"]
 """The search itself, or the confirmation of its best configurations."""
 
-State = Literal["running", "finished", "pruned", "stopped", "failed"]
-"""pruned: ended by the scheduler. stopped: ended itself, such as after diverging. failed: its
-process broke."""
+State = Literal["running", "waiting", "finished", "pruned", "stopped", "failed"]
+"""waiting: between two folds, until other trials have come as far. pruned: ended by the scheduler.
+stopped: ended itself, such as after diverging. failed: its process broke."""
 
 
 @dataclass
@@ -79,7 +79,15 @@ class TrialRecord:
     @property
     def has_ended(self) -> bool:
         """Whether the trial has ended, in whichever way."""
-        return self.state != "running"
+        return self.state not in ("running", "waiting")
+
+    def after(self, num_epochs: int) -> "TrialRecord":
+        """Returns the trial as it was after so many epochs, if it has had more."""
+        if len(self.history) <= num_epochs:
+            return self
+        history = self.history[:num_epochs]
+        state: State = "failed" if self.state == "failed" else "waiting"
+        return replace(self, state=state, history=history, score=history[-1]["metrics"]["score"])
 
     @property
     def has_score(self) -> bool:

@@ -51,10 +51,10 @@ def _sentence(
         return f"{subject} is the best found: {value}."
     gain = _gain(first, scorer)
     if first.difference.is_tie:
-        return (
-            f"Nothing found is surely better than {reference}. {subject} is ahead by {gain}: "
-            f"{value}."
-        )
+        ahead = f"is ahead by {gain}"
+        if first.difference.gain <= 0:
+            ahead = "has the best score, but not on the folds after the first, which selected it"
+        return f"Nothing found is surely better than {reference}. {subject} {ahead}: {value}."
     return f"{subject} is better than {reference} by {gain}: {value}."
 
 

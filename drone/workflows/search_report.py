@@ -178,7 +178,10 @@ def _report(
         confirmed=again,
         objective=f"{in_words(spec.objective)}, {direction} is better",
         sentences=summary.sentences(
-            records, spec.space, runner.sampler.importances(), spec.objective
+            [record.after(runner.sampler.num_epochs) for record in records],
+            spec.space,
+            runner.sampler.importances(),
+            spec.objective,
         ),
         figures=[
             *(folder / f"{name}.png" for name in figures),

@@ -2,7 +2,6 @@
 
 import datetime
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,6 +80,7 @@ class StudyRunner:
         self._run_of_study = run
         self.trial_runs = TrialRuns(run.run_id, run.warn)
         self.scorer = self.confirmation_scorer = self._scorer_of(spec.folds)
+        self._sampled_scorer = self._scorer_of(spec.folds)
         self.sampler = Sampler(
             study.folder,
             self.spec.name,
@@ -88,6 +88,8 @@ class StudyRunner:
             self.spec.space,
             self.spec.first_trials,
             self.spec.objective,
+            # In a race most trials have one fold; only scores on the same images are comparable.
+            spec.base.epochs * (1 if spec.scheduler == "race" else spec.folds),
             study.records("trials"),
         )
         self._start_s, self._commit = time.monotonic(), commit()
@@ -108,9 +110,18 @@ class StudyRunner:
         slots = self._slots(spec.num_trials)
         pruner = make_pruner(spec.scheduler, spec.base, spec.space, self.scorer)
         recorder = _Recorder("trials", self, self.scorer)
-        source = SampledTrials(self.sampler, spec, records, pruner, recorder, self._knows_enough)
+        source = SampledTrials(
+            self.sampler,
+            spec,
+            records,
+            pruner,
+            recorder,
+            self.scorer,
+            self._knows_enough,
+            self._is_over,
+        )
         self.progress.start("trial", spec.num_trials, records, slots.concurrency)
-        self._run(recorder, records, source, pruner, slots, self._within_budget)
+        self._run(recorder, records, source, pruner, slots)
         records = self.study.records("trials")
         if records and all(record.state == "failed" for record in records):
             raise TrainingError(
@@ -143,8 +154,7 @@ class StudyRunner:
         pruner = make_pruner("none", spec.base, spec.space, scorer)
         recorder = _Recorder("confirm", self, scorer)
         self.progress.start("confirmation run", len(records), records, slots.concurrency)
-        # The time budget is that of the search; its winner is confirmed in any case.
-        self._run(recorder, records, FixedTrials(records), pruner, slots, lambda: True)
+        self._run(recorder, records, FixedTrials(records), pruner, slots)
         return records
 
     def _scorer_of(self, num_folds: int) -> Scorer:
@@ -211,7 +221,6 @@ class StudyRunner:
         source: TrialSource,
         pruner: Pruner,
         slots: TrialSlots,
-        may_start: Callable[[], bool],
     ) -> None:
         for record in records:
             if record.has_ended:  # An earlier attempt may have been killed before publishing it.
@@ -223,7 +232,6 @@ class StudyRunner:
             recorder.scorer,
             pruner,
             concurrency=slots.concurrency,
-            may_start=may_start,
         )
         # Ray Tune's own folder, new for each attempt and deleted at its end: nothing resumes from
         # it.
@@ -243,18 +251,22 @@ class StudyRunner:
         """Whether more trials would tell nothing; says so once."""
         if not self.resources.until_sure:
             return False
-        num_more = self.spec.num_trials - self.sampler.num_started
-        found = outlook(self.study.records("trials"), self.scorer, num_more)
+        if self.outlook:
+            return True
+        spec, num_more = self.spec, self.spec.num_trials - self.sampler.num_started
+        # As the sampler saw them: a study that was killed later must come to the same answer.
+        records = [record.after(self.sampler.num_epochs) for record in self.study.records("trials")]
+        found = outlook(records, self._sampled_scorer, num_more, spec.folds)
         if found is None or not found.is_sure:
             return False
-        if not self.outlook:
-            self.progress.message(found.sentence(self.spec.objective))
         self.outlook = found
+        self.progress.message(found.sentence(spec.objective))
         return True
 
-    def _within_budget(self) -> bool:
+    def _is_over(self) -> bool:
+        """Whether the time budget is used up: that of the search; its winner is confirmed yet."""
         budget_s = self.resources.time_budget_s
-        return budget_s is None or time.monotonic() - self._start_s < budget_s
+        return budget_s is not None and time.monotonic() - self._start_s >= budget_s
 
     def _slots(self, num_trials: int) -> TrialSlots:
         resources = self.resources

@@ -40,15 +40,18 @@ def open_study(
     recorder: RecordingRecorder,
     records: list[TrialRecord],
     num_trials: int = 2,
+    folds: int = 1,
     **changes: Any,
 ) -> StudySearcher:
     """A searcher over a study's sampled trials, as an attempt that has these records opens it."""
     spec = study_spec(DEFAULT, num_trials)
-    sampler = Sampler(folder, spec.name, BASE, DEFAULT, spec.first_trials, "log_loss", records)
-    knows_enough = changes.pop("knows_enough", lambda: False)
-    pruner = make_pruner(spec.scheduler, BASE, DEFAULT, scorer())
-    source = SampledTrials(sampler, spec, records, pruner, recorder, knows_enough)
-    return StudySearcher(source, recorder, scorer(), pruner, **{"concurrency": 4, **changes})
+    spec = replace(spec, folds=folds, scheduler="asha" if folds == 1 else "race")
+    first, scores = spec.first_trials, scorer(folds)
+    sampler = Sampler(folder, spec.name, BASE, DEFAULT, first, "log_loss", EPOCHS, records)
+    pruner = make_pruner(spec.scheduler, BASE, DEFAULT, scores)
+    stops = [changes.pop(name, lambda: False) for name in ("knows_enough", "is_over")]
+    source = SampledTrials(sampler, spec, records, pruner, recorder, scores, *stops)
+    return StudySearcher(source, recorder, scores, pruner, **{"concurrency": 4, **changes})
 
 
 def open_fixed(
@@ -62,11 +65,11 @@ def open_fixed(
 
 
 def report(
-    epoch: int, quality: float, state: State = "running", reason: str = ""
+    epoch: int, quality: float, state: State = "running", reason: str = "", fold: int = 0
 ) -> dict[str, Any]:
     """What a trial reports after an epoch."""
     update = {
-        "entry": entry(epoch, quality),
+        "entry": entry(epoch, quality, fold),
         "state": state,
         "reason": reason,
         "usage": {"resource/wall_s": 1.0},
@@ -76,12 +79,22 @@ def report(
 
 
 def test_no_trial_starts_when_the_time_budget_is_used_up(tmp_path: Path) -> None:
-    answers, recorder = [True, True, False], RecordingRecorder()
-    searcher = open_study(tmp_path, recorder, [], 10, may_start=lambda: answers.pop(0))
+    answers, recorder = [False, False, True, True], RecordingRecorder()
+    searcher = open_study(tmp_path, recorder, [], 10, is_over=lambda: answers.pop(0))
     first, second = searcher.suggest("a"), searcher.suggest("b")
     assert (first["number"], second["number"]) == (0, 1)
-    assert searcher.suggest("c") == Searcher.FINISHED
-    assert recorder.started == [0, 1]
+    assert searcher.suggest("c") is None and recorder.started == [0, 1]
+    for name in "ab":
+        searcher.on_trial_complete(name, report(1, 0.5))
+    assert searcher.suggest("c") == Searcher.FINISHED and searcher.is_complete
+
+
+def test_what_waits_when_the_time_budget_is_used_up_ends(tmp_path: Path) -> None:
+    waiting, recorder = trial_record(0, [3.0] * EPOCHS, "waiting", num_folds=3), RecordingRecorder()
+    searcher = open_study(tmp_path, recorder, [waiting], 10, folds=3, is_over=lambda: True)
+    assert searcher.suggest("a") == Searcher.FINISHED and searcher.is_complete
+    assert (waiting.state, waiting.reason) == ("pruned", "the time budget was used up")
+    assert recorder.updated == [(0, "pruned")]
 
 
 def test_no_more_trials_run_than_may_run_at_the_same_time(tmp_path: Path) -> None:
@@ -89,7 +102,7 @@ def test_no_more_trials_run_than_may_run_at_the_same_time(tmp_path: Path) -> Non
     assert [searcher.suggest(name)["number"] for name in "ab"] == [0, 1]
     assert searcher.suggest("c") is None and not searcher.is_complete
     searcher.on_trial_complete("a", report(1, 0.5))
-    assert searcher.suggest("c")["number"] == 2
+    assert searcher.suggest("c")["number"] == 2 and searcher.suggest("d") is None
     for name in "bc":
         searcher.on_trial_complete(name, report(1, 0.5))
     assert searcher.suggest("d") == Searcher.FINISHED and searcher.is_complete
@@ -100,7 +113,7 @@ def test_a_trial_that_has_ended_is_not_run_again(tmp_path: Path) -> None:
     searcher = open_study(tmp_path, recorder, [ended])
     assert searcher.suggest("a")["number"] == 1
     assert recorder.started == [1] and ended.state == "finished"
-    assert searcher.suggest("b") == Searcher.FINISHED
+    assert searcher.suggest("b") is None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +131,7 @@ def test_a_trial_that_was_killed_just_before_its_end_was_recorded_is_not_run_aga
 
 
 def test_an_unfinished_trial_resumes_before_new_ones_start(tmp_path: Path) -> None:
-    params = Sampler(tmp_path, "study", BASE, DEFAULT, [], "log_loss", []).suggest()[1]
+    params = Sampler(tmp_path, "study", BASE, DEFAULT, [], "log_loss", EPOCHS, []).suggest()[1]
     unfinished = replace(trial_record(0, [0.5, 0.6]), params=params)
     searcher = open_study(tmp_path, RecordingRecorder(), [unfinished])
     settings = searcher.suggest("a")
@@ -165,7 +178,7 @@ def test_given_trials_run_in_their_order_unless_they_have_ended() -> None:
     recorder = RecordingRecorder()
     searcher = open_fixed(records, recorder, concurrency=4)
     assert [searcher.suggest(name)["number"] for name in "ab"] == [5, 4]
-    assert searcher.suggest("c") == Searcher.FINISHED
+    assert searcher.suggest("c") is None
 
 
 def test_a_trial_that_is_judged_worse_ends_and_says_by_which(tmp_path: Path) -> None:
@@ -188,6 +201,37 @@ def test_no_trial_starts_when_the_study_knows_enough(tmp_path: Path) -> None:
     unfinished, recorder = trial_record(0, [1.0]), RecordingRecorder()
     searcher = open_study(tmp_path, recorder, [unfinished], 10, knows_enough=lambda: True)
     assert searcher.suggest("a")["number"] == 0  # What has begun is finished.
-    assert searcher.suggest("b") == Searcher.FINISHED
+    assert searcher.suggest("b") is None
     searcher.on_trial_complete("a", report(2, 1.0))
-    assert searcher.is_complete
+    assert searcher.suggest("b") == Searcher.FINISHED and searcher.is_complete
+
+
+def test_in_a_race_all_trials_have_a_fold_before_the_best_get_a_second_one(tmp_path: Path) -> None:
+    recorder = RecordingRecorder()
+    searcher = open_study(tmp_path, recorder, [], 3, folds=2, concurrency=1)
+    for number, quality in enumerate((1.9, 3.0, 1.8)):
+        assert searcher.suggest(f"{number}")["number"] == number
+        answers = [
+            # Alike at the rungs within the fold.
+            searcher.take_report(f"{number}", report(epoch, quality if epoch > EPOCHS // 2 else 1))
+            for epoch in range(1, EPOCHS + 1)
+        ]
+        assert answers == [True] * (EPOCHS - 1) + [False]
+        assert recorder.updated[-1] == (number, "waiting")
+        searcher.on_trial_complete(f"{number}")
+    for number, quality in ((1, 3.0), (0, 1.9)):  # The best, and the one to compare it with.
+        again = searcher.suggest("again")
+        assert (again["number"], again["reported"], again["wall_s"]) == (number, EPOCHS, 1.0)
+        for epoch in range(1, EPOCHS + 1):
+            assert searcher.take_report("again", report(epoch, quality, fold=1))
+        searcher.on_trial_complete("again")
+        assert recorder.updated[-1] == (number, "finished")
+    assert searcher.suggest("last") == Searcher.FINISHED and searcher.is_complete
+    assert recorder.updated[-1] == (2, "pruned")
+
+
+def test_a_killed_race_continues_within_a_fold_before_anything_else(tmp_path: Path) -> None:
+    running = trial_record(1, [3.0] * (EPOCHS + 2), num_folds=2)
+    waiting = trial_record(0, [3.1] * EPOCHS, "waiting", num_folds=2)
+    searcher = open_study(tmp_path, RecordingRecorder(), [waiting, running], 3, folds=2)
+    assert [searcher.suggest(name)["number"] for name in "abc"] == [1, 2, 0]

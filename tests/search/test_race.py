@@ -51,9 +51,25 @@ def test_the_first_trial_has_nothing_to_be_compared_with() -> None:
         assert race.judge(trial(0, 0.0, epochs)) is None
 
 
-def test_a_trial_is_compared_with_the_best_of_those_that_came_furthest(race: Race) -> None:
-    race.judge(trial(1, 5.0, EPOCHS))  # Better, but only in one fold.
-    assert race.judge(trial(2, 3.2, EPOCHS)) is None
-    race.judge(trial(1, 5.0, FOLDS * EPOCHS))
-    pruned = race.judge(trial(3, 3.0, EPOCHS))
-    assert pruned is not None and pruned.by == 1
+def test_a_trial_is_compared_with_the_best_on_the_same_folds(race: Race) -> None:
+    assert race.judge(trial(1, 3.6, EPOCHS)) is None
+    assert race.judge(trial(2, 3.0, EPOCHS)) is not None
+    pruned = race.judge(trial(3, 2.0, 2 * EPOCHS))  # The other has no second fold.
+    assert pruned is not None and pruned.by == 0 and "after 2 folds" in pruned.reason
+
+
+def test_the_better_third_gets_another_fold() -> None:
+    race = Race(scorer(num_folds=FOLDS), grace_epochs=2)
+    trials = [trial(number, 3 + 0.001 * number, EPOCHS) for number in range(12)]
+    assert all(race.waits(record) for record in trials)
+    # The first one is what the others are compared with.
+    assert race.judge(trials[0]) is None
+    pruned = [race.judge(record) for record in trials[1:]]
+    assert sum(one is not None for one in pruned) == 12 - 1 - 4
+    reasons = {one.reason for one in pruned if one is not None}
+    assert "4 trials were better after 1 fold" in reasons
+
+
+def test_a_trial_that_has_all_folds_waits_for_none(race: Race) -> None:
+    assert race.waits(trial(1, 3.0, 2 * EPOCHS)) and not race.waits(trial(1, 3.0, EPOCHS + 1))
+    assert not race.waits(trial(1, 3.0, FOLDS * EPOCHS))

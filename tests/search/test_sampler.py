@@ -10,7 +10,7 @@ import pytest
 from drone.search.domain import Choice, Range
 from drone.search.sampler import DATABASE_FILE, Sampler
 from drone.search.study import State, TrialRecord
-from tests.search.studies import BASE, trial_record
+from tests.search.studies import BASE, EPOCHS, trial_record
 
 SPACE = {
     "batch_size": Range(8, 64),
@@ -27,7 +27,7 @@ STATES: dict[int, State] = {3: "failed", 5: "pruned", 7: "stopped", 13: "running
 
 def open_sampler(folder: Path, records: Sequence[TrialRecord] = ()) -> Sampler:
     folder.mkdir(exist_ok=True)
-    return Sampler(folder, "study", BASE, SPACE, FIRST_TRIALS, "log_loss", records)
+    return Sampler(folder, "study", BASE, SPACE, FIRST_TRIALS, "log_loss", EPOCHS, records)
 
 
 def run_trials(sampler: Sampler, count: int) -> list[TrialRecord]:
@@ -81,6 +81,20 @@ def test_an_unfinished_trial_of_an_earlier_attempt_is_updated_when_it_ends(tmp_p
     assert sampler.suggest() == whole.suggest()
 
 
+def test_a_trial_that_waits_for_its_next_fold_is_learnt_once(tmp_path: Path) -> None:
+    sampler = open_sampler(tmp_path / "a")
+    number, params = sampler.suggest()
+    waiting = trial_record(number, [3.0] * EPOCHS, "waiting", params, num_folds=2)
+    sampler.tell(waiting)
+    known = database(sampler)
+    assert known[0][1].name == "COMPLETE" and known[0][3] == [waiting.score]
+    longer = trial_record(number, [3.0] * EPOCHS + [1.0] * EPOCHS, "finished", params, num_folds=2)
+    assert longer.score != waiting.score
+    sampler.tell(longer)
+    assert database(sampler) == known
+    assert database(open_sampler(tmp_path / "b", [longer])) == known
+
+
 def test_the_first_trials_come_first_and_once(tmp_path: Path) -> None:
     sampler = open_sampler(tmp_path / "a")
     records = run_trials(sampler, 1)
@@ -108,7 +122,9 @@ def test_the_number_of_a_trial_whose_file_was_lost_is_not_given_again(tmp_path: 
 def test_a_seed_decides_the_suggestions(tmp_path: Path) -> None:
     same = [run_trials(open_sampler(tmp_path / name), 4) for name in "ab"]
     assert same[0] == same[1]
-    other = Sampler(tmp_path, "study", replace(BASE, seed=1), SPACE, FIRST_TRIALS, "log_loss", [])
+    other = Sampler(
+        tmp_path, "study", replace(BASE, seed=1), SPACE, FIRST_TRIALS, "log_loss", EPOCHS, []
+    )
     assert [record.params for record in run_trials(other, 4)] != [r.params for r in same[0]]
 
 
