@@ -26,7 +26,7 @@ bug_report.install(__name__)
 import tyro
 
 from drone.commands import command
-from drone.config import override
+from drone.config import differing, flatten, override, to_dict
 from drone.errors import ConfigError
 from drone.presets import PRESETS, get_preset
 from drone.training.config import TrainConfig
@@ -106,7 +106,27 @@ def parse(arguments: Sequence[str]) -> Train:
         settings = override(settings, read_yaml(Path(file)), file)
     # A resumed run has a data set of its own, so that --data is not required then.
     default = Train(data="" if resumes else tyro.MISSING, train=settings)
-    return tyro.cli(Train, args=flags, default=default, description=_help())
+    job = tyro.cli(Train, args=flags, default=default, description=_help())
+    if resumes:
+        _check_resumed(job, default, preset)
+    return job
+
+
+def _check_resumed(job: Train, default: Train, preset: str | None) -> None:
+    """Refuses what a resumed run would ignore, since it keeps its own."""
+    given = [] if preset is None else [f"the preset {preset}"]
+    changed = [
+        name
+        for name in ("weights", "config", "name", "storage")
+        if getattr(job, name) != getattr(default, name)
+    ]
+    changed += flatten(differing(to_dict(job.train), to_dict(default.train)))
+    given += [f"--{name.replace('_', '-')}" for name in changed]
+    if given:
+        raise ConfigError(
+            f"Cannot change {', '.join(given)} with --resume: the run keeps what it was started "
+            f"with. Leave that out, or start a new run."
+        )
 
 
 def _help() -> str:

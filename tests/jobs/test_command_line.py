@@ -139,6 +139,18 @@ def test_runs_data_sets_and_weights_that_do_not_exist(call_job: RunJob, dataset:
     fails(call_job("promote", "--rollback"), 1, "Cannot roll back drone-classifier")
 
 
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--resume", "x", "--seed", "4"], "--seed"),
+        (["frozen", "--resume=x", "--weights", "none"], "the preset frozen, --weights"),
+        (["--resume", "x", "--optim.lr-head", "0.1", "--name", "y"], "--name, --optim.lr-head"),
+    ],
+)
+def test_a_resumed_run_keeps_its_settings(call_job: RunJob, args: list[str], named: str) -> None:
+    fails(call_job("train", *args), 2, f"Cannot change {named} with --resume", "start a new run")
+
+
 def test_a_tracking_server_that_is_down(call_job: RunJob, dataset: Dataset) -> None:
     args = ["smoke", "--data", dataset.folder, "--weights", "none"]
     done = call_job("train", *args, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
