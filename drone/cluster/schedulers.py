@@ -21,11 +21,12 @@ of strong augmentation, which learns later."""
 class Pruner(Protocol):
     """Decides after each epoch of a trial whether it ends early."""
 
-    def waits(self, record: TrialRecord) -> bool:
-        """Takes a trial's newest epoch; returns whether others must come as far before it goes on.
+    @property
+    def fold_by_fold(self) -> bool:
+        """Whether a trial waits after each fold until others have come as far."""
 
-        It is judged then.
-        """
+    def waits(self, record: TrialRecord) -> bool:
+        """Takes a trial's newest epoch; returns whether it waits; it is judged when it goes on."""
 
     def judge(self, record: TrialRecord) -> Pruned | None:
         """Returns why the trial ends after its newest epoch; None if it continues."""
@@ -106,13 +107,15 @@ class _NoController:
 class _RayPruner:
     """Asks a scheduler of Ray Tune, which sees the scores of the study."""
 
+    fold_by_fold = False
+
     def __init__(self, scheduler: schedulers.TrialScheduler, epochs: int) -> None:
         self._scheduler, self._controller = scheduler, _NoController()
         self._epochs = epochs
         self._trials: dict[int, _Trial] = {}
 
     def waits(self, record: TrialRecord) -> bool:
-        """See Pruner. Each trial runs to its end."""
+        """See Pruner."""
         return False
 
     def judge(self, record: TrialRecord) -> Pruned | None:

@@ -188,6 +188,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             "params": record.params,
             "seed": record.seed,
             "num_folds": record.num_folds,
+            "until_fold": self._until_fold(record),
             "reported": len(record.history),
             "wall_s": record.usage.get("resource/wall_s", 0.0),
         }
@@ -203,7 +204,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._recorder.trial_updated(record)
             if record.state == "running" and (pruned := self._pruner.judge(record)):
                 self._pruned[trial_id] = pruned
-        return record.state != "waiting" and trial_id not in self._pruned
+        return trial_id not in self._pruned
+
+    def _until_fold(self, record: TrialRecord) -> int:
+        if not self._pruner.fold_by_fold:
+            return record.num_folds
+        return self._scorer.num_complete_folds(record) + 1
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -73,8 +73,9 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
     Nothing is raised if it fails: the reason is its last report.
 
     Args:
-        trial: "number", "part", "params", "seed" and "num_folds" of its record, and "reported" and
-            "wall_s": the number of epochs that it has reported earlier, and the seconds these took.
+        trial: "number", "part", "params", "seed" and "num_folds" of its record; "until_fold", the
+            number of folds after which it waits or ends; "reported" and "wall_s", the number of
+            epochs that it has reported earlier, and the seconds these took.
         spec: What trials have in common.
     """
     location = checkpoint_location(spec.storage, trial["part"], trial["number"])
@@ -84,7 +85,7 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
         config = replace(config, seed=trial["seed"], checkpoint_interval_s=_CHECKPOINT_INTERVAL_S)
         dataset = _open_dataset(spec.data, spec.fingerprint, config.model.mixed)
         reporter.config, reporter.num_classes = config, len(dataset.classes)
-        for number, fold in enumerate(_folds(trial["num_folds"])):
+        for number, fold in enumerate(_folds(trial["num_folds"])[: trial["until_fold"]]):
             if reporter.start_fold(number):
                 _train_fold(config, spec, dataset, fold, f"{location}/fold-{number}", reporter)
     except _Stopped:

@@ -38,6 +38,8 @@ class Pruned:
 class Race:
     """Judges trials by those that have come further."""
 
+    fold_by_fold = True
+
     def __init__(self, scorer: Scorer, grace_epochs: int) -> None:
         """Starts without trials.
 
@@ -108,7 +110,9 @@ class Race:
         others = [
             other
             for other in self._records.values()
-            if other.number != record.number and scorer.num_complete_folds(other) >= num_folds
+            if other is not record
+            and other.has_score
+            and scorer.num_complete_folds(other) >= num_folds
         ]
         return sorted(others, key=lambda other: -scorer.gain_on(other, num_folds))
 

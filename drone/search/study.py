@@ -26,7 +26,7 @@ from drone.search.scoring import Objective
 from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
 
-SCHEMA = 4
+SCHEMA = 5
 STUDY_FILE = "study.json"
 
 Part = Literal["trials", "confirm"]
@@ -124,6 +124,11 @@ class StudySpec:
 
     name: str
     base: TrainConfig
+    """Settings of all trials."""
+
+    final_epochs: int
+    """Epochs that the winner is trained for in the end; the trials have fewer by default."""
+
     space: Mapping[str, Domain]
     data: str
     """Folder or URI of the data set."""

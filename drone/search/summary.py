@@ -37,6 +37,11 @@ class RankedTrial:
     """Likewise in accuracy."""
 
     @property
+    def may_be_best(self) -> bool:
+        """Whether the best trial is not surely better."""
+        return self.difference is not None and self.difference.low <= 0
+
+    @property
     def is_tie(self) -> bool:
         """Whether it was trained on as many folds as the best, and may be as good."""
         return self.difference is not None and self.difference.is_tie

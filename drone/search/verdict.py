@@ -23,7 +23,10 @@ def decide(
     names: Mapping[int, str],
     first_is_preset: bool,
 ) -> Verdict | None:
-    """Selects the best trial, and says what is known of it; None if no trial has a score.
+    """Selects a trial, and says what is known of it; None if no trial has a score.
+
+    That is the best one, but the preset where none is surely better: the best of many trials owes
+    part of its score to luck (docs/log.md).
 
     Args:
         records: Trials of the study, or of its confirmation.
@@ -34,10 +37,14 @@ def decide(
     ranked = rank(records, scorer)
     if not ranked:
         return None
-    winner = ranked[0].record
+    best = ranked[0].record
     first = next((trial for trial in ranked if trial.record.number == 0), None)
     reference = "the preset" if first_is_preset else f"the first trial ({names.get(0)})"
-    sentence = _sentence(winner, first, names[winner.number], reference, scorer)
+    sentence = _sentence(best, first, names[best.number], reference, scorer)
+    winner = best
+    if first is not None and first_is_preset and first.may_be_best:
+        winner = first.record
+        sentence += f" The preset is kept: {_value(winner, scorer)}."
     return Verdict(winner, f"{sentence} {_ties(ranked)}".strip())
 
 
@@ -50,7 +57,7 @@ def _sentence(
     if first is None or first.difference is None:
         return f"{subject} is the best found: {value}."
     gain = _gain(first, scorer)
-    if first.difference.is_tie:
+    if first.may_be_best:
         ahead = f"is ahead by {gain}"
         if first.difference.gain <= 0:
             ahead = "has the best score, but not on the folds after the first, which selected it"

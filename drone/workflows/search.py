@@ -113,7 +113,8 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
         ConfigError: A setting, a change or the name is wrong.
     """
     preset = get_preset(request.preset)
-    # Half of them find the same best epoch (docs/log.md), and folds have their price.
+    final_epochs = override(preset, request.settings, request.settings_source).epochs
+    # Half of them rank configurations as well (docs/log.md), and folds have their price.
     preset = replace(preset, epochs=math.ceil(preset.epochs / 2))
     base = override(preset, request.settings, request.settings_source)
     # Trials hold images out, whatever the settings were made for: they may be another study's best.
@@ -146,6 +147,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     return study, StudySpec(
         name=name,
         base=base,
+        final_epochs=final_epochs,
         space=space,
         data=absolute(request.data),
         fingerprint="",

@@ -43,6 +43,7 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
     spec = StudySpec(
         name="s",
         base=get_preset("finetune"),
+        final_epochs=12,
         space=DEFAULT,
         data="/data",
         fingerprint="f" * 64,
@@ -70,7 +71,7 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
         Study(tmp_path).read_spec()
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"schema": 4}', '{"schema": 4, "name'])
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"schema": 5}', '{"schema": 4, "name'])
 def test_a_damaged_study_names_its_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(RunError, match=r"study\.json is damaged"):
@@ -83,7 +84,7 @@ def test_a_damaged_study_names_its_file(tmp_path: Path, content: str) -> None:
 
 def test_a_study_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"schema": 1, "name": "s"}')
-    with pytest.raises(RunError, match=r"Cannot resume .*: it has schema 1, this version reads 4"):
+    with pytest.raises(RunError, match=r"Cannot resume .*: it has schema 1, this version reads 5"):
         Study(tmp_path).read_spec()
 
 
@@ -109,18 +110,19 @@ def test_trials_with_more_folds_rank_first_and_those_without_a_difference_are_ti
 
 
 @pytest.mark.parametrize(
-    ("qualities", "sentence"),
+    ("qualities", "sentence", "winner"),
     [
-        ((3.0, 5.0, 5.1), "d2 (trial 2) is better than the preset by"),
-        ((5.0, 1.0, 1.1), "Nothing found is better than the preset: log-loss"),
+        ((3.0, 5.0, 5.1), "d2 (trial 2) is better than the preset by", 2),
+        ((5.0, 1.0, 1.1), "Nothing found is better than the preset: log-loss", 0),
         (
             (3.0, 3.005, 1.1),
             "Nothing found is surely better than the preset. d1 (trial 1) is ahead",
+            0,
         ),
     ],
 )
 def test_the_verdict_says_what_is_known(
-    qualities: tuple[float, float, float], sentence: str
+    qualities: tuple[float, float, float], sentence: str, winner: int
 ) -> None:
     records = [
         trial_record(number, [quality] * EPOCHS, "finished")
@@ -128,9 +130,11 @@ def test_the_verdict_says_what_is_known(
     ]
     found = verdict.decide(records, scorer(), {n: f"d{n}" for n in range(3)}, True)
     assert found is not None and found.sentence.startswith(sentence)
-    assert found.winner.number == int(np.argmax(qualities))
+    assert found.winner.number == winner
+    assert ("The preset is kept: log-loss 0." in found.sentence) == ("surely" in found.sentence)
     again = verdict.decide(records, scorer(), {n: f"d{n}" for n in range(3)}, False)
     assert again is not None and "the first trial (d0)" in again.sentence
+    assert again.winner.number == int(np.argmax(qualities))
     assert verdict.decide([], scorer(), {}, True) is None
 
 
