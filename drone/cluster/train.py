@@ -22,6 +22,9 @@ from drone.training.best_epoch import History
 from drone.training.context import Progress
 
 _POLL_S = 0.5
+_MAX_STOP_S = 60.0
+"""Seconds within which workers stop: a step, and a checkpoint."""
+
 _RESIZE_INTERVAL_S = 10.0
 """Seconds between two checks whether more workers could join."""
 
@@ -141,6 +144,11 @@ def train(job: TrainJob, weights: Weights, listener: Listener) -> None:
         channel.request_stop()
         listener.on_interrupt()
         _listen(ended, channel, listener, outcome)
+    except BaseException:
+        # The listener has had enough. Workers that went on would keep their processors.
+        channel.request_stop()
+        ended.wait(_MAX_STOP_S)
+        raise
     _raise_failure(outcome, job.max_failures)
 
 
