@@ -4,7 +4,7 @@
     few       25 images of each class for training and validation, the rest for test
     noisy     30 % of the labels of training and validation are wrong
     grey64    grey images of 64 px, enlarged again
-    drawn     the made-up set
+    drawn     the made-up set, 25 images of each class too: with all of them no model errs
     mixed     the images and others of several sizes and origins together
 
 A task has large test splits (40 % or more), since its methods differ by a few points.
@@ -61,21 +61,19 @@ class Tasks:
         _prepare([self.shared / "drones", self.shared / "multires"], target, seed)
 
     def _drawn(self, seed: int, target: Path) -> None:
-        raw = self.folder / "drawn" / "raw"
+        raw, whole = self.folder / "drawn" / "raw", target.with_name(f"{target.name}-whole")
         if not raw.exists():
             aside = raw.with_name("drawing")
             shutil.rmtree(aside, ignore_errors=True)
             settings = SynthSettings(images_per_class=NUM_DRAWN, mislabelled=0, max_side_px=448)
             write_raw_folder(aside, settings)
             aside.rename(raw)
-        _prepare([raw], target, seed)
+        if not is_dataset(whole):
+            _prepare([raw], whole, seed)
+        self._prepare_tree(_few_learned(_kept(open_dataset(whole)), seed), target, _link, raw)
 
     def _few(self, seed: int, target: Path) -> None:
-        rows = self._rows_of_drones(seed)
-        learned = rows[rows["split"] != "test"].sample(frac=1, random_state=seed)
-        learned = learned.groupby("class_name").head(NUM_FEW)
-        rows["split"] = rows["split"].where(rows.index.isin(learned.index), "test")
-        self._prepare_tree(rows, target, _link)
+        self._prepare_tree(_few_learned(self._rows_of_drones(seed), seed), target, _link)
 
     def _noisy(self, seed: int, target: Path) -> None:
         rows = self._rows_of_drones(seed)
@@ -92,21 +90,39 @@ class Tasks:
         self._prepare_tree(self._rows_of_drones(seed), target, _grey_and_small)
 
     def _rows_of_drones(self, seed: int) -> pd.DataFrame:
-        manifest = self.dataset("drones", seed).manifest
-        return manifest[manifest["kept"]].reset_index(drop=True)
+        return _kept(self.dataset("drones", seed))
 
     def _prepare_tree(
-        self, rows: pd.DataFrame, target: Path, write: Callable[[Path, Path], None]
+        self,
+        rows: pd.DataFrame,
+        target: Path,
+        write: Callable[[Path, Path], None],
+        raw: Path | None = None,
     ) -> None:
-        """Prepares images in the splits and classes that the rows say."""
+        """Prepares images of a raw folder in the splits and classes that the rows say."""
         tree = target.with_name(f"{target.name}-raw")
         shutil.rmtree(tree, ignore_errors=True)
         for number, row in enumerate(rows.itertuples()):
             place = tree / str(row.split) / str(row.class_name)
             place.mkdir(parents=True, exist_ok=True)
-            source = self.shared / "drones" / str(row.path)
+            source = (raw or self.shared / "drones") / str(row.path)
             write(source, place / f"{number:05d}{source.suffix}")
         _prepare([tree / split for split in SHARES], target, 0, "--keep-split")
+
+
+def _kept(dataset: Dataset) -> pd.DataFrame:
+    manifest = dataset.manifest
+    return manifest[manifest["kept"]].reset_index(drop=True)
+
+
+def _few_learned(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Leaves few images of each class for training and validation; the others test."""
+    learned = rows[rows["split"] != "test"].sample(frac=1, random_state=seed)
+    learned = learned.groupby("class_name").head(NUM_FEW)
+    is_learned = rows.index.isin(learned.index)
+    # No near duplicate of a learned image may test.
+    rows = rows.assign(split=rows["split"].where(is_learned, "test"))
+    return rows[is_learned | ~rows["group"].isin(learned["group"])]
 
 
 def _prepare(raw: list[Path], target: Path, seed: int, *flags: str) -> None:
