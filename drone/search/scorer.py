@@ -17,6 +17,9 @@ class Scorer:
     epochs: int
     """Epochs of a complete fold."""
 
+    first_fold_selects: bool = False
+    """Whether the first fold has selected the trials that got the others, as in a race."""
+
     _newest: dict[int, tuple[int, Score | None]] = field(default_factory=dict, repr=False)
     """Number of epochs and score of each trial, by its number; older scores would fill memory."""
 
@@ -75,8 +78,8 @@ class Scorer:
     ) -> Difference | None:
         """Compares two trials on the folds that both have completed.
 
-        Where there are more, the first fold is left out: it has selected the trials that got the
-        others, so the best of many had luck on it.
+        A first fold that has selected the trials is left out where there are more: the best of many
+        had luck on it.
 
         Args:
             record: A trial.
@@ -91,7 +94,8 @@ class Scorer:
         num_folds = common if num_folds is None else num_folds
         if not num_folds:
             return None
-        folds = range(1 if num_folds > 1 else 0, num_folds)
+        skipped = 1 if self.first_fold_selects and num_folds > 1 else 0
+        folds = range(skipped, num_folds)
         score, base = (self._score_on(trial, folds) for trial in (record, other))
         return scoring.difference(score, base, metric or self.objective)
 

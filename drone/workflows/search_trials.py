@@ -80,8 +80,9 @@ class StudyRunner:
         self.progress = progress
         self._run_of_study = run
         self.trial_runs = TrialRuns(run.run_id, run.warn)
-        self.scorer = self.confirmation_scorer = self._scorer_of(spec.folds)
-        self._sampled_scorer = self._scorer_of(spec.folds)
+        is_race = spec.scheduler == "race"
+        self.scorer = self.confirmation_scorer = self._scorer_of(spec.folds, is_race)
+        self._sampled_scorer = self._scorer_of(spec.folds, is_race)
         self.sampler = Sampler(
             study.folder,
             self.spec.name,
@@ -90,7 +91,7 @@ class StudyRunner:
             self.spec.first_trials,
             self.spec.objective,
             # In a race most trials have one fold; only scores on the same images are comparable.
-            spec.base.epochs * (1 if spec.scheduler == "race" else spec.folds),
+            spec.base.epochs * (1 if is_race else spec.folds),
             study.records("trials"),
         )
         self._start_s, self._commit = time.monotonic(), commit()
@@ -158,9 +159,9 @@ class StudyRunner:
         self._run(recorder, records, FixedTrials(records), pruner, slots)
         return records
 
-    def _scorer_of(self, num_folds: int) -> Scorer:
+    def _scorer_of(self, num_folds: int, is_race: bool = False) -> Scorer:
         held_out = HeldOut.of(self.dataset, num_folds)
-        return Scorer(held_out, self.spec.objective, self.spec.base.epochs)
+        return Scorer(held_out, self.spec.objective, self.spec.base.epochs, is_race)
 
     def name_of(self, record: TrialRecord) -> str:
         """Returns a short name of the trial."""

@@ -21,10 +21,15 @@ BASE: TrainConfig = override(get_preset("finetune"), {"epochs": EPOCHS}, "test")
 FOLD_SIZE = 80
 
 
-def scorer(num_folds: int = 1, objective: Objective = "log_loss", epochs: int = EPOCHS) -> Scorer:
+def scorer(
+    num_folds: int = 1,
+    objective: Objective = "log_loss",
+    epochs: int = EPOCHS,
+    first_fold_selects: bool = False,
+) -> Scorer:
     """Scores trials on folds of 80 images, 20 of each class."""
     labels_N = np.arange(FOLD_SIZE) % len(CLASSES)
-    return Scorer(HeldOut((labels_N,) * num_folds, CLASSES), objective, epochs)
+    return Scorer(HeldOut((labels_N,) * num_folds, CLASSES), objective, epochs, first_fold_selects)
 
 
 @lru_cache(maxsize=1000)

@@ -117,3 +117,17 @@ def test_folds_hold_out_each_image_once(dataset: Dataset) -> None:
     ]
     with pytest.raises(DataError, match="too few for 999 folds"):
         HeldOut.of(dataset, 999)
+
+
+def test_the_fold_that_selected_the_trials_does_not_compare_them() -> None:
+    lucky = trial_record(1, [4.0] * EPOCHS + [2.0] * EPOCHS, "finished", num_folds=2)
+    other = trial_record(2, [3.0] * 2 * EPOCHS, "finished", num_folds=2)
+    all_folds, later = (
+        scorer(2, first_fold_selects=selects).difference(lucky, other) for selects in (False, True)
+    )
+    assert all_folds is not None and later is not None
+    assert later.gain < all_folds.gain and later.high < 0
+    # With a single fold there is no other.
+    short = trial_record(3, [4.0] * EPOCHS, "pruned", num_folds=2)
+    first = scorer(2, first_fold_selects=True).difference(short, other)
+    assert first is not None and first.gain > 0
