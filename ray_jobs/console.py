@@ -201,9 +201,9 @@ class SearchDisplay:
             # Once for each reason: most trials have the same.
             self._cache_reasons.add(record.cache_reason)
             show(f"  a trial like {name} {record.cache_reason}")
-        is_new = record.number not in (self._ended if record.has_ended else self._waited)
-        if is_new and record.state != "running":
-            (self._ended if record.has_ended else self._waited).add(record.number)
+        told = self._ended if record.has_ended else self._waited
+        if record.state != "running" and record.number not in told:
+            told.add(record.number)
             seconds = record.usage.get("resource/wall_s", 0.0)
             reason = f"  {record.reason}" if record.reason else ""
             folds = record.history[-1]["fold"] + 1 if record.history else 0

@@ -80,41 +80,42 @@ class Race:
 
     def _judge_folds(self, record: TrialRecord, num_folds: int) -> Pruned | None:
         """Judges a trial by all that have completed as many folds."""
-        others = self._others(record, num_folds)
-        if not others:
+        gains = self._gains_of_others(record, num_folds)
+        if not gains:
             return None
+        leader = self._records[max(gains, key=gains.__getitem__)]
         when = f"{num_folds} {'fold' if num_folds == 1 else 'folds'}"
-        difference = self._scorer.difference(record, others[0], num_folds=num_folds)
+        difference = self._scorer.difference(record, leader, num_folds=num_folds)
         assert difference is not None
         if difference.chance < _MIN_CHANCE:
-            return self._worse(difference, others[0], when)
+            return self._worse(difference, leader, when)
         own = self._scorer.gain_on(record, num_folds)
-        num_better = sum(self._scorer.gain_on(other, num_folds) > own for other in others)
+        num_better = sum(gain > own for gain in gains.values())
         limit = max(_MIN_SURVIVORS, math.ceil(len(self._records) * _SHARE**num_folds))
         if num_better < limit:
             return None
-        return Pruned(f"{num_better} trials were better after {when}", others[0].number)
+        return Pruned(f"{num_better} trials were better after {when}", leader.number)
 
     def _judge_epochs(self, record: TrialRecord, epoch: int) -> Pruned | None:
-        others = self._others(record, 1)
-        if not others:
+        gains = self._gains_of_others(record, 1)
+        if not gains:
             return None
-        difference = self._scorer.difference_at(record, others[0], epoch)
+        leader = self._records[max(gains, key=gains.__getitem__)]
+        difference = self._scorer.difference_at(record, leader, epoch)
         if difference.chance >= _MIN_CHANCE:
             return None
-        return self._worse(difference, others[0], f"{epoch} epochs")
+        return self._worse(difference, leader, f"{epoch} epochs")
 
-    def _others(self, record: TrialRecord, num_folds: int) -> list[TrialRecord]:
-        """Returns the other trials that have completed so many folds, the best on those first."""
+    def _gains_of_others(self, record: TrialRecord, num_folds: int) -> dict[int, float]:
+        """Returns the objective of the other trials that have completed so many folds, on those."""
         scorer = self._scorer
-        others = [
-            other
-            for other in self._records.values()
+        return {
+            number: scorer.gain_on(other, num_folds)
+            for number, other in self._records.items()
             if other is not record
             and other.has_score
             and scorer.num_complete_folds(other) >= num_folds
-        ]
-        return sorted(others, key=lambda other: -scorer.gain_on(other, num_folds))
+        }
 
     def _worse(self, difference: Difference, leader: TrialRecord, when: str) -> Pruned:
         name = in_words(self._scorer.objective)
