@@ -48,14 +48,17 @@ from drone.model.export import Served
 from drone.model.weights import load
 from drone.presets import get_preset
 from drone.search import space
+from drone.search.scorer import Scorer
+from drone.search.scoring import HeldOut
 from drone.search.study import Study
 from drone.serving.predictor import apply_temperature
 from drone.training.activation_cache.store import CacheSpec
-from drone.training.config import CalibrationConfig, TrainConfig
+from drone.training.config import TrainConfig
 from drone.training.context import LocalContext
 from drone.training.data import TrainingData
 from drone.training.loop import fit
 from drone.workflows.model_logging import load_best_model
+from drone.workflows.search_trials import final_config
 
 METHODS = ("preset", "validation", "one-epoch", "ours")
 CELLS = (*METHODS, "rank")
@@ -197,22 +200,16 @@ def ranks(cell: Cell) -> dict[str, Any]:
     flags = ["--scheduler", "none", "--no-until-sure", "--seed", cell.seed]
     cell.tune("rank", cell.bench.ranked, *flags)
     study = Study(cell.folder / "studies" / "rank")
-    spec, preset_epochs = study.read_spec(), get_preset("finetune").epochs
+    spec = study.read_spec()
+    scorer = Scorer(HeldOut.of(cell.dataset, spec.folds), spec.objective, spec.base.epochs)
     folds, split, test = [], [], []
     for record in study.records("trials"):
         if record.state != "finished" or record.score is None:
             continue
         config = space.apply_params(spec.base, record.params, "trial")
-        final = replace(
-            config,
-            train_on="train+validation",
-            stop_epoch=int(record.metrics["best_epoch"]),
-            calibration=CalibrationConfig(
-                temperature=record.metrics["temperature"], unsure_below=0.5
-            ),
-        )
+        final = final_config(spec, record, scorer, "train+validation")
         folds.append(-record.score)
-        split.append(_on_validation(cell, replace(config, epochs=preset_epochs)))
+        split.append(_on_validation(cell, replace(config, epochs=spec.final_epochs)))
         test.append(cell.train_and_test(final)["accuracy"])
     rank = {
         f"rank_{name}": float(spearmanr(values, test).statistic)

@@ -25,11 +25,11 @@ class Pruner(Protocol):
     def fold_by_fold(self) -> bool:
         """Whether a trial waits after each fold until others have come as far."""
 
-    def waits(self, record: TrialRecord) -> bool:
-        """Takes a trial's newest epoch; returns whether it waits; it is judged when it goes on."""
-
     def judge(self, record: TrialRecord) -> Pruned | None:
-        """Returns why the trial ends after its newest epoch; None if it continues."""
+        """Takes a trial's newest epoch; returns why the trial ends, None if it continues.
+
+        A trial that has waited is judged again when its turn comes, by all that have come as far.
+        """
 
     def replay(self, record: TrialRecord) -> Pruned | None:
         """Takes the epochs of an earlier attempt; returns what `judge` says of the last one."""
@@ -113,10 +113,6 @@ class _RayPruner:
         self._scheduler, self._controller = scheduler, _NoController()
         self._epochs = epochs
         self._trials: dict[int, _Trial] = {}
-
-    def waits(self, record: TrialRecord) -> bool:
-        """See Pruner."""
-        return False
 
     def judge(self, record: TrialRecord) -> Pruned | None:
         """See Pruner."""

@@ -90,10 +90,8 @@ class SampledTrials:
         self._waiting = [record for record in records if record.state == "waiting"]
         for record in records:
             # Otherwise the first new trials would be compared with nothing, and never be pruned.
-            if record.has_ended and record.history:
+            if (record.has_ended and record.history) or record.state == "waiting":
                 pruner.replay(record)
-            elif record.state == "waiting":
-                pruner.waits(record)
 
     def next_record(self) -> TrialRecord | None:
         """See TrialSource."""
@@ -199,12 +197,19 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if record is None:
             return False
         if self._update(record, result):
-            if record.state == "running" and self._pruner.waits(record):
+            if record.state == "running" and self._waits(record):
                 record.state = "waiting"
             self._recorder.trial_updated(record)
-            if record.state == "running" and (pruned := self._pruner.judge(record)):
+            pruned = None if record.has_ended else self._pruner.judge(record)
+            if pruned and record.state == "running":
                 self._pruned[trial_id] = pruned
         return trial_id not in self._pruned
+
+    def _waits(self, record: TrialRecord) -> bool:
+        """Whether a trial waits for its next fold: it has completed one, but not all."""
+        is_between = record.history[-1]["epoch"] == self._scorer.epochs
+        is_complete = _is_complete(record, self._scorer.epochs)
+        return self._pruner.fold_by_fold and is_between and not is_complete
 
     def _until_fold(self, record: TrialRecord) -> int:
         if not self._pruner.fold_by_fold:

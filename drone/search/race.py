@@ -52,17 +52,8 @@ class Race:
         rungs = {round(share * scorer.epochs) for share in _RUNGS}
         self._rungs = {rung for rung in rungs if grace_epochs <= rung < scorer.epochs}
 
-    def waits(self, record: TrialRecord) -> bool:
-        """Takes a trial's newest epoch; returns whether it has completed a fold but not all."""
-        self._records[record.number] = record
-        num_folds = self._scorer.num_complete_folds(record)
-        return record.history[-1]["epoch"] == self._scorer.epochs and num_folds < record.num_folds
-
     def judge(self, record: TrialRecord) -> Pruned | None:
-        """Returns why a trial ends after its newest epoch; None if it continues.
-
-        A trial that waits is judged when its turn comes, by all that have come as far.
-        """
+        """Returns why a trial ends after its newest epoch; None if it continues."""
         self._records[record.number] = record
         if record.number == 0:
             return None

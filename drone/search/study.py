@@ -127,7 +127,8 @@ class StudySpec:
     """Settings of all trials."""
 
     final_epochs: int
-    """Epochs that the winner is trained for in the end; the trials have fewer by default."""
+    """Epochs that the winner is trained for in the end; the trials have fewer by default. 0 until
+    the data set has decided theirs."""
 
     space: Mapping[str, Domain]
     data: str

@@ -38,6 +38,10 @@ from drone.workflows.search_final import (
 from drone.workflows.search_report import StudyResult, conclude, log_spec
 from drone.workflows.search_trials import SearchResources, StudyRunner
 
+_MIN_TRIAL_STEPS = 40
+"""Steps below which a trial does not get fewer epochs than the final model: on 100 images, half of
+them rank and calibrate worse, and there is nothing to save."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewStudy:
@@ -112,11 +116,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     Raises:
         ConfigError: A setting, a change or the name is wrong.
     """
-    preset = get_preset(request.preset)
-    final_epochs = override(preset, request.settings, request.settings_source).epochs
-    # Half of them rank configurations as well (docs/log.md), and folds have their price.
-    preset = replace(preset, epochs=math.ceil(preset.epochs / 2))
-    base = override(preset, request.settings, request.settings_source)
+    base = override(get_preset(request.preset), request.settings, request.settings_source)
     # Trials hold images out, whatever the settings were made for: they may be another study's best.
     base = replace(base, train_on="train", stop_epoch=0, calibration=CalibrationConfig())
     # What --vary overrides must leave no trace: a fixed setting would drop others from the space.
@@ -147,7 +147,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     return study, StudySpec(
         name=name,
         base=base,
-        final_epochs=final_epochs,
+        final_epochs=base.epochs if "epochs" in request.settings else 0,
         space=space,
         data=absolute(request.data),
         fingerprint="",
@@ -276,6 +276,8 @@ def _run_locked(
                 run_id=parent.run_id,
                 fingerprint=dataset.fingerprint,
                 folds=folds,
+                base=replace(spec.base, epochs=_trial_epochs(spec, dataset)),
+                final_epochs=spec.base.epochs,
             )
             log_spec(parent, spec, dataset)
         # After the run exists: a kill in between leaves a run without a study, not the reverse.
@@ -318,6 +320,18 @@ def _num_folds(spec: StudySpec, dataset: Dataset) -> int:
     except DataError:  # A handful of images, as a first try may have.
         return 1
     return num_folds
+
+
+def _trial_epochs(spec: StudySpec, dataset: Dataset) -> int:
+    """Returns the epochs of a trial: those that the user set, else half of the final model's.
+
+    Half of them rank configurations as well (docs/log.md), unless they are a few steps.
+    """
+    epochs = spec.base.epochs
+    if spec.final_epochs:
+        return epochs
+    num_steps = math.ceil(len(dataset.rows("train")) / spec.base.batch_size)
+    return min(epochs, max(math.ceil(epochs / 2), math.ceil(_MIN_TRIAL_STEPS / num_steps)))
 
 
 def _as_it_is_now(spec: StudySpec) -> StudySpec:

@@ -25,7 +25,7 @@ from drone.tracking.runs import TrackedRun
 from drone.training.config import TrainConfig, TrainOn
 from drone.workflows.display import Display
 from drone.workflows.improvements import Improvements, estimate
-from drone.workflows.search_trials import StudyRunner
+from drone.workflows.search_trials import StudyRunner, final_config
 
 BEST_FILE = "best.yaml"
 
@@ -105,7 +105,7 @@ def conclude(
             "with --add-trials, and without a --time-budget-min or with a longer one."
         )
     winner = verdict.winner
-    config = runner.final_config(winner, scorer, final_on)
+    config = final_config(runner.spec, winner, scorer, final_on)
     config_file = study.folder / BEST_FILE
     # Before the report: the winner is safe even if a plot fails.
     config_file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")

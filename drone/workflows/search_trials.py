@@ -172,27 +172,6 @@ class StudyRunner:
         config = apply_params(self.spec.base, record.params, f"trial {record.number}")
         return replace(config, seed=record.seed)
 
-    def final_config(self, winner: TrialRecord, scorer: Scorer, final_on: TrainOn) -> TrainConfig:
-        """Returns the configuration that a winner is trained with once more.
-
-        Args:
-            winner: Trial of the search or of the confirmation.
-            scorer: Has scored it.
-            final_on: Images to train on. With validation among them, the calibration is that of
-                the predictions that were made out of fold, and so is the last epoch, in proportion
-                to all.
-        """
-        spec = self.spec
-        config = apply_params(spec.base, winner.params, f"trial {winner.number}")
-        config = replace(config, epochs=spec.final_epochs)
-        score = scorer.score(winner)
-        if final_on == "train" or score is None:
-            return config
-        threshold = choose_unsure_threshold(score.probs_MK.astype(np.float32), score.labels_M)
-        calibration = CalibrationConfig(temperature=score.temperature, unsure_below=threshold)
-        last_epoch = math.ceil(score.epoch * spec.final_epochs / spec.base.epochs)
-        return replace(config, train_on=final_on, stop_epoch=last_epoch, calibration=calibration)
-
     def create_mlflow_run(self, part: Part, record: TrialRecord) -> None:
         """Creates the trial's run in MLflow, unless it exists."""
         suffix = f" s{record.seed}" if part == "confirm" else ""
@@ -310,6 +289,29 @@ class StudyRunner:
             cache=replace(cache, cuts=cuts_to_cache(choices, spec.base, workload)),
             workload=workload,
         )
+
+
+def final_config(
+    spec: StudySpec, winner: TrialRecord, scorer: Scorer, final_on: TrainOn
+) -> TrainConfig:
+    """Returns the configuration that a winner is trained with once more.
+
+    Args:
+        spec: Spec of the study.
+        winner: Trial of the search or of the confirmation.
+        scorer: Has scored it.
+        final_on: Images to train on. With validation among them, the calibration is that of the
+            predictions that were made out of fold, and so is the last epoch, in proportion to all.
+    """
+    config = apply_params(spec.base, winner.params, f"trial {winner.number}")
+    config = replace(config, epochs=spec.final_epochs)
+    score = scorer.score(winner)
+    if final_on == "train" or score is None:
+        return config
+    threshold = choose_unsure_threshold(score.probs_MK.astype(np.float32), score.labels_M)
+    calibration = CalibrationConfig(temperature=score.temperature, unsure_below=threshold)
+    last_epoch = math.ceil(score.epoch * spec.final_epochs / spec.base.epochs)
+    return replace(config, train_on=final_on, stop_epoch=last_epoch, calibration=calibration)
 
 
 class _Recorder:
