@@ -28,7 +28,7 @@ from drone.data.grouped_partition import assign_folds
 from drone.data.pixels import BinnedStore, PixelStore, damaged
 from drone.errors import ConfigError, DataError
 from drone.files import SchemaError, checksum, unseal
-from drone.labels import nearest
+from drone.labels import NONE, nearest
 from drone.serving.preprocess import Preprocessing
 
 SCHEMA = 5
@@ -177,6 +177,11 @@ class Dataset:
             like = nearest(name, SPLITS) or SPLITS[0]
             raise ConfigError(f"There is no split {name!r}; did you mean {like!r}?")
         return self._images(name, self.rows(name))
+
+    def negatives(self, name: str) -> Split:
+        """Returns the images of one split that show none of the classes."""
+        rows = self.manifest[self.manifest["kept"] & (self.manifest["split"] == name)]
+        return self._images(name, rows[rows["class_name"] == NONE])
 
     def rows(self, name: str) -> pd.DataFrame:
         """Returns the manifest's rows of the kept images of one split."""
