@@ -18,6 +18,9 @@ SHORT = {
 BIRD = "Flying Birds"
 """The one class that is not a drone."""
 
+NONE = "none of these"
+"""What images that show none of the classes are labelled with. It is no class itself."""
+
 
 def short_names(classes: Sequence[str]) -> list[str]:
     """Returns the classes' abbreviations if each of them has one, else their names."""

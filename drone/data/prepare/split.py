@@ -56,9 +56,10 @@ def assign_splits(
 ) -> pd.DataFrame:
     """Returns the frame with a column `split`, "" for files that get none.
 
-    Groups stay whole and every class is spread by the shares. What an earlier data set assigned
-    stays there, and groups with such an image follow it. A new file whose near duplicates are in
-    two splits would leak from one to the other: it is left out (reason "joins-splits").
+    Groups stay whole; every class and every kind of negatives is spread by the shares. What an
+    earlier data set assigned stays there, and groups with such an image follow it. A new file whose
+    near duplicates are in two splits would leak from one to the other: it is left out (reason
+    "joins-splits").
 
     Args:
         frame: Verdicts of `clean.assign_verdicts`.
@@ -88,13 +89,26 @@ def assign_splits(
     _check_sizes(frame, classes, threshold)
     in_split = frame[gets_split(frame)]
     # Balanced by the folders' classes: relabelling an image moves no other to another split.
-    by_folder = in_split.assign(class_name=in_split["given_class"])
+    folders = in_split["given_class"].where(in_split["kind"] == "", in_split["kind"])
+    kinds = sorted(set(in_split["kind"]) - {""})
+    by_folder = in_split.assign(class_name=folders)
     earlier = earlier[in_split.index]
-    splits = partition(by_folder, earlier, classes, SPLITS, settings.shares, settings.seed)
+    strata = [*classes, *kinds]
+    splits = partition(by_folder, earlier, strata, SPLITS, settings.shares, settings.seed)
     frame.loc[in_split.index, "split"] = earlier.where(earlier != "", splits)
     if keep_split:
         _check_kept_splits(frame[frame["kept"]], classes)
     return frame
+
+
+def splits_table(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Returns the number of kept images by split and class, with a column "total"."""
+    kept = frame[frame["kept"]]
+    table = pd.crosstab(kept["split"], kept["class_name"])
+    table = table.reindex(index=list(SPLITS), columns=list(classes), fill_value=0)
+    table.columns.name = None
+    table["total"] = table.sum(axis=1)
+    return table
 
 
 def _check_kept_splits(kept: pd.DataFrame, classes: Sequence[str]) -> None:
