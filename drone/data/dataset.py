@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from drone.commands import command
 from drone.data.bins import bin_sides
 from drone.data.grouped_partition import assign_folds
-from drone.data.negatives import Negatives
+from drone.data.images import Images, Negatives
 from drone.data.pixels import BinnedStore, PixelStore, damaged
 from drone.errors import ConfigError, DataError
 from drone.files import SchemaError, checksum, unseal
@@ -40,49 +40,19 @@ MANIFEST_FILE = "manifest.parquet"
 PIXELS_FOLDER = "pixels"
 
 
-@dataclass(frozen=True)
-class Split:
-    """The N images of one split, in the order of the manifest."""
+@dataclass(frozen=True, kw_only=True)
+class Split(Images):
+    """The images of one split that show a class."""
 
-    name: str
-    paths: tuple[str, ...]
     labels_N: NDArray[np.int64]
     """Class indices."""
 
-    keys_N: NDArray[np.int64]
-    """One number per image that depends on its content alone; the key of its random numbers."""
-
-    rows_N: NDArray[np.int64]
-    """Rows of the images in the store."""
-
-    store: PixelStore | BinnedStore
     num_classes: int
 
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-    def subset(self, name: str, positions_P: NDArray[np.int64]) -> "Split":
-        """Returns the images at these positions, in this order, as a split of its own."""
-        return replace(
-            self,
-            name=name,
-            paths=tuple(self.paths[position] for position in positions_P),
-            labels_N=self.labels_N[positions_P],
-            keys_N=self.keys_N[positions_P],
-            rows_N=self.rows_N[positions_P],
-        )
-
-    def gather(self, positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Returns the pixels of the images at these positions, (B, side, side, 3) uint8.
-
-        If the data set is read at its bins, all of them must be of one bin.
-        """
-        return self.store.gather(self.rows_N[positions_B])
-
-    @property
-    def sides_N(self) -> NDArray[np.int64]:
-        """Side of each image's pixels."""
-        return self.store.sides(self.rows_N)
+    def subset(self, name: str, positions_P: NDArray[np.int64]) -> Self:
+        """As of `Images`: the images at these positions, as a split of its own."""
+        images = super().subset(name, positions_P)
+        return replace(images, labels_N=self.labels_N[positions_P])
 
     @property
     def counts_K(self) -> NDArray[np.int64]:
