@@ -103,15 +103,20 @@ class CollectRequest:
     out: Path
     """Raw folder with one subfolder per class; an existing collection is added to."""
 
+    negatives: bool = False
+    """Collect images that show none of the classes, such as planes or empty sky, in one subfolder
+    per kind, for prepare.py --negatives."""
+
     table: tuple[Path, ...] = ()
-    """CSV or parquet files with the columns url, class, source and licence."""
+    """CSV or parquet files with the columns url, class (a kind with --negatives), source and
+    licence."""
 
     search: tuple[Literal["openverse", "commons"], ...] = ()
     """Public searches that return URLs with their licences."""
 
     query: tuple[str, ...] = ()
-    """What to search for, as "CLASS=TERMS", for these classes alone (default: built-in queries for
-    all four)."""
+    """What to search for, as "CLASS=TERMS" or with --negatives "KIND=TERMS", for these alone
+    (default: built-in queries for all four classes, or for eleven kinds)."""
 
     retry_failed: bool = False
     """Retry the URLs that failed in an earlier run."""
