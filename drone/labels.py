@@ -19,7 +19,7 @@ BIRD = "Flying Birds"
 """The one class that is not a drone."""
 
 NONE = "none of these"
-"""What images that show none of the classes are labelled with. It is no class itself."""
+"""The label of an image that shows none of the classes."""
 
 
 def short_names(classes: Sequence[str]) -> list[str]:

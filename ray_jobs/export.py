@@ -55,7 +55,8 @@ def main(job: Export) -> cli.Result:
         )
     info = result.info
     console.show(
-        f"Temperature {info['temperature']}, unsure below {info['unsure_below']}.",
+        f"Temperature {info['temperature']}, unsure below {info['unsure_below']}, none of these "
+        f"below a known score of {info['known_above']}.",
         f"Wrote {job.out}. Next: {command('serve', onnx=job.out / 'model.onnx')}",
     )
     if job.page:

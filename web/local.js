@@ -1,6 +1,6 @@
 /** Runs the model in this browser with onnxruntime-web, from {folder}model.json and {folder}model.onnx. */
 import { UserError } from "./errors.js";
-import { validateModelInfo } from "./model-info.js";
+import { NONE, validateModelInfo } from "./model-info.js";
 
 const RUNTIME_FOLDER = new URL("vendor/", import.meta.url);
 
@@ -51,12 +51,12 @@ export class LocalModel {
    * @param {Uint8ClampedArray} pixels RGB, (sidePx, sidePx, 3).
    */
   async predict(pixels) {
-    const { classes, temperature = 1, unsure_below: unsureBelow = 0 } = this.info;
+    const { classes, temperature = 1 } = this.info;
     const sidePx = Math.sqrt(pixels.length / 3);
     const shape = [1, sidePx, sidePx, 3];
     const input = new this.#runtime.Tensor("uint8", new Uint8Array(pixels.buffer), shape);
-    const { probabilities } = await this.#session.run({ pixels: input });
-    return toPrediction(classes, applyTemperature(probabilities.data, temperature), unsureBelow, this.info);
+    const { probabilities, known } = await this.#session.run({ pixels: input });
+    return toPrediction(classes, applyTemperature(probabilities.data, temperature), known.data[0], this.info);
   }
 
   async #start() {
@@ -90,20 +90,23 @@ function applyTemperature(probabilities, temperature) {
   return powers.map((value) => value / total);
 }
 
-function toPrediction(classes, probabilities, unsureBelow, model) {
+function toPrediction(classes, probabilities, known, model) {
+  const { unsure_below: unsureBelow = 0, known_above: knownAbove = 0.5 } = model;
   const confidence = Math.max(...probabilities);
   const index = probabilities.indexOf(confidence);
   const byClass = Object.fromEntries(classes.map((name, at) => [name, probabilities[at]]));
   const hasBirds = classes.includes(BIRD);
+  const isNone = known < knownAbove;
   const drone = hasBirds ? 1 - byClass[BIRD] : null;
   return {
-    label: classes[index],
+    label: isNone ? NONE : classes[index],
     index,
     probabilities: byClass,
     confidence,
     drone,
-    kind: hasBirds ? (drone > 0.5 ? "drone" : "bird") : null,
+    kind: hasBirds && !isNone ? (drone > 0.5 ? "drone" : "bird") : null,
     unsure: confidence < unsureBelow,
+    known,
     model,
   };
 }

@@ -1,6 +1,9 @@
 /** What GET /model or model/model.json says of a model: classes, preprocessing and limits. */
 import { UserError } from "./errors.js";
 
+/** The label of an image that shows none of the classes, as in drone/labels.py. */
+export const NONE = "none of these";
+
 /** Limits that apply until the model's own are loaded. */
 const DEFAULT_LIMITS = { max_bytes: 20 * 2 ** 20, max_pixels: 64e6, min_side_px: 1 };
 

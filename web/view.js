@@ -1,6 +1,6 @@
 /** Updates the page. Text of files and services is set as textContent, never as HTML. */
 import { formatBytes } from "./image.js";
-import { modelName } from "./model-info.js";
+import { NONE, modelName } from "./model-info.js";
 
 export const $ = (id) => document.getElementById(id);
 
@@ -58,10 +58,14 @@ export function showBusy(busy) {
  * @param {string} where the model ran, such as "in this browser".
  */
 export function showPrediction(prediction, where) {
-  $("prediction").textContent = `${prediction.label}: ${formatPercent(prediction.confidence)}`;
+  const isNone = prediction.label === NONE;
+  const confidence = formatPercent(prediction.confidence);
+  $("prediction").textContent = isNone ? "None of these" : `${prediction.label}: ${confidence}`;
+  $("none").textContent = isNone ? noneText(prediction) : "";
+  $("none").hidden = !isNone;
   $("kind").textContent = kindText(prediction);
   $("kind").hidden = !prediction.kind;
-  $("unsure").hidden = !prediction.unsure;
+  $("unsure").hidden = !prediction.unsure || isNone;
   const ranked = Object.entries(prediction.probabilities).sort(([, a], [, b]) => b - a);
   const bars = ranked.map(([name, value]) => createBar(name, value, name === prediction.label));
   $("probabilities").replaceChildren(...bars);
@@ -74,6 +78,11 @@ export function clearPrediction() {
   $("result").hidden = true;
   $("probabilities").replaceChildren();
   $("prediction").textContent = $("kind").textContent = $("predicted-by").textContent = "";
+}
+
+function noneText({ known, probabilities }) {
+  return `The image is not like those that the model was trained on (known score ${formatPercent(known)}), ` +
+    `so the probabilities of the ${Object.keys(probabilities).length} classes say little.`;
 }
 
 function kindText({ kind, drone }) {

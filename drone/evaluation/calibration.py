@@ -1,6 +1,6 @@
 """Calibration of a model: its temperature, and the threshold below which it is unsure."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 
 from drone.data.dataset import Split
 from drone.evaluation.batch_inference import predict_in_batches
+from drone.model.known_score import THRESHOLD
 from drone.serving.predictor import Predictor, apply_temperature
 
 _TEMPERATURE_RANGE = (0.25, 4.0)
@@ -29,9 +30,12 @@ class Calibration:
     unsure_below: float
     """Threshold on the highest probability, below which a prediction counts as unsure."""
 
+    known_above: float = THRESHOLD
+    """Threshold on the known score, below which an image is none of the classes."""
+
     def as_metadata(self) -> dict[str, str]:
         """Returns the entries for the metadata of the model file; floats keep all digits."""
-        return {"temperature": repr(self.temperature), "unsure_below": repr(self.unsure_below)}
+        return {name: repr(value) for name, value in asdict(self).items()}
 
 
 def calibrate(

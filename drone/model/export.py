@@ -1,4 +1,7 @@
-"""Exports a trained model to ONNX: pixels in, probabilities out, its settings in the metadata."""
+"""Exports a trained model to ONNX: pixels in, probabilities and known scores out.
+
+Its settings are in the metadata.
+"""
 
 import copy
 import json
@@ -13,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from drone.model.folding import merge_batchnorm
-from drone.model.inference import probabilities_at_cut, with_mirrored
+from drone.model.head import NUM_FEATURES
+from drone.model.inference import over_mirrored, probabilities_of, with_mirrored
+from drone.model.known_score import KnownScore, accepting_all
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
 from drone.model.onnx_mixed import join_sizes
 from drone.model.resizer import SIDES_PX, Resizer
@@ -21,7 +26,7 @@ from drone.model.resizer import SIDES_PX, Resizer
 INPUT = "pixels"
 """Name of the exported model's only input."""
 
-_OUTPUT = "probabilities"
+_OUTPUTS = ("probabilities", "known")
 _OPSET = 20
 
 _MAX_BATCH_SIZE = 4096
@@ -45,16 +50,17 @@ class _Normalise(nn.Module):
         return with_mirrored(images_NCHW) if self.mirrored else images_NCHW
 
 
-class _AfterResizer(nn.Module):
-    """Turns normalised images of 224 px, and their mirror images, into probabilities."""
+class _Outputs(nn.Module):
+    """Turns normalised images, and their mirror images, into probabilities and known scores."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, known: KnownScore) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model)
-        self.model.resizer = None
+        self.model, self.known = model, known
 
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        return probabilities_at_cut(self.model, self.model.stem(images_NCHW))
+    def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        features_MF = self.model.pooled_features(self.model.stem(images_NCHW))
+        known_N = self.known(over_mirrored(self.model, features_MF))
+        return probabilities_of(self.model, features_MF), known_N
 
 
 class Served(nn.Module):
@@ -72,10 +78,23 @@ class Served(nn.Module):
         Args:
             pixels: Images of one size, (N, side, side, 3) uint8.
         """
-        return probabilities_at_cut(self.model, self.model.stem(self.normalise(pixels)))
+        return probabilities_of(self.model, self._features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Returns the features that the known score is computed from, (N, 1280) float32."""
+        return over_mirrored(self.model, self._features(pixels))
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.model.pooled_features(self.model.stem(self.normalise(pixels)))
 
 
-def to_onnx(model: Classifier, target: Path, side_px: int, metadata: Mapping[str, str]) -> None:
+def to_onnx(
+    model: Classifier,
+    target: Path,
+    side_px: int,
+    metadata: Mapping[str, str],
+    known: KnownScore | None = None,
+) -> None:
     """Writes the model as one ONNX file that takes batches of any size.
 
     A multi-resolution model takes images of any of its sides, one side in a batch; the metadata
@@ -86,24 +105,30 @@ def to_onnx(model: Classifier, target: Path, side_px: int, metadata: Mapping[str
         target: File to write.
         side_px: Side of the images; for a multi-resolution model that of the smallest ones.
         metadata: Metadata to store in the file.
+        known: Known score of the model; None accepts every image.
     """
     metadata = dict(metadata)
     # A copy, since merging BatchNorm changes the model.
     served = Served(copy.deepcopy(model)).eval()
     merge_batchnorm(served)
+    outputs = _Outputs(served.model, known or accepting_all(NUM_FEATURES))
     if model.resizer is None:
         batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH_SIZE)
-        exported = _graph(served, _example_pixels(side_px), {0: batch}, INPUT, _OUTPUT)
+        network = nn.Sequential(served.normalise, outputs)
+        exported = _graph(network, _example_pixels(side_px), {0: batch}, INPUT, *_OUTPUTS)
     else:
-        exported = _mixed_graph(served, model.resizer, side_px)
+        exported = _mixed_graph(served, outputs, model.resizer, side_px)
         metadata["sides_px"] = json.dumps(SIDES_PX)
     onnx.helper.set_model_props(exported, metadata)
     onnx.checker.check_model(exported)
     onnx.save(exported, target)
 
 
-def _mixed_graph(served: Served, resizer: Resizer, side_px: int) -> onnx.ModelProto:
+def _mixed_graph(
+    served: Served, outputs: _Outputs, resizer: Resizer, side_px: int
+) -> onnx.ModelProto:
     """Exports one graph for all sides."""
+    outputs.model.resizer = None  # Which the graph applies before.
     copies = 2 if served.model.config.test_time_flip else 1
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH_SIZE)
     # A multiple of the batch: its two halves are averaged, and torch.export rejects odd counts.
@@ -127,11 +152,11 @@ def _mixed_graph(served: Served, resizer: Resizer, side_px: int) -> onnx.ModelPr
             for side in SIDES_PX[1:]
         },
         _graph(
-            _AfterResizer(served.model),
+            outputs,
             example_images(side_px),
             {0: image_batch},
             "images",
-            _OUTPUT,
+            *_OUTPUTS,
         ),
     )
 
@@ -146,9 +171,9 @@ def _graph(
     example: Tensor,
     dynamic_shapes: dict[int, Any],
     input_name: str,
-    output_name: str,
+    *output_names: str,
 ) -> onnx.ModelProto:
-    """Exports a module of one input and one output as an ONNX graph."""
+    """Exports a module of one input as an ONNX graph."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # torch.onnx warns about its own internals, which nobody here can change.
@@ -159,7 +184,7 @@ def _graph(
             dynamo=True,
             opset_version=_OPSET,
             input_names=[input_name],
-            output_names=[output_name],
+            output_names=list(output_names),
             dynamic_shapes=(dynamic_shapes,),
             verbose=False,
         )

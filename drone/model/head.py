@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from drone import counter_rng
 from drone.model.config import ModelConfig
 
-_NUM_FEATURES = 1280
+NUM_FEATURES = 1280
 """Channels of MobileNet_V2's last convolution."""
 
 _FIRST_DROPOUT_STREAM = 100
@@ -61,7 +61,7 @@ def build_head(config: ModelConfig, num_classes: int) -> nn.Sequential:
     if config.head == "seed":
         return nn.Sequential(
             dropout_1,
-            nn.Linear(_NUM_FEATURES, 512),
+            nn.Linear(NUM_FEATURES, 512),
             nn.ReLU(),
             dropout_2,
             # No activation before the last layer, as the original had none.
@@ -70,10 +70,10 @@ def build_head(config: ModelConfig, num_classes: int) -> nn.Sequential:
             nn.LogSoftmax(dim=1),
         )
     if config.head_width == 0:
-        return nn.Sequential(dropout_1, nn.Linear(_NUM_FEATURES, num_classes))
+        return nn.Sequential(dropout_1, nn.Linear(NUM_FEATURES, num_classes))
     return nn.Sequential(
         dropout_1,
-        nn.Linear(_NUM_FEATURES, config.head_width),
+        nn.Linear(NUM_FEATURES, config.head_width),
         nn.ReLU(),
         dropout_2,
         nn.Linear(config.head_width, num_classes),

@@ -19,9 +19,18 @@ def probabilities_at_cut(model: Classifier, activations: Tensor) -> Tensor:
         activations: Output of `Classifier.stem` for N images, followed by that for their mirror
             images if the model has `test_time_flip`.
     """
+    return probabilities_of(model, model.pooled_features(activations))
+
+
+def probabilities_of(model: Classifier, features_MF: Tensor) -> Tensor:
+    """Returns class probabilities, (N, K) float32, from the output of `pooled_features`."""
     # softmax also holds for the original's head: of log-probabilities it is their exponential.
-    probs_NK = torch.softmax(model.tail(activations).float(), dim=1)
+    return over_mirrored(model, torch.softmax(model.head(features_MF).float(), dim=1))
+
+
+def over_mirrored(model: Classifier, values_M: Tensor) -> Tensor:
+    """Returns the means of N images and their mirror images, (N, ...)."""
     if not model.config.test_time_flip:
-        return probs_NK
-    count = activations.shape[0] // 2
-    return (probs_NK[:count] + probs_NK[count:]) / 2
+        return values_M
+    count = values_M.shape[0] // 2
+    return (values_M[:count] + values_M[count:]) / 2

@@ -81,13 +81,17 @@ class Classifier(nn.Module):
 
     def tail(self, activations: Tensor) -> Tensor:
         """Returns logits, (N, K), from the output of `stem`."""
+        logits_NK: Tensor = self.head(self.pooled_features(activations))
+        return logits_NK
+
+    def pooled_features(self, activations: Tensor) -> Tensor:
+        """Returns the input of the head, (N, 1280), from the output of `stem`."""
         if self.resizer is not None:
             # All blocks, since the resizer's gradient passes through the frozen ones.
-            activations = _pooled(self.features(self.resizer(activations)))
-        elif self.config.cut < NUM_BLOCKS:
-            activations = _pooled(self.trainable_blocks(activations))
-        logits_NK: Tensor = self.head(activations)
-        return logits_NK
+            return _pooled(self.features(self.resizer(activations)))
+        if self.config.cut < NUM_BLOCKS:
+            return _pooled(self.trainable_blocks(activations))
+        return activations
 
     def forward(self, inputs: Tensor, at_cut: bool = False) -> Tensor:
         """Returns logits (log-probabilities for the seed head), (N, K).

@@ -212,15 +212,15 @@ class Api:
 
 
 def _prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
-    drone = prediction.drone
     return {
         "label": prediction.label,
         "index": prediction.index,
         "probabilities": prediction.probabilities,
-        "confidence": prediction.probabilities[prediction.label],
-        "drone": drone,
-        "kind": None if drone is None else ("drone" if drone > 0.5 else "bird"),
+        "confidence": prediction.confidence,
+        "drone": prediction.drone,
+        "kind": prediction.kind,
         "unsure": prediction.unsure,
+        "known": prediction.known,
     }
 
 

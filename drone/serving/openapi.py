@@ -4,20 +4,32 @@ import html
 import json
 from typing import Any
 
+from drone.labels import NONE
+
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 
 _PREDICTION = {
     "type": "object",
-    "required": ["label", "index", "probabilities", "confidence", "unsure", "model", "request_id"],
+    "required": [
+        *("label", "index", "probabilities", "confidence", "unsure", "known"),
+        *("model", "request_id"),
+    ],
     "properties": {
-        "label": {"type": "string", "description": "The most probable class."},
-        "index": {"type": "integer", "minimum": 0},
+        "label": {
+            "type": "string",
+            "description": f"The most probable class; {NONE!r} if the known score is too low.",
+        },
+        "index": {"type": "integer", "minimum": 0, "description": "Of the most probable class."},
         "probabilities": {"type": "object", "additionalProperties": _PROBABILITY},
         "confidence": _PROBABILITY,
         # null for a model without a bird class, which cannot tell drones from birds.
         "drone": {**_PROBABILITY, "type": ["number", "null"]},
         "kind": {"type": ["string", "null"], "enum": ["bird", "drone", None]},
         "unsure": {"type": "boolean", "description": "The confidence is below the threshold."},
+        "known": {
+            **_PROBABILITY,
+            "description": "How much the image is like those that the model was trained on.",
+        },
         "model": {"$ref": "#/components/schemas/ModelIdentity"},
         "request_id": {"type": "string"},
     },
@@ -47,6 +59,7 @@ _MODEL = {
         },
         "temperature": {"type": "number"},
         "unsure_below": _PROBABILITY,
+        "known_above": _PROBABILITY,
         "limits": {"type": "object", "additionalProperties": {"type": "integer"}},
     },
 }

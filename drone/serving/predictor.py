@@ -17,11 +17,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from drone.errors import ConfigError, RunError
-from drone.labels import BIRD
+from drone.labels import BIRD, NONE
 from drone.serving.preprocess import Preprocessing, decode_and_resize, open_header
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
 _EXPORT = "Export the model again: python ray_jobs/export.py --run RUN --out FOLDER"
+
+_OUTPUTS = ["probabilities", "known"]
 
 _MAX_DECODING_PIXELS = 50_000_000
 """Pixels that one predictor decodes at the same time. Each takes 4 to 10 bytes meanwhile in a JPEG,
@@ -53,7 +55,8 @@ class Prediction:
     """Index of the most probable class."""
 
     label: str
-    """Name of the most probable class."""
+    """Name of the most probable class, or NONE ("none of these") for an image that is not like
+    those that the model was trained on."""
 
     probabilities: dict[str, float]
     """Probability by class name, in the order of the class indices; they sum to 1."""
@@ -61,8 +64,34 @@ class Prediction:
     drone: float | None
     """Probability that the image shows a drone of any kind; None if no class is a bird."""
 
+    known: float
+    """How much the image is like those that the model was trained on, 0 to 1."""
+
     unsure: bool = False
     """Whether the highest probability is below the model's `unsure_below`."""
+
+    @property
+    def kind(self) -> str | None:
+        """Returns "drone" or "bird"; None for none of the classes, or if no class is a bird."""
+        if self.drone is None or self.label == NONE:
+            return None
+        return "drone" if self.drone > 0.5 else "bird"
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the most probable class."""
+        return max(self.probabilities.values())
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says of N images."""
+
+    probs_NK: NDArray[np.float32]
+    """Probabilities."""
+
+    known_N: NDArray[np.float32]
+    """Known scores, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +122,9 @@ class ModelInfo:
     unsure_below: float
     """Threshold on the highest probability, below which a prediction counts as unsure."""
 
+    known_above: float
+    """Threshold on the known score, below which an image is none of the classes."""
+
     def __post_init__(self) -> None:
         if not self.classes or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"classes are {list(self.classes)}; they must be names")
@@ -104,8 +136,9 @@ class ModelInfo:
             raise ValueError(f"sides_px are {list(self.sides_px)}; they must ascend")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
-        if not 0 <= self.unsure_below <= 1:
-            raise ValueError(f"unsure_below is {self.unsure_below}; it must be 0 to 1")
+        for name in ("unsure_below", "known_above"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 1")
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "ModelInfo":
@@ -125,6 +158,7 @@ class ModelInfo:
             sides_px=tuple(json.loads(metadata.get("sides_px", "[]"))),
             temperature=float(metadata.get("temperature", 1.0)),
             unsure_below=float(metadata.get("unsure_below", 0.0)),
+            known_above=float(metadata.get("known_above", 0.5)),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,7 +214,7 @@ class Predictor:
         stop.start()
         try:
             pixels_NHWC = np.zeros((1, side_px, side_px, 3), np.uint8)
-            self._checked(session.run(None, {"pixels": pixels_NHWC}, options))
+            self._checked(session.run(_OUTPUTS, {"pixels": pixels_NHWC}, options))
         except RunError:
             raise
         except Exception as error:  # onnxruntime's errors have no narrower common base.
@@ -237,10 +271,14 @@ class Predictor:
             pixels = decode_and_resize(image, settings, self.info.sides_px)
             # Releases the decoded pixels before another thread may decode.
             image.close()
-        return self.to_prediction(self.predict_pixels(pixels[None])[0])
+        return self.to_predictions(self.predict_outputs(pixels[None]))[0]
 
     def predict_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns calibrated probabilities, (N, K) float32.
+        """Returns calibrated probabilities, (N, K) float32; see `predict_outputs`."""
+        return self.predict_outputs(pixels_NHWC).probs_NK
+
+    def predict_outputs(self, pixels_NHWC: NDArray[np.uint8]) -> Outputs:
+        """Returns calibrated probabilities and known scores.
 
         Args:
             pixels_NHWC: Output of `to_pixels`, (N, side, side, 3) uint8, all of one side.
@@ -248,40 +286,52 @@ class Predictor:
         Raises:
             ValueError: The side is none of a multi-resolution model's.
         """
-        return apply_temperature(self.predict_uncalibrated(pixels_NHWC), self.info.temperature)
+        outputs = self._run(pixels_NHWC)
+        probs_NK = apply_temperature(outputs.probs_NK, self.info.temperature)
+        return Outputs(probs_NK, outputs.known_N)
 
     def predict_uncalibrated(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Like `predict_pixels`, without the temperature: the network's own output."""
+        return self._run(pixels_NHWC).probs_NK
+
+    def _run(self, pixels_NHWC: NDArray[np.uint8]) -> Outputs:
         side_px, sides_px = pixels_NHWC.shape[1], self.info.sides_px
         if sides_px and side_px not in sides_px:
             raise ValueError(f"The model takes images of {sides_px} px, not {side_px}.")
         session = self._loaded()
         with self._inference:
-            return self._checked(session.run(None, {"pixels": pixels_NHWC}))
+            return self._checked(session.run(_OUTPUTS, {"pixels": pixels_NHWC}))
 
-    def _checked(self, outputs: Sequence[Any]) -> NDArray[np.float32]:
-        probs_NK: NDArray[np.float32] = outputs[0]
+    def _checked(self, outputs: Sequence[Any]) -> Outputs:
+        probs_NK, known_N = outputs
         num_classes = len(self.info.classes)
         if probs_NK.ndim != 2 or probs_NK.shape[1] != num_classes:
             raise RunError(
                 f"{self.model} has {num_classes} classes, but predicts values of the shape "
                 f"{probs_NK.shape}. {_EXPORT}"
             )
-        if not np.isfinite(probs_NK).all():
+        if not (np.isfinite(probs_NK).all() and np.isfinite(known_N).all()):
             raise RunError(
                 f"{self.model} predicts values that are not finite. Train the model again, or "
                 f"serve another one."
             )
-        return probs_NK
+        return Outputs(probs_NK, known_N)
 
-    def to_prediction(self, probs_K: NDArray[np.float32]) -> Prediction:
-        """Returns the prediction that the probabilities of one image make."""
+    def to_predictions(self, outputs: Outputs) -> list[Prediction]:
+        """Returns the predictions that the outputs for some images make."""
+        return [
+            self._to_prediction(probs_K, float(known))
+            for probs_K, known in zip(outputs.probs_NK, outputs.known_N, strict=True)
+        ]
+
+    def _to_prediction(self, probs_K: NDArray[np.float32], known: float) -> Prediction:
         info = self.info
         index = int(probs_K.argmax())
         by_name = {name: float(value) for name, value in zip(info.classes, probs_K, strict=True)}
         drone = 1 - by_name[BIRD] if BIRD in by_name else None
         unsure = float(probs_K.max()) < info.unsure_below
-        return Prediction(index, info.classes[index], by_name, drone, unsure)
+        label = info.classes[index] if known >= info.known_above else NONE
+        return Prediction(index, label, by_name, drone, known, unsure)
 
     def _loaded(self) -> onnxruntime.InferenceSession:
         with self._lock:
@@ -330,8 +380,8 @@ def _interface_problem(session: onnxruntime.InferenceSession, num_classes: int) 
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [item.name for item in inputs] != ["pixels"] or inputs[0].type != "tensor(uint8)":
         return "does not take pixels as our models do"
-    if len(outputs) != 1 or len(outputs[0].shape) != 2:
-        return "does not return probabilities as our models do"
+    if [item.name for item in outputs] != _OUTPUTS or len(outputs[0].shape) != 2:
+        return "does not return probabilities and known scores as our models do"
     num_outputs = outputs[0].shape[1]
     # A name, or nothing, where the graph leaves the number open.
     if isinstance(num_outputs, int) and num_outputs != num_classes:

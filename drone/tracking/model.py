@@ -44,6 +44,7 @@ def log_model(onnx_file: Path, classes: Sequence[str], metadata: Mapping[str, st
     """
     outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.long, "index")]
     outputs += [ColSpec(DataType.double, name) for name in classes]
+    outputs.append(ColSpec(DataType.double, pyfunc.KNOWN_COLUMN))
     outputs.append(ColSpec(DataType.string, pyfunc.ERROR_COLUMN))
     info = mlflow.pyfunc.log_model(
         name=_MODEL_NAME,

@@ -1,7 +1,7 @@
 """The model as MLflow serves it: MLflow imports this module and passes it the ONNX file.
 
 Input: a column `image` of base64 text or data URLs (or bytes). Output: `label`, `index`, a
-probability per class, and `error`: why an image has no prediction, else empty.
+probability per class, `known`, and `error`: why an image has no prediction, else empty.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from drone.errors import ImageError
 from drone.serving.predictor import Predictor
 from drone.serving.text_body import decode_if_text, decode_text
 
-ERROR_COLUMN = "error"
+KNOWN_COLUMN, ERROR_COLUMN = "known", "error"
 
 
 class ServedClassifier:
@@ -26,7 +26,7 @@ class ServedClassifier:
     def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """Returns a row per image; one that cannot be read has an error and no other value."""
         rows = [self._predict(value) for value in model_input["image"]]
-        columns = ["label", "index", *self._predictor.info.classes, ERROR_COLUMN]
+        columns = ["label", "index", *self._predictor.info.classes, KNOWN_COLUMN, ERROR_COLUMN]
         answers = pd.DataFrame(rows, columns=columns)
         # As objects: missing numbers would be NaN, which JSON does not have.
         return (
@@ -44,6 +44,7 @@ class ServedClassifier:
             "label": prediction.label,
             "index": prediction.index,
             **prediction.probabilities,
+            KNOWN_COLUMN: prediction.known,
             ERROR_COLUMN: "",
         }
 

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,11 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
                 f"{request.data} is {dataset.fingerprint[:12]}. Name one of its own."
             )
         measured = _check_parity(request, spec, logged, dataset, building, display)
-        calibrated = calibrate(logged, spec.config, dataset, request.unsure_below).as_metadata()
+        calibrated = calibrate(logged, spec.config, dataset, request.unsure_below)
+        if request.known_above is not None:
+            calibrated = replace(calibrated, known_above=request.known_above)
         identity = {"name": model.name, "version": model.version}
-        export.add_metadata(target, {**identity, **calibrated})
+        export.add_metadata(target, {**identity, **calibrated.as_metadata()})
         quantized = None
         if request.int8:
             display.show("Trying 8-bit integers ...")

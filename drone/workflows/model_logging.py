@@ -8,6 +8,7 @@ from pathlib import Path
 from drone.data.dataset import Dataset
 from drone.evaluation import calibration, parity
 from drone.evaluation.calibration import Calibration
+from drone.evaluation.known_fit import fit_known_score
 from drone.model import export, mobilenet
 from drone.serving.predictor import Predictor
 from drone.tracking.model import log_model, log_model_metrics
@@ -44,8 +45,10 @@ def export_and_log(
     }
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary) / ONNX_FILE
-        export.to_onnx(model, target, dataset.preprocessing.side_px, metadata)
-        validation = (dataset.at_bins() if config.model.mixed else dataset).split("validation")
+        at_own_sizes = dataset.at_bins() if config.model.mixed else dataset
+        known = fit_known_score(model, at_own_sizes)
+        export.to_onnx(model, target, dataset.preprocessing.side_px, metadata, known)
+        validation = at_own_sizes.split("validation")
         predictor = Predictor(target)
         # A few images of each size suffice here; `export` compares the whole test split.
         sample = parity.sample_of_each_side(validation)

@@ -188,6 +188,10 @@ class ExportRequest:
     """Probability of the best class below which a prediction is unsure (default: selected on images
     that the model was not trained on)."""
 
+    known_above: float | None = None
+    """Known score below which the label is "none of these" (default: 0.5, which 95 % of validation
+    images reach)."""
+
     unchecked: bool = False
     """Export although the trained weights to compare with are gone."""
 
@@ -200,8 +204,11 @@ class ExportRequest:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.run is None):
             raise ConfigError("Name what to export: either --model URI or --run RUN.")
-        if self.unsure_below is not None and not 0 <= self.unsure_below <= 1:
-            raise ConfigError(f"--unsure-below is {self.unsure_below}; it must be 0 to 1.")
+        for name in ("unsure_below", "known_above"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} is {value}; it must be 0 to 1.")
         for option, folder in (("--out", self.out), ("--page", self.page)):
             if folder is not None and folder.exists() and not folder.is_dir():
                 raise ConfigError(f"{option} is {folder}, which is a file; name a folder.")

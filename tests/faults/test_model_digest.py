@@ -15,7 +15,7 @@ from drone.serving.checksum import check_exported, file_sha256
 from drone.tracking import registry
 from drone.tracking.model import CHECKSUM_TAG, fetch_onnx, resolve_model
 from tests.conftest import ROOT, RunJob, restored_process
-from tests.faults.tracked_model import TrackedModel, call, stored, tracked, write_linear
+from tests.faults.tracked_model import TrackedModel, call, stored, tracked, write_linear_of
 from tests.jobs.test_command_line import fails
 
 __all__ = ["call", "stored", "tracked"]
@@ -26,7 +26,7 @@ CHAMPION = "models:/drone-classifier@champion"
 
 def replace_model(tracked: TrackedModel, dataset: Dataset) -> str:
     """Replaces the stored model by another one that works; returns its checksum."""
-    write_linear(tracked.onnx, dataset, temperature="2.0")
+    write_linear_of(tracked.onnx, dataset, temperature="2.0")
     return file_sha256(tracked.onnx)
 
 
@@ -119,7 +119,7 @@ def test_an_export_is_checked_against_its_description(
     check_exported(onnx)
     described = info.read_text()
     exported, replaced = file_sha256(onnx), ""
-    write_linear(onnx, dataset, temperature="3.0")
+    write_linear_of(onnx, dataset, temperature="3.0")
     replaced = file_sha256(onnx)
     done = call("serve", "--onnx", onnx, "--port", 0)
     fails(done, 1, "model.json has the checksum", exported[:12], replaced[:12], "export.py")

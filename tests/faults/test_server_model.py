@@ -7,9 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from drone.errors import RunError
 from drone.labels import CLASSES
@@ -20,6 +18,7 @@ from drone.serving.predictor import Predictor
 from drone.serving.preprocess import Preprocessing
 from tests.conftest import RunJob
 from tests.jobs.processes import wait_for
+from tests.linear_model import write_linear
 from tests.serving import hostile
 from tests.serving.server import served
 from tests.serving.test_http import post_to_app
@@ -34,21 +33,7 @@ def write_model(
     target: Path, metadata: dict[str, str], *, scale: float = 1e-4, num_classes: int = 4
 ) -> Path:
     """A linear model of 16 x 16 pixels whose weights all are `scale`."""
-    weights = np.full((16 * 16 * 3, num_classes), scale, np.float32)
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["floats"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"]),
-    ]
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", 16, 16, 3])
-    out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", num_classes])
-    constants = [numpy_helper.from_array(weights, "weights")]
-    graph = helper.make_graph(nodes, "linear", [pixels], [out], constants)
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
-    helper.set_model_props(model, metadata)
-    onnx.save(model, target)
-    return target
+    return write_linear(target, 16, np.full((16 * 16 * 3, num_classes), scale), metadata)
 
 
 @pytest.mark.parametrize(

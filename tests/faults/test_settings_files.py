@@ -27,7 +27,7 @@ from drone.training.config import TrainConfig
 from drone.workflows.run_spec import read_spec
 from ray_jobs.settings_file import read_yaml
 from tests.conftest import RunJob
-from tests.faults.tracked_model import TrackedModel, call, stored, tracked, write_linear
+from tests.faults.tracked_model import TrackedModel, call, stored, tracked, write_linear_of
 from tests.jobs.test_command_line import fails
 
 __all__ = ["call", "stored", "tracked"]
@@ -312,7 +312,7 @@ def test_damaged_results_and_decisions(tracked: TrackedModel, call: RunJob) -> N
 
 def test_models_that_are_not_ours(tmp_path: Path, dataset: Dataset, call_job: RunJob) -> None:
     file = tmp_path / "model.onnx"
-    write_linear(file, dataset)
+    write_linear_of(file, dataset)
     whole = file.read_bytes()
     cases: list[tuple[bytes | dict[str, object], str]] = [
         (b"", "not a model that can be loaded"),
@@ -329,7 +329,7 @@ def test_models_that_are_not_ours(tmp_path: Path, dataset: Dataset, call_job: Ru
         if isinstance(case, bytes):
             file.write_bytes(case)
         else:
-            write_linear(file, dataset, **case)  # type: ignore[arg-type]
+            write_linear_of(file, dataset, **case)  # type: ignore[arg-type]
         with pytest.raises(RunError, match=message) as raised:
             Predictor(file).start()
         assert "\n" not in str(raised.value)

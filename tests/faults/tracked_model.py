@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from drone.data.dataset import Dataset
 from drone.evaluation.limits import Limits
@@ -22,6 +19,7 @@ from drone.workflows.evaluation import evaluate
 from drone.workflows.requests import EvaluateRequest
 from drone.workflows.run_spec import RunSpec
 from tests.conftest import RunJob
+from tests.linear_model import random_weights, write_linear
 
 
 @dataclass(frozen=True)
@@ -41,38 +39,25 @@ class TrackedModel:
         return next(self.folder.glob(f"mlartifacts/**/{self.run_id}/artifacts"))
 
 
-def write_linear(
+def write_linear_of(
     target: Path, dataset: Dataset, num_outputs: int | None = None, **metadata: str
 ) -> None:
     """Writes a model of one matrix product, as our export would describe it."""
     side = dataset.preprocessing.side_px
     count = num_outputs or len(dataset.classes)
-    weights = np.random.default_rng(0).normal(0, 1e-4, (side * side * 3, count))
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["floats"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"]),
-    ]
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", side, side, 3])
-    out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", count])
-    constants = [numpy_helper.from_array(weights.astype(np.float32), "weights")]
-    graph = helper.make_graph(nodes, "linear", [pixels], [out], constants)
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
     own = {
         "classes": json.dumps(dataset.classes),
         "preprocessing": dataset.preprocessing.to_json(),
         "fingerprint": dataset.fingerprint,
     }
-    helper.set_model_props(model, {**own, **metadata})
-    onnx.save(model, target)
+    write_linear(target, side, random_weights(side, count), own | metadata)
 
 
 def track(folder: Path, dataset: Dataset, name: str = "linear") -> TrackedModel:
     """Logs a run with all that evaluate, export, serve and promote read, in the present folder."""
     runs.connect()
     target = folder / "model.onnx"
-    write_linear(target, dataset)
+    write_linear_of(target, dataset)
     config = replace(get_preset("smoke"), epochs=1)
     spec = RunSpec(config=config, data=str(dataset.folder), weights="none", storage=str(folder))
     with runs.start_run(name, lambda _: None) as run:

@@ -5,17 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
 from drone.labels import CLASSES
 from drone.model import export, mobilenet
 from drone.model.batchnorm import estimate_statistics
 from drone.model.config import ModelConfig
 from drone.serving.preprocess import Preprocessing
+from tests.linear_model import random_weights, write_linear
 from tests.serving.lambda_events import SIDE
 
 SETTINGS = Preprocessing(side_px=64)
@@ -40,24 +38,13 @@ def exported(model: mobilenet.Classifier, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A linear model of all pixels, made without torch and in milliseconds."""
-    weights = np.random.default_rng(0).normal(0, 1e-4, (SIDE * SIDE * 3, 4)).astype(np.float32)
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["floats"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"]),
-    ]
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", SIDE, SIDE, 3])
-    out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 4])
-    constants = [numpy_helper.from_array(weights, "weights")]
-    graph = helper.make_graph(nodes, "linear", [pixels], [out], constants)
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
-    settings = Preprocessing(side_px=SIDE).to_json()
-    metadata = {"classes": json.dumps(CLASSES), "preprocessing": settings, "version": "7"}
-    helper.set_model_props(model, metadata)
+    metadata = {
+        "classes": json.dumps(CLASSES),
+        "preprocessing": Preprocessing(side_px=SIDE).to_json(),
+        "version": "7",
+    }
     target = tmp_path_factory.mktemp("linear") / "model.onnx"
-    onnx.save(model, target)
-    return target
+    return write_linear(target, SIDE, random_weights(SIDE, len(CLASSES)), metadata)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,111 @@
+"""Fits the known score of a trained model; see `drone.model.known_score`."""
+
+import math
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from drone.data.dataset import Dataset
+from drone.data.images import Images
+from drone.evaluation.batch_inference import predict_in_batches
+from drone.model.export import Served
+from drone.model.known_score import KnownScore
+from drone.model.mobilenet import Classifier
+
+_Sampled = TypeVar("_Sampled", bound=Images)
+
+ACCEPTED = 0.95
+"""Share of validation images whose score reaches the threshold."""
+
+_MEDIAN_SCORE = 0.9
+"""Score of the median validation image."""
+
+_MAX_IMAGES = 2000
+"""Images of a split that are looked at: more would change the statistics less than chance does."""
+
+_NEAREST_WEIGHT = 0.5
+"""Weight of the similarity to the classes beside the score against negatives, both in standard
+deviations over validation images."""
+
+_INVERSE_REGULARISATION = 10.0
+"""Of the logistic regression against negatives; 1 to 1000 rank alike."""
+
+
+def fit_known_score(model: Classifier, dataset: Dataset) -> KnownScore:
+    """Fits the known score on training images, and its threshold on validation images.
+
+    That validation images may have been trained on too does not matter: the score ranks images of
+    either kind alike (docs/none-of-these.md).
+
+    Args:
+        model: A trained model, on the CPU.
+        dataset: What it was trained on, read at the sizes that it takes.
+    """
+    train, validation = (_sample(dataset.split(name)) for name in ("train", "validation"))
+    train_NF, validation_NF = (_features(model, split) for split in (train, validation))
+    means_KF = _class_means(train_NF, train.labels_N)
+    nearest_N = (validation_NF @ means_KF.T).max(axis=1)
+    negatives = _sample(dataset.negatives("train"))
+    weights_F = np.zeros(train_NF.shape[1])
+    if len(negatives):
+        weights_F = _weights_against(_features(model, negatives), train_NF)
+        # Brings both scores to standard deviations, in units of the first one.
+        spreads = nearest_N.std(), (validation_NF @ weights_F).std()
+        weights_F *= spreads[0] / max(spreads[1], 1e-9) / _NEAREST_WEIGHT
+    sums_N = nearest_N + validation_NF @ weights_F
+    threshold, median = np.quantile(sums_N, [1 - ACCEPTED, 0.5])
+    scale = math.log(_MEDIAN_SCORE / (1 - _MEDIAN_SCORE)) / max(median - threshold, 1e-6)
+    return KnownScore(
+        torch.from_numpy(means_KF).float(),
+        torch.from_numpy(weights_F).float(),
+        float(scale),
+        float(threshold),
+    )
+
+
+def _sample(split: _Sampled) -> _Sampled:
+    """Returns a fixed choice of the images of a split, if there are many."""
+    chosen_P = np.random.default_rng(0).permutation(len(split))[:_MAX_IMAGES]
+    return split.subset(split.name, np.sort(chosen_P))
+
+
+def _features(model: Classifier, split: Images) -> NDArray[np.float64]:
+    """Returns the features of images, (N, 1280), each of length 1."""
+    served = Served(model).eval()
+
+    @torch.no_grad()
+    def features(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        features_NF: NDArray[np.float32] = served.features(torch.from_numpy(pixels_NHWC)).numpy()
+        return features_NF
+
+    return _unit(predict_in_batches(features, split.sides_N, split.gather).astype(np.float64))
+
+
+def _unit(vectors_NF: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths_N: NDArray[np.float64] = np.linalg.norm(vectors_NF, axis=1)
+    return vectors_NF / np.maximum(lengths_N, 1e-12)[:, None]
+
+
+def _class_means(unit_NF: NDArray[np.float64], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    # Of the classes that have training images.
+    present = np.unique(labels_N)
+    return _unit(np.stack([unit_NF[labels_N == index].mean(axis=0) for index in present]))
+
+
+def _weights_against(
+    negatives_NF: NDArray[np.float64], known_NF: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns the weights of a logistic regression of known images against negatives, (F,)."""
+    unit_MF = np.concatenate([known_NF, negatives_NF])
+    is_known_M = np.arange(len(unit_MF)) < len(known_NF)
+    # One scale for all features: their spreads tell which of them matter.
+    spread = math.sqrt(known_NF.var(axis=0).sum())
+    regression = LogisticRegression(
+        C=_INVERSE_REGULARISATION, class_weight="balanced", max_iter=3000
+    )
+    regression.fit((unit_MF - known_NF.mean(axis=0)) / spread, is_known_M)
+    weights_F: NDArray[np.float64] = regression.coef_[0] / spread
+    return weights_F
