@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from drone.commands import command
-from drone.data.dataset import Dataset, Negatives, Split
+from drone.data.dataset import Dataset, Split
+from drone.data.images import Negatives
 from drone.data.prepare.listing import LeftOut
 from drone.errors import ConfigError, RunError
 from drone.evaluation import mixed_resolution
