@@ -7,12 +7,14 @@ from .clips import Frame as Frame
 from .clips import frames as frames
 from .clips import is_clip as is_clip
 from .clips import numbered_images as numbered_images
+from .consensus import Agreement as Agreement
 from .consensus import Consensus as Consensus
 from .consensus import Timeline as Timeline
 from .consensus import find_consensus as find_consensus
 from .plots import answers_over_time as answers_over_time
 
 __all__ = [
+    "Agreement",
     "Box",
     "Consensus",
     "Frame",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from drone.labels import BIRD
 from drone.serving.predictor import ModelInfo, Outputs
 
 _MIN_PROBABILITY = 1e-6
@@ -30,6 +31,18 @@ class Timeline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far the frames agree with the answer for all of them."""
+
+    num_frames: int
+    """Number of frames whose own answer is this one."""
+
+    sure_from_s: float | None
+    """Time in seconds from which the answer was sure: the consensus of all frames until then, and
+    until any later time, is this answer and not unsure. None if it is unsure at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Consensus:
     """The answer for all frames together."""
 
@@ -39,12 +52,12 @@ class Consensus:
     num_frames: int
     """Number of frames."""
 
-    num_agreeing: int
-    """Number of frames whose own answer, a class or none of them, is this one."""
+    by_class: Agreement
+    """On the class, or on none of the classes."""
 
-    sure_from_s: float | None
-    """Time in seconds from which the answer was sure: the consensus of all frames until then, and
-    until any later time, is the same class and not unsure. None if it is unsure at the end."""
+    by_kind: Agreement | None
+    """On drone or bird, or on none of the classes; None if no class is a bird. It is sure of many a
+    distant drone whose class is not."""
 
 
 def find_consensus(timeline: Timeline, info: ModelInfo) -> Consensus:
@@ -54,14 +67,16 @@ def find_consensus(timeline: Timeline, info: ModelInfo) -> Consensus:
         timeline: What the model says of the frames.
         info: The model's description, for its thresholds.
     """
-    running = running_consensus(timeline)
-    running_T = _answers(running, info)
-    own_T = _answers(timeline.outputs, info)
+    frames, running = timeline.outputs, running_consensus(timeline)
+    by_kind = None
+    if BIRD in info.classes:
+        bird = info.classes.index(BIRD)
+        by_kind = _agreement(timeline.times_s, _kinds(frames, bird), _kinds(running, bird), info)
     return Consensus(
         outputs=Outputs(running.probs_NK[-1:], running.known_N[-1:]),
-        num_frames=len(own_T),
-        num_agreeing=int((own_T == running_T[-1]).sum()),
-        sure_from_s=_sure_from_s(timeline.times_s, running_T, running, info),
+        num_frames=len(timeline.times_s),
+        by_class=_agreement(timeline.times_s, frames, running, info),
+        by_kind=by_kind,
     )
 
 
@@ -86,16 +101,26 @@ _NONE = -1
 """Stands for none of the classes among class indices."""
 
 
-def _answers(outputs: Outputs, info: ModelInfo) -> NDArray[np.int64]:
-    is_known_N = outputs.known_N >= info.known_above
-    return np.where(is_known_N, outputs.probs_NK.argmax(axis=1), _NONE)
+def _kinds(outputs: Outputs, bird: int) -> Outputs:
+    """Returns outputs with two classes, bird and drone."""
+    birds_N = outputs.probs_NK[:, bird]
+    return Outputs(np.stack([birds_N, 1 - birds_N], axis=1), outputs.known_N)
 
 
-def _sure_from_s(
-    times_s: NDArray[np.float64], answers_T: NDArray[np.int64], running: Outputs, info: ModelInfo
-) -> float | None:
+def _agreement(
+    times_s: NDArray[np.float64], frames: Outputs, running: Outputs, info: ModelInfo
+) -> Agreement:
+    own_T, answers_T = _answers(frames, info), _answers(running, info)
     # Probabilities of classes say nothing of what is none of them.
     sure_T = (running.probs_NK.max(axis=1) >= info.unsure_below) | (answers_T == _NONE)
     last_doubts = np.flatnonzero(~sure_T | (answers_T != answers_T[-1]))
     first_sure = int(last_doubts[-1]) + 1 if len(last_doubts) else 0
-    return float(times_s[first_sure]) if first_sure < len(times_s) else None
+    return Agreement(
+        num_frames=int((own_T == answers_T[-1]).sum()),
+        sure_from_s=float(times_s[first_sure]) if first_sure < len(times_s) else None,
+    )
+
+
+def _answers(outputs: Outputs, info: ModelInfo) -> NDArray[np.int64]:
+    is_known_N = outputs.known_N >= info.known_above
+    return np.where(is_known_N, outputs.probs_NK.argmax(axis=1), _NONE)
