@@ -9,7 +9,7 @@ from PIL import Image
 
 from drone.errors import DataError
 
-MARGIN = 0.5
+MARGIN = 0.65
 """Default of `crop`, the best one measured: see docs/boxes.md."""
 
 
