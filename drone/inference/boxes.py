@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from drone.errors import DataError
 
 MARGIN = 0.65
-"""Default of `crop`, the best one measured: see docs/boxes.md."""
+"""Margin on each side, as a share of the box's longer side. Measured: see docs/boxes.md."""
+
+_MAX_SIDE_PX = 4096
+"""Sides of a crop beyond which it is shrunk. A model sees at most 3584 px, and a square around a
+long strip could have many times the pixels of its image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +112,40 @@ def crop(image: Image.Image, box: Box, margin: float = MARGIN) -> Image.Image:
     Raises:
         DataError: The box has no area, or none in the image.
     """
-    left, top, right, bottom = _visible_part(box, *image.size)
-    side = max(round(max(right - left, bottom - top) * (1 + 2 * margin)), 1)
-    first_column = round((left + right - side) / 2)
-    first_row = round((top + bottom - side) / 2)
-    columns = np.arange(first_column, first_column + side).clip(0, image.width - 1)
-    rows = np.arange(first_row, first_row + side).clip(0, image.height - 1)
+    part = np.array(visible_part(box, *image.size), np.float64)
+    scale = _MAX_SIDE_PX / _square_side(part, margin)
+    if scale < 1:
+        image, part = _shrunk(image, scale), part * scale
+    side = max(round(_square_side(part, margin)), 1)
+    first_column, first_row = np.round((part[:2] + part[2:] - side) / 2)
+    columns = np.arange(first_column, first_column + side).clip(0, image.width - 1).astype(int)
+    rows = np.arange(first_row, first_row + side).clip(0, image.height - 1).astype(int)
     # Only the part in the image becomes an array: of a large photograph a box is little.
-    area = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    pixels = np.asarray(image.crop(area))
+    pixels = np.asarray(image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)))
     return Image.fromarray(pixels[np.ix_(rows - rows[0], columns - columns[0])])
 
 
-def _visible_part(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
-    """Returns left, top, right and bottom in pixels of the part of a box that is in the image."""
+def _square_side(part: NDArray[np.float64], margin: float) -> float:
+    """Returns the side of the square around left, top, right and bottom, with its margins."""
+    return float((part[2:] - part[:2]).max() * (1 + 2 * margin))
+
+
+def _shrunk(image: Image.Image, scale: float) -> Image.Image:
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def visible_part(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
+    """Returns left, top, right and bottom in pixels of the part of a box that is in the image.
+
+    Args:
+        box: The box.
+        width: Width of the image that it was drawn on, in pixels.
+        height: Height of it.
+
+    Raises:
+        DataError: The box has no area, or none in the image.
+    """
     if box.w <= 0 or box.h <= 0:
         raise DataError(f"{box.origin}: the box is {box.w:g} wide and {box.h:g} high: it is empty.")
     across, down = (width, height) if box.relative else (1, 1)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from drone.errors import DataError
 from drone.inference import Box, assign_boxes, crop, read_boxes, tracks_of
+from drone.inference.boxes import visible_part
 from tests.conftest import SHARED
 
 
@@ -188,6 +189,19 @@ def test_the_part_of_a_box_outside_of_the_image_is_left_out(gradient: Image.Imag
 def test_a_relative_box(gradient: Image.Image) -> None:
     relative = crop(gradient, box(0.4, 0.5, 0.2, 0.25, relative=True))
     assert (np.asarray(relative) == np.asarray(crop(gradient, box(40, 40, 20, 20)))).all()
+
+
+def test_a_square_around_a_long_strip_is_bounded() -> None:
+    levels = np.repeat(np.linspace(0, 255, 20000).astype(np.uint8)[None], 100, axis=0)
+    strip = Image.fromarray(np.stack([levels] * 3, axis=-1))
+    pixels = np.asarray(crop(strip, box(0, 0, 20000, 100), margin=0.5))
+    assert pixels.shape == (4096, 4096, 3)
+    assert pixels[0, 2048, 0] == pytest.approx(127, abs=2) and pixels[-1, -1, 0] > 252
+
+
+def test_the_part_of_a_box_that_is_in_the_image() -> None:
+    assert visible_part(box(-5, 70, 20, 20), 100, 80) == (0, 70, 15, 80)
+    assert visible_part(box(0.5, 0.5, 0.7, 0.25, relative=True), 100, 80) == (50, 40, 100, 60)
 
 
 def test_a_tiny_box_still_gives_a_pixel(gradient: Image.Image) -> None:

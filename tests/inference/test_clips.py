@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,11 @@ def test_a_folder_of_other_images_is_no_clip(tmp_path: Path) -> None:
     assert numbered_images(folder) == {}
     with pytest.raises(DataError, match="Name them frame_0001.jpg"):
         list(frames(folder))
+
+
+def test_images_do_not_wait_for_ffmpeg() -> None:
+    code = "import sys, drone.inference.clips as clips; clips.frames; print('av' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 
 @pytest.mark.real
