@@ -31,6 +31,7 @@ from drone.data.prepare.write import undo_last, write_dataset
 from drone.errors import ConfigError, DataError
 from drone.labels import CLASSES, NONE
 from drone.serving.preprocess import to_pixels
+from drone.storage import raw_roots
 from tests.conftest import MadeUp
 from tests.data.preparing import SMALL
 from tests.data.test_decisions import by_hand_decision
@@ -89,6 +90,14 @@ class TestListing:
         assert [(item.folder, item.reason) for item in listing.left_out] == [
             (".thumbnails", "hidden")
         ]
+
+    def test_object_storage(self, negatives: Path) -> None:
+        uri = negatives.as_uri()
+        listed = list_negatives([uri], CLASSES, raw_roots.open_root)
+        assert kinds_of(listed) == {**KINDS, "other": 2}
+        local = list_negatives([negatives], CLASSES).files
+        sizes = [(file.path, file.size_bytes) for file in local]
+        assert [(file.path, file.size_bytes) for file in listed.files] == sizes
 
     def test_an_archive_with_a_folder_around_the_kinds(self, negatives: Path) -> None:
         archive = negatives.with_suffix(".zip")
@@ -231,6 +240,13 @@ def test_a_relabelled_negative_becomes_an_image_of_a_class(
     assert row["path"] not in after.negatives("test").paths
     original, _ = after.split_before_review("test")
     assert original.paths == before.split("test").paths
+
+
+def test_an_image_of_a_class_cannot_be_relabelled_to_none(tmp_path: Path) -> None:
+    file = tmp_path / "decisions.jsonl"
+    file.write_text(json.dumps({"md5": "0" * 32, "action": "relabel", "class_name": NONE}))
+    with pytest.raises(DataError, match="line 1 relabels to 'none of these'.*folder of --negat"):
+        ledger.read_by_hand(file, CLASSES)
 
 
 def test_the_readers(made_up: MadeUp, negatives: Path, tmp_path: Path) -> None:
