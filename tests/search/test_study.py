@@ -70,7 +70,7 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
         Study(tmp_path).read_spec()
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"schema": 5}', '{"schema": 4, "name'])
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"schema": 6}', '{"schema": 4, "name'])
 def test_a_damaged_study_names_its_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(RunError, match=r"study\.json is damaged"):
@@ -83,7 +83,7 @@ def test_a_damaged_study_names_its_file(tmp_path: Path, content: str) -> None:
 
 def test_a_study_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"schema": 1, "name": "s"}')
-    with pytest.raises(RunError, match=r"Cannot resume .*: it has schema 1, this version reads 5"):
+    with pytest.raises(RunError, match=r"Cannot resume .*: it has schema 1, this version reads 6"):
         Study(tmp_path).read_spec()
 
 
