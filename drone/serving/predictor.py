@@ -7,7 +7,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from drone.errors import ConfigError, RunError
 from drone.labels import BIRD, NONE
+from drone.serving.many import FileResult, predict_files
 from drone.serving.preprocess import Preprocessing, decode_and_resize, open_header
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
@@ -263,6 +264,25 @@ class Predictor:
         Raises:
             ImageError: The bytes are not an image that the model accepts.
         """
+        pixels = self.to_pixels(data, max_pixels)
+        return self.to_predictions(self.predict_outputs(pixels[None]))[0]
+
+    def predict_many(
+        self, files: Iterable[str | Path], threads: int | None = None
+    ) -> Iterator[FileResult]:
+        """Classifies image files, in their order, and reads only a few of them ahead.
+
+        Each thread decodes and predicts one image at a time, so a `Predictor` with `threads=1` is
+        fastest. A file that cannot be read becomes a result with the reason.
+
+        Args:
+            files: Paths; may be endless.
+            threads: Images in work at the same time; None takes one per core.
+        """
+        return predict_files(self, files, threads)
+
+    def to_pixels(self, data: bytes, max_pixels: int | None = None) -> NDArray[np.uint8]:
+        """Decodes an image to the model's input, (side, side, 3) uint8 RGB; see `predict`."""
         settings = self.info.preprocessing
         if max_pixels is not None and max_pixels < settings.max_pixels:
             settings = replace(settings, max_pixels=max_pixels)
@@ -271,7 +291,7 @@ class Predictor:
             pixels = decode_and_resize(image, settings, self.info.sides_px)
             # Releases the decoded pixels before another thread may decode.
             image.close()
-        return self.to_predictions(self.predict_outputs(pixels[None]))[0]
+        return pixels
 
     def predict_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns calibrated probabilities, (N, K) float32; see `predict_outputs`."""
