@@ -131,7 +131,7 @@ def _list_root(
     """Adds the files of a root, and those that are left out; returns whether a class is there."""
     root = opener(name)
     folders = root.folders()
-    visible = [folder for folder in folders if not _is_hidden(folder)]
+    visible = [folder for folder in folders if not is_hidden(folder)]
     class_of = {
         folder: class_name for folder in visible if (class_name := match_class(folder, classes))
     }
@@ -180,11 +180,12 @@ def _list_class(listing: Listing, name: str, root: Root, folder: str, class_name
 def _hidden_folder(entry: Entry) -> str:
     """Returns the path of the outermost hidden folder that a file is in, or ""."""
     parts = entry.path.split("/")[:-1]
-    number = next((number for number, part in enumerate(parts) if _is_hidden(part)), None)
+    number = next((number for number, part in enumerate(parts) if is_hidden(part)), None)
     return "" if number is None else "/".join(parts[: number + 1])
 
 
-def _is_hidden(folder: str) -> bool:
+def is_hidden(folder: str) -> bool:
+    """Whether a folder is one that its owner does not see, such as of previews or deleted files."""
     return folder.startswith(".") or folder in _SYSTEM_FOLDERS
 
 
@@ -194,7 +195,7 @@ def _left_out(name: str, root: Root, folders: Sequence[str]) -> list[LeftOut]:
         LeftOut(
             root=name,
             folder=folder,
-            reason="hidden" if _is_hidden(folder) else "no class",
+            reason="hidden" if is_hidden(folder) else "no class",
             num_files=_count(root, folder),
         )
         for folder in folders
