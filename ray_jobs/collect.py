@@ -2,11 +2,13 @@
 
     python ray_jobs/collect.py --out raw --table urls.csv
     python ray_jobs/collect.py --out raw --search openverse commons --contact me@example.org
+    python ray_jobs/collect.py --out negatives --negatives --search openverse commons --per-class 50
     python ray_jobs/collect.py --out raw --search commons --query "Winged Drones=fixed wing drone"
     RAY_ADDRESS=auto python ray_jobs/collect.py --out raw --table urls.parquet       (a cluster)
 
 With --dry-run nothing is written. The same command again continues where it was stopped. The origin
-and licence of each image are in provenance.jsonl. Next: prepare.py --raw raw
+and licence of each image are in provenance.jsonl. Next: prepare.py --raw raw, with --negatives
+for what shows none of the classes.
 """
 
 import sys
@@ -60,7 +62,7 @@ def main(job: Collect) -> cli.Result:
         collection.download(planned, job, settings, display)
     counts = collection.results(planned, job)
     if not job.dry_run:
-        collection_tables.show_results(counts, job.out)
+        collection_tables.show_results(counts, job.out, negatives=job.negatives)
     return {
         "out": str(job.out),
         "dry_run": job.dry_run,

@@ -1,7 +1,7 @@
 """Prints what a collection will download, and what it has downloaded."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,14 @@ if TYPE_CHECKING:  # They import Pillow and more, which --help must not wait for
 _MAX_HOSTS = 20
 """Maximum number of hosts on the screen."""
 
+_MAX_COLUMNS = 6
+"""Maximum number of classes or kinds with a column of their own; others are only in the total."""
+
 
 def show_plan(plan: "CollectionPlan", settings: "FetchSettings") -> None:
     """Prints the URLs to download by host and class, and how long that takes at least."""
     hosts = list(plan.hosts.items())
-    names = list(dict.fromkeys(image_url.class_name for image_url in plan.image_urls))
+    names = _columns(dict.fromkeys(image_url.class_name for image_url in plan.image_urls))
     rows = [_row(host, counts, names) for host, counts in hosts[:_MAX_HOSTS]]
     if len(hosts) > _MAX_HOSTS:
         rest = sum((counts for _, counts in hosts[_MAX_HOSTS:]), Counter[str]())
@@ -36,22 +39,30 @@ def show_plan(plan: "CollectionPlan", settings: "FetchSettings") -> None:
     )
 
 
-def show_results(counts: Mapping[str, "ClassCounts"], out: Path) -> None:
-    """Prints the results by class.
+def show_results(counts: Mapping[str, "ClassCounts"], out: Path, *, negatives: bool) -> None:
+    """Prints the results by class or by kind.
+
+    Args:
+        counts: Results by class, or by kind of negatives.
+        out: Raw folder.
+        negatives: Whether it is one of negatives.
 
     Raises:
         DataError: No URL gave an image.
     """
-    names = list(counts)
+    names = _columns(counts)
+    if len(names) < len(counts):
+        by_kind = [[name, kind.urls, kind.kept, kind.images] for name, kind in counts.items()]
+        console.table("Results by kind", ["kind", "urls", "kept", "images"], by_kind)
     rows = [
-        _row(label, Counter({name: getattr(counts[name], label) for name in names}), names)
+        _row(label, Counter({name: getattr(each, label) for name, each in counts.items()}), names)
         for label in ("urls", "kept", "images")
     ]
-    reasons = sum((Counter(counts[name].failed) for name in names), Counter[str]())
+    reasons = sum((Counter(each.failed) for each in counts.values()), Counter[str]())
     for reason, _ in reasons.most_common():
-        failed = Counter({name: counts[name].failed.get(reason, 0) for name in names})
+        failed = Counter({name: each.failed.get(reason, 0) for name, each in counts.items()})
         rows.append(_row(f"failed: {reason}", failed, names))
-    console.table("Results by class", ["", *short_names(names), "total"], rows)
+    console.table("Results", ["", *short_names(names), "total"], rows)
     details = out / "provenance.jsonl"
     if not any(class_counts.kept for class_counts in counts.values()):
         # Only after the table, which has the number of URLs for each reason.
@@ -61,7 +72,14 @@ def show_results(counts: Mapping[str, "ClassCounts"], out: Path) -> None:
         )
     if reasons:
         console.show(f"The reason for each URL is in {details}. To try again: --retry-failed")
-    console.show(f"Next: {command('prepare', raw=[out], out='DATASET')}")
+    roots = {"raw": ["RAW_FOLDER"], "negatives": [out]} if negatives else {"raw": [out]}
+    console.show(f"Next: {command('prepare', **roots, out='DATASET')}")
+
+
+def _columns(names: Iterable[str]) -> list[str]:
+    """Returns the names that have a column: all, or none if a screen is too narrow for them."""
+    listed = list(names)
+    return listed if len(listed) <= _MAX_COLUMNS else []
 
 
 def _row(label: str, counts: "Counter[str]", names: list[str]) -> list[object]:

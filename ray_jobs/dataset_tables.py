@@ -25,14 +25,19 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
     unsupported = plan.manifest.loc[plan.manifest["reason"] == "unsupported", "detail"]
     for detail, count in unsupported.value_counts().items():
         console.warn(f"{count} {'file is' if count == 1 else 'files are'} left out. {detail}")
+    classes = short_names(plan.settings.classes)
+    # The column of negatives has no abbreviation.
+    names = [*classes, *plan.labels[len(classes) :], "total"]
     # Steps that changed nothing are not shown.
     steps = plan.steps[plan.steps.ne(0).any(axis=1)]
-    names = [*short_names(plan.settings.classes), "total"]
     console.table("Files by class", ["step", *names], rows_of(steps))
     if plan.settings.policy == "seed":
         title = "As the original counted, a file in several rows"
-        console.table(title, ["flag", *names], rows_of(plan.original_counts))
+        console.table(title, ["flag", *classes, "total"], rows_of(plan.original_counts))
     console.table("Splits", ["split", *names], rows_of(plan.splits))
+    if plan.kinds:
+        by_kind = plan.negatives.loc[:, plan.negatives.ne(0).any()]
+        console.table("Negatives by kind", ["kind", *by_kind.columns], rows_of(by_kind))
     groups = plan.near_group_sizes
     console.show(f"{len(groups)} groups of near duplicates hold {groups.sum()} images.")
     _show_straddling(plan.straddling)

@@ -2,6 +2,7 @@
 
     python ray_jobs/prepare.py --raw images --out data/drones --dry-run   (what would be done)
     python ray_jobs/prepare.py --raw images more.zip s3://bucket/raw --out data/drones
+    python ray_jobs/prepare.py --raw images --negatives planes-and-sky --out data/drones
     python ray_jobs/prepare.py --raw images --out data/drones --decisions decisions.jsonl
     python ray_jobs/prepare.py --raw images --out data/drones --bins      (for preset multires)
     python ray_jobs/prepare.py --out data/drones --undo
@@ -9,7 +10,8 @@
     RAY_ADDRESS=auto python ray_jobs/prepare.py --raw /shared/raw --out /shared/drones  (a cluster)
 
 Raw images lie in one subfolder per class, in a folder, a zip archive or object storage, or in
-several of them. They are only read. With --dry-run nothing is written but a cache of the scan.
+several of them; negatives, which show none of the classes, in one subfolder per kind. They are only
+read. With --dry-run nothing is written but a cache of the scan.
 """
 
 import sys
@@ -74,6 +76,7 @@ def main(job: Prepare) -> cli.Result:
         "written": written,
         "steps": plan.steps.to_dict("index"),
         "splits": plan.splits.to_dict("index"),
+        "negatives": plan.negatives.to_dict("index"),
         "as_the_original_counted": plan.original_counts.to_dict("index"),
         "settings": asdict(job.settings),
     }

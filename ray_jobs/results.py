@@ -46,6 +46,19 @@ def show_evaluation(result: "EvaluationResult") -> None:
             ["labels", "accuracy", "low", "high", "images"],
             [[name, *astuple(part)] for name, part in evaluated.by_labels.items()],
         )
+    if evaluated.known.kinds:
+        console.table(
+            "Negatives: AUROC, share taken for a class, and that where 95 % of the classes pass",
+            ["kind", "AUROC", "low", "high", "taken", "taken at 95 %", "images"],
+            [
+                [
+                    kind.kind,
+                    *(kind.auroc.value, kind.auroc.low, kind.auroc.high),
+                    *(kind.accepted.value, kind.false_positives.value, kind.accepted.support),
+                ]
+                for kind in evaluated.known.kinds
+            ],
+        )
     if evaluated.comparisons:
         columns = ["side_px", "images", "accuracy", "ms", "accuracy_1", "ms_1"]
         by_size = evaluated.by_size[columns].astype({"ms": int, "ms_1": int})
@@ -54,7 +67,7 @@ def show_evaluation(result: "EvaluationResult") -> None:
         console.table("By size", names, by_size.astype(object).to_numpy().tolist())
     for comparison in evaluated.comparisons:
         console.show(comparison.sentence)
-    console.show(describe(scores), f"Report: {result.report}")
+    console.show(describe(scores), evaluated.known.sentence, f"Report: {result.report}")
 
 
 def show_findings(findings: "list[Finding]") -> None:

@@ -88,6 +88,24 @@ def check_writable(folder: Path) -> None:
         )
 
 
+def check_unmixed(
+    folder: Path, records: Mapping[UrlKey, Record], *, negatives: bool = False
+) -> None:
+    """Checks that a folder was not collected for classes if it is for negatives now, or vice versa.
+
+    `prepare` reads classes and negatives from different folders.
+
+    Raises:
+        DataError: It was.
+    """
+    if any((class_name in CLASSES) == negatives for class_name, _ in records):
+        held, flag = ("images of classes", "with") if negatives else ("negatives", "without")
+        raise DataError(
+            f"{folder} holds {held}, and this run is {flag} --negatives. Choose another --out: "
+            f"prepare takes classes and negatives from folders of their own."
+        )
+
+
 def plan_collection(
     image_urls: Iterable[ImageUrl],
     records: Mapping[UrlKey, Record],
@@ -202,11 +220,12 @@ def _record(image_url: ImageUrl, outcome: Outcome, path: str) -> Record:
 def count_by_class(
     image_urls: Iterable[ImageUrl], records: Mapping[UrlKey, Record]
 ) -> dict[str, ClassCounts]:
-    """Counts the results of URLs by class, over this run and earlier ones."""
+    """Counts the results of URLs by class or kind, over this run and earlier ones."""
     by_class: dict[str, list[Record | None]] = {}
     for image_url in image_urls:
         by_class.setdefault(image_url.class_name, []).append(records.get(image_url.key))
-    return {name: _count(by_class[name]) for name in CLASSES if name in by_class}
+    kinds = [name for name in by_class if name not in CLASSES]
+    return {name: _count(by_class[name]) for name in (*CLASSES, *kinds) if name in by_class}
 
 
 def _count(records: Sequence[Record | None]) -> ClassCounts:

@@ -8,12 +8,12 @@ from urllib.parse import urlencode
 
 from drone.collect.download import fetch_with_retries
 from drone.collect.errors import FetchError
+from drone.collect.folders import folder_of
 from drone.collect.provenance import ImageUrl
 from drone.collect.providers import PROVIDERS, ImageQuery, JsonFetcher
 from drone.collect.rate_limiter import Limiter
 from drone.collect.settings import FetchSettings, SearchSettings
 from drone.errors import ConfigError, DataError
-from drone.labels import CLASSES, match_class, nearest
 
 _DEFAULT_QUERIES = {
     "Flying Birds": ("bird in flight", "bird of prey soaring", "gull flying", "flock of birds sky"),
@@ -22,6 +22,22 @@ _DEFAULT_QUERIES = {
     "Winged Drones": ("fixed wing drone", "fixed-wing UAV", "MQ-9 Reaper", "Bayraktar TB2"),
 }
 """Search terms of each class if the user gives no query."""
+
+_NEGATIVE_QUERIES = {
+    "airplane": ("airliner in flight", "propeller plane flying", "fighter jet", "sailplane"),
+    "balloon": ("hot air balloon", "toy balloon sky", "weather balloon", "airship"),
+    "helicopter": ("helicopter in flight", "rescue helicopter", "military helicopter"),
+    "insect": ("dragonfly in flight", "bee flying", "butterfly in flight", "mosquito"),
+    "kite": ("kite flying sky", "paraglider", "hang glider", "kitesurfing"),
+    "mast": ("radio mast", "construction crane sky", "wind turbine", "street lamp sky"),
+    "moon": ("full moon", "crescent moon", "sun in the sky"),
+    "rocket": ("rocket launch", "missile launch", "fireworks"),
+    "sky": ("clear blue sky", "cloudy sky", "sunset sky", "contrail"),
+    "tree": ("treetop sky", "bare branches sky", "falling leaf"),
+    "wire": ("power line sky", "electricity pylon", "overhead wires", "cable car"),
+}
+"""Search terms of each kind of negatives: what flies or stands before the sky and is neither a
+drone nor a bird, and the empty sky."""
 
 
 @dataclass(frozen=True)
@@ -33,31 +49,32 @@ class ImageSearchResult:
     """Providers that failed, and classes with fewer URLs than requested."""
 
 
-def parse_queries(texts: Sequence[str]) -> tuple[ImageQuery, ...]:
+def parse_queries(texts: Sequence[str], *, negatives: bool = False) -> tuple[ImageQuery, ...]:
     """Parses queries of the form `CLASS=TERMS`; returns default queries if there are none.
+
+    Args:
+        texts: The queries.
+        negatives: Whether they are for negatives: `KIND=TERMS`.
 
     Raises:
         ConfigError: A query has another form, an unknown class or no terms.
     """
     if not texts:
-        return tuple(
-            ImageQuery(name, terms) for name in CLASSES for terms in _DEFAULT_QUERIES[name]
-        )
-    return tuple(_parse_query(text) for text in texts)
+        queries = _NEGATIVE_QUERIES if negatives else _DEFAULT_QUERIES
+        return tuple(ImageQuery(name, terms) for name in queries for terms in queries[name])
+    return tuple(_parse_query(text, negatives) for text in texts)
 
 
-def _parse_query(text: str) -> ImageQuery:
+def _parse_query(text: str, negatives: bool) -> ImageQuery:
     name, separator, terms = text.partition("=")
     if not separator or not terms.strip():
         raise ConfigError(
             f"--query is {text!r}; it must be CLASS=TERMS, as in 'Winged Drones=fixed wing drone'."
         )
-    class_name = match_class(name)
-    if class_name is None:
-        suggestion = nearest(name, CLASSES)
-        hint = f"Did you mean {suggestion!r}?" if suggestion else f"Classes: {', '.join(CLASSES)}."
-        raise ConfigError(f"--query is {text!r}; {name!r} is not a class. {hint}")
-    return ImageQuery(class_name, terms.strip())
+    try:
+        return ImageQuery(folder_of(name, negatives=negatives), terms.strip())
+    except ConfigError as error:
+        raise ConfigError(f"--query is {text!r}; {error}") from error
 
 
 def json_fetcher(settings: FetchSettings, limiter: Limiter) -> JsonFetcher:

@@ -92,7 +92,7 @@ class SearchSettings:
     """Where to search for image URLs, and how many to find."""
 
     per_class: int = 200
-    """Number of URLs per class, over all searches and queries together."""
+    """Number of URLs per class, or per kind with --negatives, over all searches and queries."""
 
     openverse_url: str = "https://api.openverse.org/v1/images/"
     """URL of the Openverse search API, or of a mirror."""

@@ -6,25 +6,27 @@ from pathlib import Path
 
 import pandas as pd
 
+from drone.collect.folders import folder_of
 from drone.collect.provenance import ImageUrl
-from drone.errors import DataError
-from drone.labels import CLASSES, match_class, nearest, normalised
+from drone.errors import ConfigError, DataError
+from drone.labels import normalised
 
 _COLUMNS = ("url", "class", "source", "licence")
 _OPTIONAL_COLUMNS = ("creator", "attribution", "landing_page")
 
 
-def read_table(file: Path) -> list[ImageUrl]:
+def read_table(file: Path, *, negatives: bool = False) -> list[ImageUrl]:
     """Reads the image URLs of a table.
 
     Args:
         file: CSV (UTF-8) or parquet file with the columns url, class, source and licence;
             creator, attribution and landing_page are optional.
+        negatives: Whether the column class holds kinds of negatives.
 
     Raises:
         DataError: The table cannot be read, lacks a column, has no row or has an invalid one.
     """
-    image_urls = [_image_url(file, location, row) for location, row in _rows(file)]
+    image_urls = [_image_url(file, location, row, negatives) for location, row in _rows(file)]
     if not image_urls:
         raise DataError(f"{file} has no rows. Add one per image: {', '.join(_COLUMNS)}.")
     return image_urls
@@ -80,14 +82,12 @@ def _column_names(file: Path, header: Sequence[str]) -> list[str]:
     return names
 
 
-def _image_url(file: Path, location: str, row: Mapping[str, str]) -> ImageUrl:
+def _image_url(file: Path, location: str, row: Mapping[str, str], negatives: bool) -> ImageUrl:
     values = {name: (row.get(name) or "").strip() for name in (*_COLUMNS, *_OPTIONAL_COLUMNS)}
     if not values["url"]:
         raise DataError(f"{file}, {location}: the url is empty. Fill it in or delete the row.")
     name = values.pop("class")
-    class_name = match_class(name)
-    if class_name is None:
-        suggestion = nearest(name, CLASSES)
-        hint = f"Did you mean {suggestion!r}?" if suggestion else f"Classes: {', '.join(CLASSES)}."
-        raise DataError(f"{file}, {location}: {name!r} is not a class. {hint}")
-    return ImageUrl(class_name=class_name, **values)
+    try:
+        return ImageUrl(class_name=folder_of(name, negatives=negatives), **values)
+    except ConfigError as error:
+        raise DataError(f"{file}, {location}: {error}") from error

@@ -42,12 +42,12 @@ def copies(manifest: pd.DataFrame) -> pd.DataFrame:
     """Lists every file that has a copy: the same pixels, whatever its metadata and container.
 
     Returns:
-        Columns `content`, `md5`, `path`, `given_class`, `across` (whether folders of several
-        classes have copies) and `kept`. Copies are consecutive; sets across classes come first,
-        then the largest.
+        Columns `content`, `md5`, `path`, `given_class`, `kind`, `across` (whether folders of
+        several classes, or of one and of negatives, have copies) and `kept`. Copies are
+        consecutive; sets across classes come first, then the largest.
     """
     images = manifest[manifest["width"] > 0]
-    columns = ["content", "md5", "path", "given_class"]
+    columns = ["content", "md5", "path", "given_class", "kind"]
     copies = images.loc[images.duplicated("content", keep=False), columns]
     copies["across"] = copies.groupby("content")["given_class"].transform("nunique") > 1
     copies["kept"] = manifest.loc[copies.index, "kept"]
@@ -60,8 +60,9 @@ def near_duplicates(manifest: pd.DataFrame) -> pd.DataFrame:
     Images that `--near-duplicates drop` left out are in the group of the one that was kept.
 
     Returns:
-        Columns `group`, `path`, `md5`, `given_class`, `width`, `height`, `across` (whether the
-        group has several classes) and `kept`. Groups across classes come first, then the largest.
+        Columns `group`, `path`, `md5`, `given_class`, `kind`, `width`, `height`, `across` (whether
+        the group has several classes, or a class and negatives) and `kept`. Groups across classes
+        come first, then the largest.
     """
     group = manifest["group"].copy()
     dropped = manifest["reason"] == NEAR
@@ -71,7 +72,7 @@ def near_duplicates(manifest: pd.DataFrame) -> pd.DataFrame:
     near = manifest.assign(group=group)[group.fillna("") != ""]
     near = near[near.duplicated("group", keep=False)]
     near["across"] = near.groupby("group")["class_name"].transform("nunique") > 1
-    columns = ["group", "path", "md5", "given_class", "width", "height", "across", "kept"]
+    columns = ["group", "path", "md5", "given_class", "kind", "width", "height", "across", "kept"]
     return _sort_sets(near[columns], "group")
 
 
@@ -137,8 +138,9 @@ def outliers(manifest: pd.DataFrame) -> pd.DataFrame:
     """Lists kept images that are unusually blurred, dark or bright, the most unusual first.
 
     Returns:
-        Columns `path`, `md5`, `given_class`, `what` ("blurred", "dark" or "bright"), `value`
-        (sharpness or brightness) and `score` (modified z-score of log sharpness or brightness).
+        Columns `path`, `md5`, `given_class`, `kind`, `what` ("blurred", "dark" or "bright"),
+        `value` (sharpness or brightness) and `score` (modified z-score of log sharpness or
+        brightness).
     """
     kept = manifest[manifest["kept"]]
     # Sharpness spans orders of magnitude, and only its logarithm is about normal.
@@ -152,7 +154,7 @@ def outliers(manifest: pd.DataFrame) -> pd.DataFrame:
     ]
     tables = []
     for value, score, what in kinds:
-        table = kept.loc[score > _OUTLIER_SCORE, ["path", "md5", "given_class"]]
+        table = kept.loc[score > _OUTLIER_SCORE, ["path", "md5", "given_class", "kind"]]
         table = table.assign(what=what, value=value, score=score.round(2))
         tables.append(table.sort_values(["score", "path"], ascending=[False, True]))
     return pd.concat(tables)

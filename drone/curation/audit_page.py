@@ -14,6 +14,7 @@ from drone.curation.thumbnails import thumbnail
 from drone.data.prepare.plan import Mapper, PreparePlan, Row
 from drone.data.prepare.roots import Opener
 from drone.data.prepare.verdicts import STEPS
+from drone.labels import NONE
 from drone.serving.preprocess import Preprocessing
 
 _THUMBNAIL_PX = 128
@@ -26,7 +27,7 @@ _SET_KEYS = {"copies": "content", "near_duplicates": "group"}
 """Column that names the set, by table."""
 
 _Tile = dict[str, Any]
-"""An image on the page: `path`, `class_name` and `note`."""
+"""An image on the page: `path`, `label` (its class, or that of negatives and the kind), `note`."""
 
 _Section = dict[str, list[_Tile]]
 """Tiles by heading."""
@@ -58,9 +59,10 @@ def write_audit(plan: PreparePlan, folder: Path, mapper: Mapper) -> None:
     html = environment.get_template("audit.html").render(
         title=f"data set {plan.fingerprint[:12]}",
         facts=_facts(plan),
-        classes=plan.settings.classes,
+        labels=plan.labels,
         steps=plan.steps,
         splits=plan.splits,
+        negatives=_as_lists(_negatives(plan)) if plan.kinds else None,
         left_out=plan.left_out,
         removed=[step for step in STEPS if plan.steps.loc[step, "total"]],
         tables={name: _as_lists(table) for name, table in tables.items()},
@@ -99,7 +101,8 @@ def _tables(plan: PreparePlan) -> dict[str, pd.DataFrame]:
 def _sections(plan: PreparePlan, tables: Mapping[str, pd.DataFrame]) -> dict[str, _Section]:
     """Returns the images to show in each section of the page."""
     return {
-        "samples": _samples(plan.manifest, plan.settings.classes),
+        "samples": _samples(plan.manifest, "class_name", plan.settings.classes),
+        "negatives": _samples(_negative_rows(plan.manifest), "kind", plan.kinds),
         "across": _sets(tables["copies"].query("across"), "content"),
         "within": _sets(tables["copies"].query("not across"), "content"),
         "near": _sets(tables["near_duplicates"], "group"),
@@ -119,12 +122,20 @@ def _facts(plan: PreparePlan) -> dict[str, str]:
     }
 
 
-def _samples(manifest: pd.DataFrame, classes: Iterable[str]) -> _Section:
-    """Returns some kept images of each class; the order of their md5 is as good as random."""
+def _negatives(plan: PreparePlan) -> pd.DataFrame:
+    """Returns the counts of negatives by kind, without the steps that changed nothing."""
+    by_kind = plan.negatives
+    return by_kind.loc[:, by_kind.ne(0).any()].reset_index()
+
+
+def _negative_rows(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest[manifest["class_name"] == NONE]
+
+
+def _samples(manifest: pd.DataFrame, column: str, names: Iterable[str]) -> _Section:
+    """Returns some kept images of each class or kind; the order of md5 is as good as random."""
     kept = manifest[manifest["kept"]].sort_values("md5")
-    return {
-        name: _tiles(kept[kept["class_name"] == name].head(_MAX_SAMPLES), "") for name in classes
-    }
+    return {name: _tiles(kept[kept[column] == name].head(_MAX_SAMPLES), "") for name in names}
 
 
 def _sets(table: pd.DataFrame, key: str) -> _Section:
@@ -144,7 +155,7 @@ def _tiles(rows: pd.DataFrame, note_column: str) -> list[_Tile]:
     return [
         {
             "path": row["path"],
-            "class_name": row["given_class"],
+            "label": ": ".join(filter(None, (row["given_class"], row["kind"]))),
             "note": _note(row.get(note_column, "")),
         }
         for row in rows.to_dict("records")

@@ -18,6 +18,7 @@ from drone.data.embed import jpeg_data_uri
 from drone.data.prepare.roots import open_root
 from drone.data.prepare.verdicts import ACROSS
 from drone.files import write_whole
+from drone.labels import NONE
 
 _SUSPECT, _COPIES, _NEAR = "suspect", "copies", "near"
 """Kinds of items: a doubtful label, copies in several classes, near duplicates. The page filters
@@ -56,8 +57,9 @@ def build_items(
         For each image `md5`, `path`, `given`, `kinds`, `suggested` and `confidence` (of doubtful
         labels), `places` (all paths of its copies) and `twins` (md5 of its near duplicates).
     """
+    of_classes = manifest[manifest["class_name"] != NONE]
     # Of several copies the page shows the kept one.
-    by_md5 = manifest.sort_values("kept", ascending=False).drop_duplicates("md5").set_index("md5")
+    by_md5 = of_classes.sort_values("kept", ascending=False).drop_duplicates("md5").set_index("md5")
     items: dict[str, Item] = {}
 
     def item_of(md5: str, kind: str) -> Item:
@@ -68,16 +70,18 @@ def build_items(
         return item
 
     across = manifest[manifest["reason"] == ACROSS]
-    copies = manifest[manifest["content"].isin(across["content"])]
-    for _, rows in copies.groupby("content"):
+    copies = of_classes[of_classes["content"].isin(across["content"])]
+    for content, rows in copies.groupby("content"):
         # One of them stands for all: a decision on it holds for its copies.
         shown = rows.sort_values("kept", ascending=False, kind="stable")["md5"].iloc[0]
-        item_of(shown, _COPIES)["places"] = sorted(rows["path"])
+        # Negatives are no images to decide on, but a copy among them is a reason to doubt.
+        places = manifest.loc[manifest["content"] == content, "path"]
+        item_of(shown, _COPIES)["places"] = sorted(places)
     for row in suspects.to_dict("records"):
         item = item_of(row["md5"], _SUSPECT)
         item["suggested"] = row["suggested"]
         item["confidence"] = round(float(row["confidence"]), 3)
-    near_duplicates = audit.near_duplicates(manifest)
+    near_duplicates = audit.near_duplicates(of_classes)
     for _, rows in near_duplicates.groupby("group", sort=False):
         for md5 in rows["md5"]:
             item_of(md5, _NEAR)["twins"] = [other for other in rows["md5"] if other != md5]

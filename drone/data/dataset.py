@@ -1,7 +1,7 @@
 """A prepared data set: a folder that never changes, named by its fingerprint.
 
 dataset.json        settings, classes, counts, fingerprint, checksums of the manifest and the pixels
-manifest.parquet    one row per file seen, with its verdict and split
+manifest.parquet    one row per file seen, with its class or kind, its verdict and its split
 ledger.jsonl        every decision, oldest first
 pixels/             the images as the model sees them, at 224 px and, with --bins, at the side of
                     the bin nearest to their own size
@@ -10,13 +10,11 @@ audit.html          what is in the raw folders and what became of it
 history/            manifests of earlier versions, for --undo and --diff
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -25,13 +23,14 @@ from numpy.typing import NDArray
 from drone.commands import command
 from drone.data.bins import bin_sides
 from drone.data.grouped_partition import assign_folds
+from drone.data.images import Images, Negatives
 from drone.data.pixels import BinnedStore, PixelStore, damaged
 from drone.errors import ConfigError, DataError
 from drone.files import SchemaError, checksum, unseal
 from drone.labels import NONE, nearest
 from drone.serving.preprocess import Preprocessing
 
-SCHEMA = 5
+SCHEMA = 6
 """Raised whenever a program of another version could misread the folder."""
 
 SPLITS = ("train", "validation", "test")
@@ -41,63 +40,19 @@ MANIFEST_FILE = "manifest.parquet"
 PIXELS_FOLDER = "pixels"
 
 
-def fingerprint(frame: pd.DataFrame, settings: dict[str, Any]) -> str:
-    """Returns the SHA-256, in hexadecimal, of all that decides the training data.
+@dataclass(frozen=True, kw_only=True)
+class Split(Images):
+    """The images of one split that show a class."""
 
-    Those are the settings (classes, preprocessing, policy, split) and the content, class, split
-    and group of each kept image. Locations and names of files do not count.
-    """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    kept = frame.loc[frame["kept"], ["md5", "class_name", "split", "group"]]
-    # Sorted by content, since the order of the manifest is that of the file names.
-    for row in sorted(kept.itertuples(index=False, name=None)):
-        digest.update("\t".join(row).encode() + b"\n")
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Split:
-    """The N images of one split, in the order of the manifest."""
-
-    name: str
-    paths: tuple[str, ...]
     labels_N: NDArray[np.int64]
     """Class indices."""
 
-    keys_N: NDArray[np.int64]
-    """One number per image that depends on its content alone; the key of its random numbers."""
-
-    rows_N: NDArray[np.int64]
-    """Rows of the images in the store."""
-
-    store: PixelStore | BinnedStore
     num_classes: int
 
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-    def subset(self, name: str, positions_P: NDArray[np.int64]) -> "Split":
-        """Returns the images at these positions, in this order, as a split of its own."""
-        return replace(
-            self,
-            name=name,
-            paths=tuple(self.paths[position] for position in positions_P),
-            labels_N=self.labels_N[positions_P],
-            keys_N=self.keys_N[positions_P],
-            rows_N=self.rows_N[positions_P],
-        )
-
-    def gather(self, positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Returns the pixels of the images at these positions, (B, side, side, 3) uint8.
-
-        If the data set is read at its bins, all of them must be of one bin.
-        """
-        return self.store.gather(self.rows_N[positions_B])
-
-    @property
-    def sides_N(self) -> NDArray[np.int64]:
-        """Side of each image's pixels."""
-        return self.store.sides(self.rows_N)
+    def subset(self, name: str, positions_P: NDArray[np.int64]) -> Self:
+        """As of `Images`: the images at these positions, as a split of its own."""
+        images = super().subset(name, positions_P)
+        return replace(images, labels_N=self.labels_N[positions_P])
 
     @property
     def counts_K(self) -> NDArray[np.int64]:
@@ -146,7 +101,10 @@ class Dataset:
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
-        """One row per file seen, sorted by path.
+        """One row per file seen, sorted by path, negatives last.
+
+        The class of a negative is `labels.NONE`; readers that want images of classes alone take
+        `rows` or `packed_rows`.
 
         Raises:
             DamagedError: The file is missing, or not what `prepare` wrote.
@@ -173,18 +131,36 @@ class Dataset:
             ConfigError: There is no such split.
             DataError: The folder is damaged.
         """
-        if name not in SPLITS:
-            like = nearest(name, SPLITS) or SPLITS[0]
-            raise ConfigError(f"There is no split {name!r}; did you mean {like!r}?")
-        return self._images(name, self.rows(name))
-
-    def negatives(self, name: str) -> Split:
-        """Returns the images of one split that show none of the classes."""
-        rows = self.manifest[self.manifest["kept"] & (self.manifest["split"] == name)]
-        return self._images(name, rows[rows["class_name"] == NONE])
+        return self._images(name, self.rows(_checked(name)))
 
     def rows(self, name: str) -> pd.DataFrame:
-        """Returns the manifest's rows of the kept images of one split."""
+        """Returns the manifest's rows of the kept images of one split; negatives are not in it."""
+        rows = self._kept_rows(name)
+        return rows[rows["class_name"] != NONE]
+
+    def negatives(self, name: str) -> Negatives:
+        """Returns the kept images of one split that show none of the classes.
+
+        Args:
+            name: A split, or "development" for training and validation together.
+
+        Raises:
+            ConfigError: There is no such split.
+            DataError: The folder is damaged.
+        """
+        names = SPLITS[:2] if name == "development" else (_checked(name),)
+        rows = pd.concat([self._kept_rows(split) for split in names])
+        rows = rows[rows["class_name"] == NONE]
+        return Negatives(
+            name=name,
+            paths=tuple(rows["path"]),
+            kinds_N=rows["kind"].to_numpy(np.str_),
+            keys_N=_content_keys(rows["md5"]),
+            rows_N=rows["pixel_row"].to_numpy(np.int64, copy=True),
+            store=self._store,
+        )
+
+    def _kept_rows(self, name: str) -> pd.DataFrame:
         return self.manifest[self.manifest["kept"] & (self.manifest["split"] == name)]
 
     def development(self) -> Split:
@@ -216,16 +192,25 @@ class Dataset:
         """Returns a split as it would be without the user's decisions on its images.
 
         Returns:
-            All its images with the classes of their folders, including those that the user
-            dropped; and which of them the user dropped or relabelled, (N,).
+            All its images of classes with the classes of their folders, including those that the
+            user dropped; and which of them the user dropped or relabelled, (N,).
         """
         rows = self.manifest[self.manifest["split"] == name]
+        rows = rows[rows["given_class"] != NONE]
         # Dropped images keep their split and pixels, so nothing has to be read again.
         changed_N = (~rows["kept"] | (rows["class_name"] != rows["given_class"])).to_numpy(bool)
         return self._images(name, rows.assign(class_name=rows["given_class"])), changed_N
 
     def packed_rows(self) -> pd.DataFrame:
-        """Returns the manifest's rows of all packed images, in the order of the pixels."""
+        """Returns the manifest's rows of the packed images of classes, in the order of the pixels.
+
+        Negatives are packed beside them, so a row's place here is not its row in the pixels.
+        """
+        rows = self._all_packed_rows
+        return rows[rows["class_name"] != NONE].reset_index(drop=True)
+
+    @cached_property
+    def _all_packed_rows(self) -> pd.DataFrame:
         rows = self.manifest[self.manifest["pixel_row"] >= 0]
         return rows.sort_values("pixel_row", ignore_index=True)
 
@@ -249,11 +234,23 @@ class Dataset:
     @cached_property
     def _store(self) -> PixelStore | BinnedStore:
         folder, side_px = self.folder / PIXELS_FOLDER, self.preprocessing.side_px
-        packed = self.packed_rows()
+        packed = self._all_packed_rows
         checksums = {self.folder / name: value for name, value in self.checksums.items()}
         if self.at_own_sizes:
             return BinnedStore(folder, bin_sides(packed), side_px, checksums)
         return PixelStore(folder, len(packed), side_px, checksums)
+
+
+def _checked(name: str) -> str:
+    """Returns the name of a split.
+
+    Raises:
+        ConfigError: There is no such split.
+    """
+    if name not in SPLITS:
+        like = nearest(name, SPLITS) or SPLITS[0]
+        raise ConfigError(f"There is no split {name!r}; did you mean {like!r}?")
+    return name
 
 
 def _content_keys(md5: "pd.Series[str]") -> NDArray[np.int64]:

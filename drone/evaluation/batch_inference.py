@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from drone.data.batches import Batches
 from drone.data.bins import PIXEL_BUDGET
+from drone.serving.predictor import Outputs, Predictor
 
 LoadPixels = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """Loads the images at some positions, all of one size, (B, side, side, 3) uint8."""
@@ -53,3 +54,19 @@ def predict_in_batches(
     for positions, rows_BK in zip(batches, rows, strict=True):
         predictions_NK[positions] = rows_BK
     return predictions_NK
+
+
+def predict_outputs_in_batches(
+    predictor: Predictor,
+    sides_N: NDArray[np.int64],
+    load_pixels: LoadPixels,
+    track: Track = no_progress,
+) -> Outputs:
+    """Returns calibrated probabilities and known scores; see `predict_in_batches`."""
+
+    def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        outputs = predictor.predict_outputs(pixels_NHWC)
+        return np.column_stack([outputs.probs_NK, outputs.known_N])
+
+    values = predict_in_batches(predict, sides_N, load_pixels, track)
+    return Outputs(probs_NK=values[:, :-1], known_N=values[:, -1])

@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 
 from drone.errors import DataError
 from drone.evaluation.limits import Limits
+from drone.evaluation.none_of_these import ALL_KINDS
 from drone.names import printable
 
 _NUM_RESAMPLES = 2000
@@ -93,6 +94,7 @@ def _absolute_rules(candidate: Contender, limits: Limits) -> list[Rule]:
             f"lowest recall {recalls[weakest]:.3f} ({weakest}); at least {limits.min_recall:g}",
         ),
         Rule("calibration", ece <= limits.max_ece, f"ECE {ece:.3f}; at most {limits.max_ece:g}"),
+        _accepted_rule(candidate, limits),
         Rule(
             "ONNX parity",
             candidate.onnx_difference <= limits.max_onnx_difference,
@@ -112,12 +114,23 @@ def _absolute_rules(candidate: Contender, limits: Limits) -> list[Rule]:
     ]
 
 
+def _accepted_rule(candidate: Contender, limits: Limits) -> Rule:
+    accepted = float(candidate.metrics["known"]["accepted"]["value"])
+    return Rule(
+        "known",
+        accepted >= limits.min_accepted,
+        f"{accepted:.1%} of the images of classes are taken for one; at least "
+        f"{limits.min_accepted:.0%}",
+    )
+
+
 def _relative_rules(candidate: Contender, champion: Contender, limits: Limits) -> list[Rule]:
     pairs = _paired(candidate, champion)
     ece, old_ece = float(candidate.metrics["ece"]), float(champion.metrics["ece"])
     # Macro F1 may rise while more images are wrong in all, and on few images by chance: hence
     # McNemar's test and the bootstrap beside it.
     return [
+        *_negatives_rules(candidate, champion, limits),
         _macro_f1_rule(candidate, champion, len(pairs)),
         _bootstrap_rule(pairs, limits),
         _mcnemar_rule(pairs),
@@ -180,6 +193,22 @@ def _recall_drop_rule(candidate: Contender, champion: Contender, limits: Limits)
         f"recall of {worst}: {old_recalls.get(worst, 0.0):.3f} -> {recalls[worst]:.3f}; may "
         f"drop by {limits.max_recall_drop:g}",
     )
+
+
+def _negatives_rules(candidate: Contender, champion: Contender, limits: Limits) -> list[Rule]:
+    """Returns the rule on negatives, if the test split has any."""
+    kinds, old_kinds = (part.metrics["known"]["kinds"] for part in (candidate, champion))
+    if ALL_KINDS not in kinds or ALL_KINDS not in old_kinds:
+        return []
+    new, old = (float(part[ALL_KINDS]["auroc"]["value"]) for part in (kinds, old_kinds))
+    return [
+        Rule(
+            "negatives",
+            new >= old - limits.max_auroc_drop,
+            f"AUROC against negatives {old:.3f} -> {new:.3f}; may drop by "
+            f"{limits.max_auroc_drop:g}",
+        )
+    ]
 
 
 def _paired(candidate: Contender, champion: Contender) -> pd.DataFrame:

@@ -1,17 +1,21 @@
 """Fits the known score of a trained model; see `drone.model.known_score`."""
 
 import math
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from drone.data.dataset import Dataset, Split
+from drone.data.dataset import Dataset
+from drone.data.images import Images
 from drone.evaluation.batch_inference import predict_in_batches
 from drone.model.export import Served
 from drone.model.known_score import KnownScore
 from drone.model.mobilenet import Classifier
+
+_Sampled = TypeVar("_Sampled", bound=Images)
 
 ACCEPTED = 0.95
 """Share of validation images whose score reaches the threshold."""
@@ -62,13 +66,13 @@ def fit_known_score(model: Classifier, dataset: Dataset) -> KnownScore:
     )
 
 
-def _sample(split: Split) -> Split:
+def _sample(split: _Sampled) -> _Sampled:
     """Returns a fixed choice of the images of a split, if there are many."""
     chosen_P = np.random.default_rng(0).permutation(len(split))[:_MAX_IMAGES]
     return split.subset(split.name, np.sort(chosen_P))
 
 
-def _features(model: Classifier, split: Split) -> NDArray[np.float64]:
+def _features(model: Classifier, split: Images) -> NDArray[np.float64]:
     """Returns the features of images, (N, 1280), each of length 1."""
     served = Served(model).eval()
 

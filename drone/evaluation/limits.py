@@ -28,6 +28,12 @@ class Limits:
     max_ece_increase: float = 0.05
     """Maximum increase of the expected calibration error over the champion's, 0 to 1."""
 
+    min_accepted: float = 0.85
+    """Minimum share of the test images of classes that the model takes for one, 0 to 1."""
+
+    max_auroc_drop: float = 0.03
+    """Maximum drop below the champion's AUROC against the negatives of the test split, 0 to 1."""
+
     max_onnx_difference: float = MAX_PROBABILITY_DIFFERENCE
     """Maximum probability difference between the trained and the exported model."""
 
@@ -47,6 +53,8 @@ class Limits:
             "max_recall_drop",
             "max_ece",
             "max_ece_increase",
+            "min_accepted",
+            "max_auroc_drop",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)}; it must be 0 to 1.")

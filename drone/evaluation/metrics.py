@@ -1,17 +1,19 @@
 """Metrics of a model's predictions. Axes: N images, K classes."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from drone.labels import BIRD
 
 _ECE_BINS = 15
+_NORMAL_QUANTILE = 1.959963984540054
+"""Of 97.5 %."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Predictions:
     probs_NK: NDArray[np.float32]
     classes: tuple[str, ...]
     """Class names in the order of their indices."""
+
+    known_N: NDArray[np.float32]
+    """Known scores."""
 
     @property
     def predicted_N(self) -> NDArray[np.int64]:
@@ -48,6 +53,7 @@ class Predictions:
                 "predicted": names[self.predicted_N],
                 "right": self.labels_N == self.predicted_N,
                 "confidence": self.confidence_N,
+                "known": self.known_N,
             }
         )
         for index, name in enumerate(self.classes):
@@ -70,10 +76,21 @@ def proportion(right_N: NDArray[np.bool_]) -> Proportion:
     """Returns the proportion of True; of no images it is NaN, with the interval 0 to 1."""
     if not len(right_N):
         return Proportion(float("nan"), 0.0, 1.0, 0)
-    # Wilson's, since the normal interval leaves 0 to 1 for few images and has no width at 100 %.
-    interval = binomtest(int(right_N.sum()), len(right_N)).proportion_ci(0.95, method="wilson")
     value = float(right_N.mean())
-    return Proportion(value, float(interval.low), float(interval.high), len(right_N))
+    return Proportion(value, *wilson(value, len(right_N)), len(right_N))
+
+
+def wilson(value: float, support: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a proportion of so many images (Wilson 1927).
+
+    The normal interval leaves 0 to 1 for few images and has no width at 100 %.
+    """
+    square = _NORMAL_QUANTILE**2
+    centre = value + square / (2 * support)
+    half = _NORMAL_QUANTILE * math.sqrt(value * (1 - value) / support + square / (4 * support**2))
+    # Rounding may leave 0 to 1 by the last bit.
+    low, high = ((centre + side) / (1 + square / support) for side in (-half, half))
+    return max(low, 0.0), min(high, 1.0)
 
 
 @dataclass(frozen=True)

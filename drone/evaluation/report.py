@@ -18,6 +18,7 @@ from drone.evaluation import plots
 from drone.evaluation.batch_inference import LoadPixels
 from drone.evaluation.metrics import Predictions, Scores, describe, worst_mistakes
 from drone.evaluation.mixed_resolution import Comparison
+from drone.evaluation.none_of_these import KnownScores
 
 _MAX_GALLERY = 25
 """Misclassified images shown per class."""
@@ -38,6 +39,9 @@ class ReportHeader:
 
     best_epoch: int | None
     """Epoch whose weights were evaluated; None if unknown."""
+
+    known: KnownScores
+    """How well images of the classes are told from negatives."""
 
     by_size: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Result of `mixed_resolution.by_size`; empty unless the model takes several resolutions."""
@@ -126,6 +130,7 @@ def _metrics(scores: Scores, header: ReportHeader) -> dict[str, Any]:
     """Returns the content of metrics.json."""
     # Scores last: a fact of the same name must not replace one that the gate reads.
     metrics = {"title": header.title, **header.facts, **scores.as_dict()}
+    metrics["known"] = header.known.as_dict()
     if header.comparisons:
         metrics["by_size"] = header.by_size.to_dict("records")
         metrics["comparisons"] = [asdict(comparison) for comparison in header.comparisons]
@@ -142,6 +147,10 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
         float(metrics[name])
     for row in metrics["by_class"].values():
         float(row["recall"]), float(row["support"])
+    for part in (metrics["known"], *metrics["known"]["kinds"].values()):
+        float(part["accepted"]["value"])
+    for row in metrics["known"]["kinds"].values():
+        float(row["auroc"]["value"])
     for row in metrics.get("by_size", []):
         float(row["images"]), int(row["side_px"])
 

@@ -57,23 +57,28 @@ class ObjectStore:
         infos = self._list(self._path, recursive=False)
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
-    def loose_files(self) -> list[str]:
-        """Returns the names of the files directly below it."""
-        infos = self._list(self._path, recursive=False)
-        return [info.base_name for info in infos if info.type == fs.FileType.File]
+    def loose_files(self) -> list[roots.Entry]:
+        """Returns the files directly below it."""
+        return self._entries(self._path, recursive=False)
 
     def entries(self, folder: str) -> Iterator[roots.Entry]:
         """Yields every file below one of the folders, at any depth; of all if it is empty."""
-        for info in self._list(f"{self._path}/{folder}".rstrip("/"), recursive=True):
-            if info.type == fs.FileType.File:
-                path = info.path.removeprefix(f"{self._path}/")
-                # Objects are replaced whole, so their time tells a change without reading them.
-                yield roots.Entry(path, info.size, str(info.mtime_ns or ""))
+        yield from self._entries(f"{self._path}/{folder}".rstrip("/"), recursive=True)
 
     def read(self, path: str, max_bytes: int) -> bytes:
         """Returns the content of a file, or its first `max_bytes` + 1 bytes if it is longer."""
         with self._filesystem.open_input_stream(f"{self._path}/{path}") as stream:
             return bytes(stream.read(max_bytes + 1))
+
+    def _entries(self, path: str, *, recursive: bool) -> list[roots.Entry]:
+        # Objects are replaced whole, so their time tells a change without reading them.
+        return [
+            roots.Entry(
+                info.path.removeprefix(f"{self._path}/"), info.size, str(info.mtime_ns or "")
+            )
+            for info in self._list(path, recursive=recursive)
+            if info.type == fs.FileType.File
+        ]
 
     def _list(self, path: str, *, recursive: bool) -> list[fs.FileInfo]:
         try:

@@ -9,6 +9,7 @@ from drone.collect.rate_limiter import RateLimiter
 from drone.collect.raw_folder import (
     ClassCounts,
     CollectionPlan,
+    check_unmixed,
     check_writable,
     collect,
     count_by_class,
@@ -43,16 +44,21 @@ def plan(
     """
     # Before the searches, which take minutes and count against the limits of their sites.
     check_writable(request.out)
-    image_urls = _image_urls(request, settings, display)
     records = provenance.latest_records(request.out)
+    check_unmixed(request.out, records, negatives=request.negatives)
+    image_urls = _image_urls(request, settings, display)
     return plan_collection(image_urls, records, retry_failed=request.retry_failed)
 
 
 def _image_urls(
     request: CollectRequest, settings: CollectSettings, display: Display
 ) -> list[ImageUrl]:
-    queries = parse_queries(request.query)
-    image_urls = [image_url for file in request.table for image_url in read_table(file)]
+    queries = parse_queries(request.query, negatives=request.negatives)
+    image_urls = [
+        image_url
+        for file in request.table
+        for image_url in read_table(file, negatives=request.negatives)
+    ]
     num_unlicensed = sum(not image_url.licence for image_url in image_urls)
     if num_unlicensed:
         display.warn(f"{num_unlicensed} URLs of the table have no licence.")

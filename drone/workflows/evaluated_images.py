@@ -10,13 +10,20 @@ from numpy.typing import NDArray
 
 from drone.commands import command
 from drone.data.dataset import Dataset, Split
+from drone.data.images import Negatives
 from drone.data.prepare.listing import LeftOut
 from drone.errors import ConfigError, RunError
 from drone.evaluation import mixed_resolution
-from drone.evaluation.batch_inference import LoadPixels, Track, predict_in_batches
+from drone.evaluation.batch_inference import (
+    LoadPixels,
+    Track,
+    predict_in_batches,
+    predict_outputs_in_batches,
+)
 from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.metrics import Predictions, Proportion, proportion
 from drone.evaluation.mixed_resolution import Comparison, Variant
+from drone.evaluation.none_of_these import KnownScores, score_known
 from drone.evaluation.unseen import load_unseen
 from drone.names import short_key
 from drone.serving.predictor import ModelInfo, Predictor
@@ -42,6 +49,9 @@ class EvaluatedImages:
     predictions: Predictions
     load_pixels: LoadPixels
     facts: dict[str, str]
+    known: KnownScores
+    """How well images of the classes are told from negatives."""
+
     left_out: dict[str, str] = field(default_factory=dict)
     """Path and reason of each file that was not evaluated."""
 
@@ -110,11 +120,13 @@ def predict_test_split(
     # Of one size, for the report and for the comparison.
     squashed = replace(dataset, at_own_sizes=False).split("test")
     test = dataset.split("test")
+    outputs = predict_outputs_in_batches(predictor, test.sides_N, test.gather, track)
     predictions = Predictions(
         paths=test.paths,
         labels_N=test.labels_N,
-        probs_NK=predict_in_batches(predictor.predict_pixels, test.sides_N, test.gather, track),
+        probs_NK=outputs.probs_NK,
         classes=predictor.info.classes,
+        known_N=outputs.known_N,
     )
     evaluated = EvaluatedImages(
         name=test_split_name(dataset.fingerprint, own),
@@ -122,6 +134,7 @@ def predict_test_split(
         predictions=predictions,
         load_pixels=squashed.gather,
         facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
+        known=_score_known(predictor, predictions, dataset.negatives("test"), track),
         by_labels=_accuracy_by_labels(predictor, test, predictions, dataset, track),
     )
     return _with_comparisons(evaluated, test.sides_N, predictor, track, baseline)
@@ -185,11 +198,13 @@ def predict_folder(
     side_px = predictor.info.preprocessing.side_px
     sides_N = unseen.sides_N if mixed else np.full(len(unseen.paths), side_px)
     load_pixels = unseen.at_own_sizes if mixed else squashed
+    outputs = predict_outputs_in_batches(predictor, sides_N, load_pixels, track)
     predictions = Predictions(
         paths=unseen.paths,
         labels_N=unseen.labels_N,
-        probs_NK=predict_in_batches(predictor.predict_pixels, sides_N, load_pixels, track),
+        probs_NK=outputs.probs_NK,
         classes=predictor.info.classes,
+        known_N=outputs.known_N,
     )
     evaluated = EvaluatedImages(
         name=f"images-{short_key(folder.resolve().name)}",
@@ -197,6 +212,7 @@ def predict_folder(
         predictions=predictions,
         load_pixels=squashed,
         facts={"images": str(folder), "left out": f"{unseen.num_left_out} files"},
+        known=_score_known(predictor, predictions, None, track),
         left_out=unseen.left_out,
         folders_left_out=unseen.folders_left_out,
     )
@@ -276,6 +292,16 @@ def _with_comparisons(
         by_size=mixed_resolution.by_size(sides_N, variants),
         comparisons=tuple(mixed_resolution.compare(sides_N, own, variant) for variant in rest),
     )
+
+
+def _score_known(
+    predictor: Predictor, predictions: Predictions, negatives: Negatives | None, track: Track
+) -> KnownScores:
+    known_M, kinds_M = np.zeros(0, np.float32), np.zeros(0, np.str_)
+    if negatives is not None and len(negatives):
+        outputs = predict_outputs_in_batches(predictor, negatives.sides_N, negatives.gather, track)
+        known_M, kinds_M = outputs.known_N, negatives.kinds_N
+    return score_known(predictions.known_N, predictor.info.known_above, known_M, kinds_M.tolist())
 
 
 def _accuracy_by_labels(

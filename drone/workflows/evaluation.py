@@ -46,6 +46,7 @@ class EvaluationResult:
             "by_size": evaluated.by_size.to_dict("records"),
             "comparisons": [asdict(comparison) for comparison in evaluated.comparisons],
             "by_labels": {name: asdict(part) for name, part in evaluated.by_labels.items()},
+            "known": evaluated.known.as_dict(),
             **self.scores.as_dict(),
         }
 
@@ -100,6 +101,7 @@ def _write(run: Run, evaluated: EvaluatedImages, out: Path) -> tuple[Scores, Pat
         },
         history=metric_history(run_id),
         best_epoch=int(best_epoch) if best_epoch is not None else None,
+        known=evaluated.known,
         by_size=evaluated.by_size,
         comparisons=evaluated.comparisons,
     )
@@ -123,6 +125,9 @@ def _metrics(evaluated: EvaluatedImages, scores: Scores) -> dict[str, float]:
     }
     for labels, part in evaluated.by_labels.items():
         metrics[f"{name}/accuracy_{labels}"] = part.value
+    metrics[f"{name}/known_accepted"] = evaluated.known.accepted.value
+    if evaluated.known.kinds:
+        metrics[f"{name}/known_auroc"] = evaluated.known.kinds[0].auroc.value
     if evaluated.comparisons:
         metrics[f"{name}/accuracy_squashed"] = evaluated.comparisons[0].baseline
     return metrics

@@ -10,11 +10,19 @@ from pathlib import Path
 import pandas as pd
 
 from drone.cluster import connection
+from drone.commands import quoted
 from drone.curation.audit_page import write_audit
 from drone.data.bins import bin_sides
 from drone.data.dataset import Dataset
 from drone.data.prepare import history, ledger
-from drone.data.prepare.plan import Mapper, PreparePlan, PrepareSettings, Row, plan_dataset
+from drone.data.prepare.plan import (
+    Mapper,
+    PreparePlan,
+    PrepareSettings,
+    Row,
+    newest_intact,
+    plan_dataset,
+)
 from drone.data.prepare.write import check_content, undo_last, write_dataset, writing
 from drone.errors import ConfigError
 from drone.storage import dataset_cache
@@ -75,12 +83,14 @@ def prepare(
             settings,
             mapper,
             out,
+            negatives=request.negatives,
             decisions=decisions,
             cache_folder=dataset_cache.cache_folder("scans"),
             rescan=request.rescan,
             opener=open_root,
         )
         preparation = Preparation(plan, decisions)
+        _notify_of_lost_negatives(out, plan, notify)
         show_plan(preparation)
         if request.dry_run:
             return preparation, False
@@ -88,6 +98,20 @@ def prepare(
             plan, out, mapper, bins=request.bins, write_audit=write_audit, notify=notify
         )
     return preparation, written
+
+
+def _notify_of_lost_negatives(out: Path, plan: PreparePlan, notify: Callable[[str], None]) -> None:
+    """Says so where a run without --negatives leaves out those that the data set has."""
+    before = newest_intact(out)
+    if plan.kinds or before is None:
+        return
+    negatives = before.manifest[before.manifest["kind"] != ""]
+    if len(negatives):
+        roots = " ".join(quoted(root) for root in dict.fromkeys(negatives["root"]))
+        notify(
+            f"{out} has {len(negatives)} files of negatives, which this run leaves out. To keep "
+            f"them, add: --negatives {roots}"
+        )
 
 
 @contextlib.contextmanager

@@ -19,6 +19,10 @@ class PrepareRequest:
     raw: tuple[str, ...] = ()
     """Folders, zip archives or URIs (s3://...), each with one subfolder per class."""
 
+    negatives: tuple[str, ...] = ()
+    """Folders, zip archives or URIs of images that show none of the classes, such as planes or
+    empty sky, each with one subfolder per kind; images beside these are of the kind other."""
+
     out: Path | None = None
     """Folder of the data set; an existing one is updated, and its images stay in their splits."""
 
@@ -43,21 +47,24 @@ class PrepareRequest:
 
     def __post_init__(self) -> None:
         if self.diff is not None:
-            if self.raw or self.out or self.undo:
+            if self.raw or self.negatives or self.out or self.undo:
                 raise ConfigError("--diff compares two data sets and takes no other flags.")
             return
         if self.out is None:
             raise ConfigError("--out is missing: name the folder of the data set.")
-        if self.undo and (self.raw or self.decisions or self.dry_run or self.bins or self.rescan):
+        given = (self.raw, self.negatives, self.decisions, self.dry_run, self.bins, self.rescan)
+        if self.undo and any(given):
             raise ConfigError("--undo takes --out alone: the data set knows its raw folders.")
         if not self.undo and not self.raw:
             raise ConfigError("--raw is missing: name the folders with the collected images.")
-        for name in self.raw:
+        for name in (*self.raw, *self.negatives):
             # The manifest names them, for --undo and later updates.
             if "://" in name and redact(name) != name:
+                flag = "--raw" if name in self.raw else "--negatives"
                 raise ConfigError(
-                    f"--raw {name} holds credentials, which the data set would record. Set them in "
-                    f"the environment instead, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+                    f"{flag} {name} holds credentials, which the data set would record. Set them "
+                    f"in the environment instead, such as AWS_ACCESS_KEY_ID and "
+                    f"AWS_SECRET_ACCESS_KEY."
                 )
 
 
@@ -96,15 +103,20 @@ class CollectRequest:
     out: Path
     """Raw folder with one subfolder per class; an existing collection is added to."""
 
+    negatives: bool = False
+    """Collect images that show none of the classes, such as planes or empty sky, in one subfolder
+    per kind, for prepare.py --negatives."""
+
     table: tuple[Path, ...] = ()
-    """CSV or parquet files with the columns url, class, source and licence."""
+    """CSV or parquet files with the columns url, class (a kind with --negatives), source and
+    licence."""
 
     search: tuple[Literal["openverse", "commons"], ...] = ()
     """Public searches that return URLs with their licences."""
 
     query: tuple[str, ...] = ()
-    """What to search for, as "CLASS=TERMS", for these classes alone (default: built-in queries for
-    all four)."""
+    """What to search for, as "CLASS=TERMS" or with --negatives "KIND=TERMS", for these alone
+    (default: built-in queries for all four classes, or for eleven kinds)."""
 
     retry_failed: bool = False
     """Retry the URLs that failed in an earlier run."""

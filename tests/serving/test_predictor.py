@@ -108,7 +108,7 @@ def test_only_so_many_inference_calls_run_at_once(
                 running[0] -= 1
             if not inputs["pixels"].any():
                 raise RuntimeError("a failed call frees its slot")
-            return [np.full((1, 4), 0.25, np.float32)]
+            return [np.full((1, 4), 0.25, np.float32), np.ones(1, np.float32)]
 
     monkeypatch.setattr(predictor, "_session", Session())
     pixels = [np.full((1, 64, 64, 3), value, np.uint8) for value in (1, 1, 0, 1, 1, 0) * 3]

@@ -3,11 +3,26 @@
 from collections.abc import Sequence
 
 from drone.errors import ConfigError
-from drone.labels import composed
+from drone.labels import NONE, composed, match_class
 from drone.names import MAX_KEY_LENGTH, check_name, key
 
 _COLUMNS = ("bin_px", "index", "label", "longer_side_px", "total")
 """Columns of tables that have a column per class too."""
+
+
+def check_kind(name: str, setting: str) -> None:
+    """Checks the name of a kind of negatives.
+
+    Args:
+        name: The name.
+        setting: Where it comes from, for error messages.
+
+    Raises:
+        ConfigError: It is no name, or tables use it for another row.
+    """
+    check_name(name, setting)
+    if name in _COLUMNS:
+        raise ConfigError(f"{setting} is {name!r}, which the tables of counts use for another row.")
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -27,6 +42,11 @@ def check_classes(classes: Sequence[str]) -> None:
             raise ConfigError(
                 f"A name of --classes is {name!r}, which the tables of counts and of answers use "
                 f"for another column. Choose another name."
+            )
+        if match_class(name, (NONE,)):
+            raise ConfigError(
+                f"A name of --classes is {name!r}, which is the label of images that show none of "
+                f"the classes. Name their folder with --negatives instead."
             )
     if len({composed(name) for name in classes}) < max(2, len(classes)):
         raise ConfigError(

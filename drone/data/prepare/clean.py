@@ -107,6 +107,10 @@ def _mark_near(frame: pd.DataFrame, threshold: int, previous: Collection[str]) -
 def steps_table(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Returns the number of files by class before, removed by each step, and after.
 
+    Args:
+        frame: Verdicts of `assign_verdicts`.
+        classes: Names of the columns; `labels.NONE` among them counts negatives.
+
     Returns:
         A column per class and "total". Rows "found", one per reason of STEPS (negative),
         "relabelled" (images that the user moved between classes, 0 in total) and "kept", which

@@ -24,7 +24,7 @@ _SPLIT_NAMES = {
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 """Folders of previews, deleted files and metadata that operating systems add."""
 
-_MAX_DEPTH = 2
+MAX_DEPTH = 2
 """Folders that the class folders may lie in, below the root: images/train/Flying Birds."""
 
 _MAX_SHOWN = 10
@@ -42,10 +42,14 @@ class RawFile:
     """Folder, archive or URI that holds the class folders."""
 
     path: str
-    """Path below the root, with forward slashes; its first part is the class folder."""
+    """Path below the root, with forward slashes; its first part is the folder of the class or of
+    the kind."""
 
     class_name: str
-    """Class that matches the folder's name."""
+    """Class that matches the folder's name; `labels.NONE` for negatives."""
+
+    kind: str = ""
+    """Kind of a negative; empty for files of classes."""
 
     size_bytes: int = 0
     """Size as the root lists it."""
@@ -107,9 +111,7 @@ def list_raw_files(
         DataError: A root cannot be opened or is named twice, no folder matches a class, or a
             class has no file.
     """
-    names = [escaped_name(str(root)) for root in roots]
-    if len(set(names)) < len(names):
-        raise DataError(f"A raw folder is named twice: {', '.join(names)}. Name each once.")
+    names = root_names(roots)
     listing = Listing()
     for name in names:
         _list_root(listing, name, classes, opener)
@@ -117,6 +119,18 @@ def list_raw_files(
     # By path first: the same files give the same verdicts, wherever their roots are.
     listing.files.sort(key=lambda file: (file.path, file.root))
     return listing
+
+
+def root_names(roots: Sequence[str | Path]) -> list[str]:
+    """Returns the names of roots as a table can hold them.
+
+    Raises:
+        DataError: One is named twice.
+    """
+    names = [escaped_name(str(root)) for root in roots]
+    if len(set(names)) < len(names):
+        raise DataError(f"A raw folder is named twice: {', '.join(names)}. Name each once.")
+    return names
 
 
 def split_of_root(root: str) -> str:
@@ -136,9 +150,9 @@ def _list_root(
         folder: class_name for folder in visible if (class_name := match_class(folder, classes))
     }
     for folder, class_name in class_of.items():
-        _list_class(listing, name, root, folder, class_name)
+        list_folder(listing, name, root, folder, class_name=class_name)
     listed = list(class_of)
-    if not listed and depth < _MAX_DEPTH:
+    if not listed and depth < MAX_DEPTH:
         listed = [
             folder
             for folder in _inner_roots(visible)
@@ -156,25 +170,41 @@ def _inner_roots(folders: Sequence[str]) -> Sequence[str]:
     return splits or (folders if len(folders) == 1 else [])
 
 
-def _list_class(listing: Listing, name: str, root: Root, folder: str, class_name: str) -> None:
+def list_folder(
+    listing: Listing, name: str, root: Root, folder: str, *, class_name: str, kind: str = ""
+) -> None:
+    """Adds every file of a folder that is not in a hidden one.
+
+    Args:
+        listing: What to add them to.
+        name: Name of the root.
+        root: The root.
+        folder: Its folder.
+        class_name: Class of the files.
+        kind: Kind of the files, if they are negatives.
+    """
     hidden: Counter[str] = Counter()
     for entry in root.entries(folder):
         if hidden_folder := _hidden_folder(entry):
             hidden[hidden_folder] += 1
             continue
-        listing.files.append(
-            RawFile(
-                root=name,
-                path=entry.path,
-                class_name=class_name,
-                size_bytes=entry.size_bytes,
-                change_token=entry.change_token,
-            )
-        )
+        listing.files.append(raw_file(name, entry, class_name, kind))
     listing.left_out += [
         LeftOut(root=name, folder=path, reason="hidden", num_files=count)
         for path, count in sorted(hidden.items())
     ]
+
+
+def raw_file(root: str, entry: Entry, class_name: str, kind: str = "") -> RawFile:
+    """Returns a file of a root with its class, and its kind if it is a negative."""
+    return RawFile(
+        root=root,
+        path=entry.path,
+        class_name=class_name,
+        kind=kind,
+        size_bytes=entry.size_bytes,
+        change_token=entry.change_token,
+    )
 
 
 def _hidden_folder(entry: Entry) -> str:
@@ -185,7 +215,7 @@ def _hidden_folder(entry: Entry) -> str:
 
 
 def is_hidden(folder: str) -> bool:
-    """Whether a folder is one that its owner does not see, such as of previews or deleted files."""
+    """Returns whether a folder is one of previews, deleted files or metadata."""
     return folder.startswith(".") or folder in _SYSTEM_FOLDERS
 
 
@@ -196,12 +226,12 @@ def _left_out(name: str, root: Root, folders: Sequence[str]) -> list[LeftOut]:
             root=name,
             folder=folder,
             reason="hidden" if is_hidden(folder) else "no class",
-            num_files=_count(root, folder),
+            num_files=count_files(root, folder),
         )
         for folder in folders
     ]
     # By name, since lists and notes of a collection often lie there too.
-    num_images = sum(_is_image(file) for file in root.loose_files())
+    num_images = sum(is_image(entry.path) for entry in root.loose_files())
     if num_images:
         left_out.append(
             LeftOut(root=name, folder="", reason="no class folder", num_files=num_images)
@@ -209,11 +239,13 @@ def _left_out(name: str, root: Root, folders: Sequence[str]) -> list[LeftOut]:
     return left_out
 
 
-def _is_image(file: str) -> bool:
+def is_image(file: str) -> bool:
+    """Returns whether a file is an image by its name."""
     return (mimetypes.guess_type(file)[0] or "").startswith("image/")
 
 
-def _count(root: Root, folder: str) -> int:
+def count_files(root: Root, folder: str) -> int:
+    """Returns the number of files in a folder that is left out."""
     count = 0
     # Nothing in it is needed, so it may also be unreadable.
     with contextlib.suppress(DataError):

@@ -35,7 +35,7 @@ def near_groups(frame: pd.DataFrame, threshold: int) -> "pd.Series[str]":
     """Returns the group of near duplicates of each file that gets a split, else "".
 
     Pairs at most `threshold` bits apart are joined to groups, transitively. The smallest md5 in
-    a group names it.
+    a group names it, that of a negative only where there is no image of a class.
     """
     in_split = frame[gets_split(frame)]
     names = pd.Series("", index=frame.index)
@@ -43,7 +43,10 @@ def near_groups(frame: pd.DataFrame, threshold: int) -> "pd.Series[str]":
         return names
     hashes = np.frombuffer(bytes.fromhex("".join(in_split["phash"])), np.uint8)
     numbers = hash_groups(hashes.reshape(len(in_split), -1), threshold)
-    names[in_split.index] = in_split["md5"].groupby(numbers).transform("min")
+    # The name decides the order in which groups are split, which negatives must not change.
+    is_negative = in_split["kind"] != ""
+    ordered = in_split.assign(number=numbers, last=is_negative).sort_values(["last", "md5"])
+    names[ordered.index] = ordered.groupby("number")["md5"].transform("first")
     return names
 
 

@@ -12,21 +12,23 @@ import pandas as pd
 
 from drone.commands import command
 from drone.config import differing, flatten, to_dict
-from drone.data.dataset import SPLITS, Dataset, fingerprint, is_dataset, open_dataset
+from drone.data.dataset import Dataset, is_dataset, open_dataset
 from drone.data.prepare import history, ledger
 from drone.data.prepare.class_names import check_classes
 from drone.data.prepare.clean import NearDuplicates, assign_verdicts, steps_table
-from drone.data.prepare.listing import LeftOut, RawFile, list_raw_files
+from drone.data.prepare.fingerprint import fingerprint
+from drone.data.prepare.listing import LeftOut, RawFile
 from drone.data.prepare.near_duplicates import NEAR_DUPLICATE_THRESHOLD
+from drone.data.prepare.negatives import list_all_files
 from drone.data.prepare.original_tables import original_counts
 from drone.data.prepare.perceptual_hash import HASH_BITS
 from drone.data.prepare.roots import Opener, open_root
 from drone.data.prepare.scan import ScanRecord, scan_file
 from drone.data.prepare.scan_cache import ScanCache
-from drone.data.prepare.split import SplitSettings, assign_splits
+from drone.data.prepare.split import SplitSettings, assign_splits, splits_table
 from drone.data.prepare.verdicts import Policy, gets_split
 from drone.errors import ConfigError, DamagedError
-from drone.labels import CLASSES
+from drone.labels import CLASSES, NONE
 from drone.serving.preprocess import Preprocessing
 
 _DECIDE_SPLITS = ("classes", "near_duplicate_threshold", "keep_split", "split")
@@ -84,7 +86,7 @@ class PreparePlan:
     """A data set that has been decided on but not written."""
 
     manifest: pd.DataFrame
-    """One row per file, sorted by path."""
+    """One row per file, sorted by path, negatives last."""
 
     left_out: tuple[LeftOut, ...]
     """Files that are in no row, by folder."""
@@ -101,17 +103,36 @@ class PreparePlan:
     @property
     def steps(self) -> pd.DataFrame:
         """Files by step and class; see `clean.steps_table`."""
-        return steps_table(self.manifest, self.settings.classes)
+        return steps_table(self.manifest, self.labels)
 
     @property
     def splits(self) -> pd.DataFrame:
         """Kept images by split and class, with a column "total"."""
-        kept = self.manifest[self.manifest["kept"]]
-        table = pd.crosstab(kept["split"], kept["class_name"])
-        table = table.reindex(index=list(SPLITS), columns=list(self.settings.classes), fill_value=0)
-        table.columns.name = None
-        table["total"] = table.sum(axis=1)
-        return table
+        return splits_table(self.manifest, self.labels)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes and, if there are negatives, `labels.NONE`."""
+        return (*self.settings.classes, NONE) if self.kinds else self.settings.classes
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of negatives, sorted."""
+        return tuple(sorted(set(self.manifest["kind"]) - {""}))
+
+    @property
+    def negatives(self) -> pd.DataFrame:
+        """Negatives by kind (row) and step, then by split; the last row is their "total".
+
+        It has the counts of the column `labels.NONE` in `steps` and `splits`.
+        """
+        rows = self.manifest[self.manifest["kind"] != ""]
+        is_negative = rows["class_name"] == NONE
+        # One that the user relabelled has left its kind for a class.
+        names = rows["kind"].where(is_negative, rows["class_name"])
+        by_kind = rows.assign(given_class=rows["kind"], class_name=names)
+        tables = steps_table(by_kind, self.kinds), splits_table(by_kind, self.kinds)
+        return pd.concat(tables).T.rename_axis("kind")
 
     @property
     def original_counts(self) -> pd.DataFrame:
@@ -138,6 +159,7 @@ def plan_dataset(
     mapper: Mapper,
     out: Path | None = None,
     *,
+    negatives: Sequence[str | Path] = (),
     decisions: Sequence[ledger.Decision] = (),
     cache_folder: Path | None = None,
     rescan: bool = False,
@@ -151,6 +173,8 @@ def plan_dataset(
         mapper: Runs the scan.
         out: Data set to update. Its images stay in their splits, if it was split by the same
             settings, and the user's decisions in its ledger stay in force.
+        negatives: Folders, archives or URIs of images that show none of the classes, each with one
+            folder per kind.
         decisions: The user's decisions since, as `ledger.read_by_hand` gives them.
         cache_folder: Folder of the scan cache, so that unchanged files are not read again.
         rescan: Reads them all the same, and stores what they are now.
@@ -159,7 +183,7 @@ def plan_dataset(
     Raises:
         DataError: A root is missing, a class is empty, or there are too few images to split.
     """
-    listing = list_raw_files(roots, settings.classes, opener=opener)
+    listing = list_all_files(roots, negatives, settings.classes, opener)
     cache = ScanCache(cache_folder, settings.preprocessing) if cache_folder else None
     cached = cache.lookup(listing.files) if cache and not rescan else {}
     records = _scan(listing.files, settings.preprocessing, mapper, cached, opener)
@@ -210,8 +234,13 @@ def command_for(dataset: Dataset, **flags: object) -> str:
         flags: Further flags, as `commands.command` takes them; they replace its settings.
     """
     settings = flatten(differing(dataset.description["settings"], to_dict(PrepareSettings())))
-    raw = list(dict.fromkeys(dataset.manifest["root"]))
-    return command("prepare", raw=raw, out=dataset.folder, **{**settings, **flags})
+    is_negative = dataset.manifest["given_class"] == NONE
+    raw, negatives = (
+        list(dict.fromkeys(dataset.manifest.loc[rows, "root"]))
+        for rows in (~is_negative, is_negative)
+    )
+    roots = {"raw": raw, "negatives": negatives or None}
+    return command("prepare", **roots, out=dataset.folder, **{**settings, **flags})
 
 
 def _scan(
@@ -238,7 +267,7 @@ def _previous_splits(out: Path, settings: PrepareSettings) -> Mapping[str, str]:
 
     If it is damaged, the newest earlier version that is not takes its place.
     """
-    earlier = _newest_intact(out)
+    earlier = newest_intact(out)
     if earlier is None:
         return {}
     before, manifest = earlier.description["settings"], earlier.manifest
@@ -249,7 +278,8 @@ def _previous_splits(out: Path, settings: PrepareSettings) -> Mapping[str, str]:
     return dict(zip(assigned["content"], assigned["split"], strict=True))
 
 
-def _newest_intact(out: Path) -> Dataset | None:
+def newest_intact(out: Path) -> Dataset | None:
+    """Returns a data set or, if it is damaged, its newest version that is not; None without one."""
     for folder in (out, *(version.folder for version in reversed(history.versions(out)))):
         if not is_dataset(folder):
             continue

@@ -45,7 +45,7 @@ class Entry:
     """One file below a root."""
 
     path: str
-    """Path below the root, with forward slashes; its first part is the class folder."""
+    """Path below the root, with forward slashes; its first part is the folder, if it is in one."""
 
     size_bytes: int
 
@@ -60,8 +60,8 @@ class Root(Protocol):
     def folders(self) -> list[str]:
         """Returns the names of the folders directly below the root, sorted."""
 
-    def loose_files(self) -> list[str]:
-        """Returns the names of the files directly below the root."""
+    def loose_files(self) -> list[Entry]:
+        """Returns the files directly below the root."""
 
     def entries(self, folder: str) -> Iterator[Entry]:
         """Yields every file below one of these folders, at any depth; of all if it is empty."""
@@ -113,8 +113,8 @@ class _Folder:
     def folders(self) -> list[str]:
         return sorted(escaped_name(child.name) for child in _children(self.path) if _is_dir(child))
 
-    def loose_files(self) -> list[str]:
-        return [escaped_name(child.name) for child in _children(self.path) if not _is_dir(child)]
+    def loose_files(self) -> list[Entry]:
+        return [self._entry(child) for child in _children(self.path) if not _is_dir(child)]
 
     def entries(self, folder: str) -> Iterator[Entry]:
         above = {_identity(path) for path in (self.path, *self.path.resolve().parents)}
@@ -209,13 +209,13 @@ class _ZipArchive:
     def folders(self) -> list[str]:
         return sorted({path.split("/")[0] for path in self._files if "/" in path})
 
-    def loose_files(self) -> list[str]:
-        return [path for path in self._files if "/" not in path]
+    def loose_files(self) -> list[Entry]:
+        return [_entry(path, item) for path, item in self._files.items() if "/" not in path]
 
     def entries(self, folder: str) -> Iterator[Entry]:
         for path, item in self._files.items():
             if not folder or path.startswith(f"{folder}/"):
-                yield Entry(path, item.file_size, f"{item.CRC:08x}")
+                yield _entry(path, item)
 
     def read(self, path: str, max_bytes: int) -> bytes:
         try:
@@ -226,3 +226,7 @@ class _ZipArchive:
         except (RuntimeError, NotImplementedError) as error:
             # zipfile raises these for encrypted members and unknown compression methods.
             raise OSError(0, str(error), path) from error
+
+
+def _entry(path: str, item: zipfile.ZipInfo) -> Entry:
+    return Entry(path, item.file_size, f"{item.CRC:08x}")

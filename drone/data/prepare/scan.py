@@ -32,6 +32,9 @@ class ScanRecord:
     root: str
     path: str
     class_name: str
+    kind: str = ""
+    """Kind of a negative; empty for files of classes."""
+
     size_bytes: int
     md5: str
     """md5 of the file's bytes, hexadecimal; empty if the file is unreadable or too large."""
@@ -126,6 +129,7 @@ def _image_record(raw_file: RawFile, data: bytes, md5: str, settings: Preprocess
         root=raw_file.root,
         path=raw_file.path,
         class_name=raw_file.class_name,
+        kind=raw_file.kind,
         size_bytes=len(data),
         md5=md5,
         content=content,
@@ -180,6 +184,7 @@ def _problem_record(
         root=raw_file.root,
         path=raw_file.path,
         class_name=raw_file.class_name,
+        kind=raw_file.kind,
         size_bytes=size_bytes,
         md5=md5,
         content="",

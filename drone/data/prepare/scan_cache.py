@@ -19,6 +19,9 @@ _VERSION = 3
 
 _KEY = ("path", "size_bytes", "change_token")
 
+_LISTED = ("root", "class_name", "kind")
+"""Fields of a record that depend on how the root is named and read, not on the file."""
+
 
 class ScanCache:
     """Records of earlier scans, in one parquet file for each root and set of limits.
@@ -41,7 +44,7 @@ class ScanCache:
 
     def lookup(self, files: Sequence[RawFile]) -> dict[RawFile, ScanRecord]:
         """Returns the records of those files that have not changed."""
-        names = [field.name for field in fields(ScanRecord)]
+        names = [field.name for field in fields(ScanRecord) if field.name not in _LISTED]
         cached: dict[RawFile, ScanRecord] = {}
         for root, files_of_root in _by_root(files).items():
             try:
@@ -53,9 +56,8 @@ class ScanCache:
             for file in files_of_root:
                 row = rows.get(tuple(getattr(file, name) for name in _KEY))
                 if row is not None:
-                    # Both depend on how the root is named and read, not on the file.
-                    listed = {"root": root, "class_name": file.class_name}
-                    cached[file] = ScanRecord(**{**row, **listed})
+                    listed = {name: getattr(file, name) for name in _LISTED}
+                    cached[file] = ScanRecord(**row, **listed)
         return cached
 
     def store(self, records: Mapping[RawFile, ScanRecord]) -> None:

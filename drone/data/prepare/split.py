@@ -56,9 +56,10 @@ def assign_splits(
 ) -> pd.DataFrame:
     """Returns the frame with a column `split`, "" for files that get none.
 
-    Groups stay whole and every class is spread by the shares. What an earlier data set assigned
-    stays there, and groups with such an image follow it. A new file whose near duplicates are in
-    two splits would leak from one to the other: it is left out (reason "joins-splits").
+    Groups stay whole; every class and every kind of negatives is spread by the shares. What an
+    earlier data set assigned stays there, and groups with such an image follow it. A new file whose
+    near duplicates are in two splits would leak from one to the other: it is left out (reason
+    "joins-splits").
 
     Args:
         frame: Verdicts of `clean.assign_verdicts`.
@@ -87,14 +88,53 @@ def assign_splits(
     # After bridges are left out, since a class may have too few groups without them.
     _check_sizes(frame, classes, threshold)
     in_split = frame[gets_split(frame)]
-    # Balanced by the folders' classes: relabelling an image moves no other to another split.
-    by_folder = in_split.assign(class_name=in_split["given_class"])
     earlier = earlier[in_split.index]
-    splits = partition(by_folder, earlier, classes, SPLITS, settings.shares, settings.seed)
+    splits = _partition(in_split, earlier, classes, settings)
     frame.loc[in_split.index, "split"] = earlier.where(earlier != "", splits)
     if keep_split:
         _check_kept_splits(frame[frame["kept"]], classes)
     return frame
+
+
+def _partition(
+    in_split: pd.DataFrame,
+    earlier: "pd.Series[str]",
+    classes: Sequence[str],
+    settings: SplitSettings,
+) -> "pd.Series[str]":
+    """Returns the split of each image; groups of which one has a split follow it.
+
+    Negatives come after the images of classes, so that adding them moves no image of a class.
+    """
+    is_negative = in_split["kind"] != ""
+    kinds = sorted(set(in_split.loc[is_negative, "kind"]))
+    splits = _of_group(in_split["group"], earlier)
+    # Balanced by the folders' classes: relabelling an image moves no other to another split.
+    for rows, column, names in (
+        (~is_negative, "given_class", classes),
+        (is_negative, "kind", kinds),
+    ):
+        images = in_split[rows]
+        by_folder = images.assign(class_name=images[column])
+        assigned = splits[rows]
+        splits[rows] = partition(by_folder, assigned, names, SPLITS, settings.shares, settings.seed)
+        splits = _of_group(in_split["group"], splits)
+    return splits
+
+
+def _of_group(group: "pd.Series[str]", splits: "pd.Series[str]") -> "pd.Series[str]":
+    """Returns for each image the first split that an image of its group has, or ""."""
+    return group.map(splits[splits != ""].groupby(group).first()).fillna("")
+
+
+def splits_table(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Returns the number of kept images by split and class, with a column "total"."""
+    kept = frame[frame["kept"]]
+    table = pd.crosstab(kept["split"], kept["class_name"])
+    table = table.reindex(index=list(SPLITS), columns=list(classes), fill_value=0)
+    table.columns.name = None
+    table["total"] = table.sum(axis=1)
+    return table
 
 
 def _check_kept_splits(kept: pd.DataFrame, classes: Sequence[str]) -> None:

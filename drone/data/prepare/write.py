@@ -292,6 +292,8 @@ def _write_files(build: _Build, building: Path) -> None:
     tables.mkdir()
     plan.steps.to_csv(tables / "steps.csv")
     plan.splits.to_csv(tables / "splits.csv")
+    if plan.kinds:
+        plan.negatives.to_csv(tables / "negatives.csv")
     duplicates = duplicate_table(plan.manifest, plan.settings.policy)
     duplicates.to_csv(tables / "eda_duplicate_list.csv", index=False)
     plan.manifest.to_parquet(building / MANIFEST_FILE, index=False)
@@ -299,7 +301,11 @@ def _write_files(build: _Build, building: Path) -> None:
     description = {
         "fingerprint": plan.fingerprint,
         "settings": to_dict(plan.settings),
-        "counts": {"steps": _nested(plan.steps), "splits": _nested(plan.splits)},
+        "counts": {
+            "steps": _nested(plan.steps),
+            "splits": _nested(plan.splits),
+            "negatives": _nested(plan.negatives),
+        },
         "left_out": [asdict(item) for item in plan.left_out],
         "bins": build.bins,
         "checksums": {

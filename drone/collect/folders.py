@@ -1,0 +1,33 @@
+"""Which folder an image is collected into: that of a class or, for negatives, of a kind."""
+
+from drone.data.prepare.class_names import check_kind
+from drone.errors import ConfigError
+from drone.labels import CLASSES, composed, match_class, nearest
+from drone.names import check_folder_name
+
+
+def folder_of(name: str, *, negatives: bool) -> str:
+    """Returns the name of the folder that a class or a kind is collected into.
+
+    Args:
+        name: A class in any spelling of `match_class` or, with `negatives`, a kind.
+        negatives: Whether it is a kind of images that show none of the classes.
+
+    Raises:
+        ConfigError: It is no class, or as a kind it is one or no name of a folder.
+    """
+    class_name = match_class(name)
+    if not negatives:
+        return class_name or _unknown(name)
+    if class_name:
+        raise ConfigError(f"{name!r} is a class and no kind of negatives; leave out --negatives.")
+    kind = composed(name.strip())
+    check_folder_name(kind, "A kind of negatives")
+    check_kind(kind, "A kind of negatives")
+    return kind
+
+
+def _unknown(name: str) -> str:
+    suggestion = nearest(name, CLASSES)
+    hint = f"Did you mean {suggestion!r}?" if suggestion else f"Classes: {', '.join(CLASSES)}."
+    raise ConfigError(f"{name!r} is not a class. {hint}")
