@@ -3,7 +3,7 @@
 import collections
 import itertools
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import ray
@@ -28,12 +28,13 @@ _predictors: dict[str, Predictor] = {}
 """The model of this process, by its checksum."""
 
 
-def predict_on_ray(predictor: Predictor, items: Iterable[Item]) -> Iterator[Row]:
+def predict_on_ray(predictor: Predictor, items: Iterable[Item]) -> Generator[Row, None, None]:
     """Yields a row for each item, in their order, from tasks on all processors of Ray.
 
     A task whose machine is lost runs again elsewhere. What the user can fix (a DroneError) is
     raised here as it was raised there.
     """
+    task = ray.remote(_predict_chunk)
     content = ray.put(predictor.content)
     tasks: collections.deque[ray.ObjectRef] = collections.deque()
     iterator = iter(items)
@@ -42,7 +43,7 @@ def predict_on_ray(predictor: Predictor, items: Iterable[Item]) -> Iterator[Row]
             # Asked each time: a cluster may grow.
             limit = _AHEAD * int(ray.cluster_resources().get("CPU", 1))
             while len(tasks) < limit and (chunk := list(itertools.islice(iterator, _TASK_SIZE))):
-                tasks.append(_predict_chunk.remote(content, predictor.checksum, chunk))
+                tasks.append(task.remote(content, predictor.checksum, chunk))
             if not tasks:
                 return
             rows = ray.get(tasks.popleft())
@@ -50,11 +51,10 @@ def predict_on_ray(predictor: Predictor, items: Iterable[Item]) -> Iterator[Row]
                 raise rows
             yield from rows
     finally:
-        for task in tasks:
-            ray.cancel(task)
+        for waiting in tasks:
+            ray.cancel(waiting)
 
 
-@ray.remote
 def _predict_chunk(content: bytes, checksum: str, chunk: list[Item]) -> list[Row] | DroneError:
     try:
         for root in {item.root for item in chunk}:

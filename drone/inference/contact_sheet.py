@@ -107,7 +107,8 @@ def _read_index(parts: Iterator[Part], groups: Sequence[str]) -> _Index:
         for column, array in zip(columns, values, strict=True):
             column.append(array)
         files.append(part.cards)
-    return _Index(*(np.concatenate(column) for column in columns), files)
+    group_N, confidence_N, part_N, start_N, bytes_N = map(np.concatenate, columns)
+    return _Index(group_N, confidence_N, part_N, start_N, bytes_N, files)
 
 
 def _write_group(index: _Index, group: int, folder: Path) -> Iterator[dict[str, float]]:

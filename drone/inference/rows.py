@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def predict_rows(
     items: Iterable[Item],
     opener: Opener = open_root,
     threads: int | None = None,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Yields a row for each item, in their order; never raises for a bad file.
 
     Args:
