@@ -1,11 +1,10 @@
 """Lays images out in one folder per class: as links, or as copies."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from drone.data.prepare.roots import Opener
 from drone.errors import ConfigError, DataError
 from drone.files import building_name, replace_folder
 from drone.inference.items import Item
@@ -29,7 +28,10 @@ def check_layout(items: list[Item], layout: Layout) -> None:
 
 
 def lay_out(
-    labelled: Iterator[tuple[Item, str]], layout: Layout, folder: Path, opener: Opener
+    labelled: Iterator[tuple[Item, str]],
+    layout: Layout,
+    folder: Path,
+    read: Callable[[Item], bytes],
 ) -> int:
     """Writes a folder of class folders; an older one is replaced as a whole.
 
@@ -37,7 +39,7 @@ def lay_out(
         labelled: Items with their labels.
         layout: Links or copies.
         folder: The folder.
-        opener: Opens the roots of the items.
+        read: Returns the content of an item's file.
 
     Returns:
         The number of files in it.
@@ -54,7 +56,7 @@ def lay_out(
         for item, label in labelled:
             check_folder_name(label, "The name of a class")
             (building / label).mkdir(exist_ok=True)
-            _place(item, layout, _free_name(building / label, item), opener)
+            _place(item, layout, _free_name(building / label, item), read)
             count += 1
         replace_folder(building, folder)
     finally:
@@ -67,17 +69,16 @@ def _free_name(folder: Path, item: Item) -> Path:
     path = folder / item.name.rpartition("/")[2]
     # By the key and not by a counter: whatever else is predicted, a file keeps its name.
     taken = path.is_symlink() or path.exists()
-    return path.with_stem(f"{path.stem}-{item.key.hex()[:8]}") if taken else path
+    return path.with_stem(f"{path.stem}-{item.key[:8]}") if taken else path
 
 
-def _place(item: Item, layout: Layout, target: Path, opener: Opener) -> None:
+def _place(item: Item, layout: Layout, target: Path, read: Callable[[Item], bytes]) -> None:
     if layout == "link":
         assert item.local_file is not None
         target.symlink_to(item.local_file)
         return
     try:
-        # All of it, whatever its size: it was predicted, so it is within the limit.
-        data = opener(item.root).read(item.name, 2**40)
+        data = read(item)
     except OSError as error:
         raise DataError(
             f"{item.path} was predicted but can no longer be read: {error}. Put it back, or leave "

@@ -6,6 +6,7 @@ a browser does not let a page from a disk read other files.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ class _Index:
     """Index of the row's group."""
 
     confidence_N: NDArray[np.float64]
-    """Confidence; 0 for files without a prediction."""
+    """Confidence; NaN for files without a prediction."""
 
     part_N: NDArray[np.int64]
     """Index of the file with its card."""
@@ -96,13 +97,14 @@ def _read_index(parts: Iterator[Part], groups: Sequence[str]) -> _Index:
     for part in parts:
         table = part.table
         labels = [label or NOT_READ for label in table["label"].to_pylist()]
-        confidence = table["confidence"].fill_null(0).to_numpy()
+        # Not `to_numpy`, which imports pandas; None becomes NaN.
+        confidence = np.array(table["confidence"].to_pylist(), np.float64)
         values = (
             np.array([group_of[label] for label in labels], np.int64),
-            confidence.astype(np.float64),
+            confidence,
             np.full(len(labels), len(files)),
-            table["card_start"].to_numpy(),
-            table["card_bytes"].to_numpy().astype(np.int64),
+            np.array(table["card_start"].to_pylist(), np.int64),
+            np.array(table["card_bytes"].to_pylist(), np.int64),
         )
         for column, array in zip(columns, values, strict=True):
             column.append(array)
@@ -120,9 +122,15 @@ def _write_group(index: _Index, group: int, folder: Path) -> Iterator[dict[str, 
         cards = b",\n".join(_read_card(index, row) for row in page)
         script = b'show("%d-%d", [\n%b\n]);\n' % (group, number, cards)
         (folder / f"{group}-{number}.js").write_bytes(script)
-        # As the cards have it: a filter on the page compares both.
+        # As the cards have it: a filter on the page compares both. What has no confidence passes.
         confidence = index.confidence_N[page].round(4)
-        yield {"num": len(page), "max": float(confidence[0]), "min": float(confidence[-1])}
+        highest, lowest = float(confidence[0]), float(confidence[-1])
+        has_confidence = not math.isnan(highest)
+        yield {
+            "num": len(page),
+            "max": highest if has_confidence else 1,
+            "min": lowest if has_confidence else 0,
+        }
 
 
 def _read_card(index: _Index, row: int) -> bytes:

@@ -38,10 +38,10 @@ class Item:
         return join_root(self.root, self.name)
 
     @property
-    def key(self) -> bytes:
-        """16 bytes that differ between items, and when the content of a file has changed."""
+    def key(self) -> str:
+        """32 hexadecimal digits that differ between items, and after a change of the content."""
         parts = (self.path, self.change_token, self.frame, self.box, self.track)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     @property
     def local_file(self) -> Path | None:

@@ -18,7 +18,7 @@ from drone.commands import quoted
 from drone.errors import ConfigError
 from drone.files import SchemaError, seal, unseal, write_whole
 from drone.inference.cards import card
-from drone.inference.rows import Row, schema, to_table
+from drone.inference.rows import Row, record_of, schema, table_of
 
 _SCHEMA = 1
 
@@ -27,7 +27,7 @@ _RUN_FILE = "run.json"
 _MAX_ROWS, _MAX_SECONDS = 512, 5.0
 """Rows, and seconds of work, that a kill may lose."""
 
-_BOOKKEEPING = [("key", pa.binary(16)), ("card_start", pa.int64()), ("card_bytes", pa.int32())]
+_BOOKKEEPING = [("key", pa.string()), ("card_start", pa.int64()), ("card_bytes", pa.int32())]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Parts:
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self.folder = folder
-        self._classes = classes
+        self._columns = pa.schema([*schema(classes), *_BOOKKEEPING])
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Creates the folder, or checks that what it holds was made with the same settings.
@@ -80,12 +80,12 @@ class Parts:
             f"rm -r {quoted(self.folder)}"
         )
 
-    def keys(self) -> set[bytes]:
+    def keys(self) -> set[str]:
         """Returns the keys of the items that have a row."""
         tables = (self._read(file, ["key"]) for file in self._files())
         return {key for table in tables for key in table["key"].to_pylist()}
 
-    def read(self, keys: Collection[bytes]) -> Iterator[Part]:
+    def read(self, keys: Collection[str]) -> Iterator[Part]:
         """Yields the parts one at a time, with the rows of these items alone, each once."""
         missing = set(keys)
         for file in self._files():
@@ -93,7 +93,9 @@ class Parts:
             found = table["key"].to_pylist()
             wanted = [key in missing for key in found]
             missing.difference_update(found)
-            yield Part(table.filter(pa.array(wanted, pa.bool_())), file.with_suffix(".cards"))
+            if not all(wanted):
+                table = table.filter(pa.array(wanted, pa.bool_()))
+            yield Part(table, file.with_suffix(".cards"))
 
     def write(self, rows: Iterable[Row]) -> Iterator[int]:
         """Writes rows as they come; yields the number of each group of rows that is safe.
@@ -121,18 +123,12 @@ class Parts:
         return max(numbers, default=-1) + 1
 
     def _write(self, number: int, rows: Sequence[Row]) -> None:
-        cards = [card(row) for row in rows]
-        ends = [0]
-        for text in cards:
-            ends.append(ends[-1] + len(text))
-        columns = (
-            [row.item.key for row in rows],
-            ends[:-1],
-            [len(text) for text in cards],
-        )
-        table = to_table(rows, self._classes)
-        for (name, kind), values in zip(_BOOKKEEPING, columns, strict=True):
-            table = table.append_column(name, pa.array(values, kind))
+        cards, start, records = [card(row) for row in rows], 0, []
+        for row, text in zip(rows, cards, strict=True):
+            place = {"key": row.item.key, "card_start": start, "card_bytes": len(text)}
+            records.append({**record_of(row), **place})
+            start += len(text)
+        table = table_of(records, self._columns)
         content = io.BytesIO()
         parquet.write_table(table, content)
         file = self.folder / f"{number:05}.parquet"
@@ -145,13 +141,12 @@ class Parts:
         return sorted(files, key=lambda file: int(file.stem))
 
     def _read(self, file: Path, columns: list[str] | None = None) -> pa.Table:
-        expected = pa.schema([*schema(self._classes), *_BOOKKEEPING])
         try:
             # Not `read_table`, which imports pandas.
             table = parquet.ParquetFile(file).read(columns)
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(file) from error
-        if columns is None and table.schema != expected:
+        if columns is None and table.schema != self._columns:
             raise self._damaged(file)
         return table
 

@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import io
-from collections.abc import Generator, Iterable, Sequence
+import json
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
+from pyarrow import json as arrow_json
 
 from drone.data.prepare.roots import Opener, open_root
 from drone.errors import ImageError
@@ -124,10 +126,21 @@ def probability_column(class_name: str) -> str:
 
 def to_table(rows: Sequence[Row], classes: Sequence[str]) -> pa.Table:
     """Returns rows as a table with the columns of `schema`."""
-    return pa.Table.from_pylist([_columns(row) for row in rows], schema(classes))
+    return table_of([record_of(row) for row in rows], schema(classes))
 
 
-def _columns(row: Row) -> dict[str, Any]:
+def table_of(records: Sequence[Mapping[str, Any]], columns: pa.Schema) -> pa.Table:
+    """Returns records as a table; a value that a record lacks is null."""
+    # Through JSON: `pa.array` imports pandas, which takes longer than a few predictions do.
+    lines = "\n".join(map(json.dumps, records)).encode()
+    # In one block: a record that is longer than a block could not be read.
+    read = arrow_json.ReadOptions(block_size=len(lines) + 1, use_threads=False)
+    parse = arrow_json.ParseOptions(explicit_schema=columns, unexpected_field_behavior="error")
+    return arrow_json.read_json(io.BytesIO(lines), read, parse)
+
+
+def record_of(row: Row) -> dict[str, Any]:
+    """Returns the values of a row by column; those that it lacks are missing or None."""
     item, prediction = row.item, row.prediction
     columns = {
         "path": item.path,

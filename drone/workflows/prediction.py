@@ -196,15 +196,20 @@ def _name(job: _Job) -> str:
     return f"{name} ({job.predictor.checksum[:12]})" if name else job.predictor.checksum[:12]
 
 
-def _lay_out(job: _Job, by_key: dict[bytes, Item]) -> Path | None:
+def _lay_out(job: _Job, by_key: dict[str, Item]) -> Path | None:
     if job.request.sort is None:
         return None
     folder = job.request.out / _SORTED
-    class_folders.lay_out(_labelled(job, by_key), job.request.sort, folder, open_root)
+    max_bytes = job.predictor.info.preprocessing.max_bytes
+
+    def read(item: Item) -> bytes:
+        return open_root(item.root).read(item.name, max_bytes)
+
+    class_folders.lay_out(_labelled(job, by_key), job.request.sort, folder, read)
     return folder
 
 
-def _labelled(job: _Job, by_key: dict[bytes, Item]) -> Iterator[tuple[Item, str]]:
+def _labelled(job: _Job, by_key: dict[str, Item]) -> Iterator[tuple[Item, str]]:
     """Yields the images that have a prediction, with their labels."""
     for part in job.parts.read(by_key):
         columns = (part.table[name].to_pylist() for name in ("key", "label"))

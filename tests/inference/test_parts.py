@@ -26,7 +26,7 @@ def row(number: int) -> Row:
     return Row(item=Item(root="/r", name=f"{number}.jpg"), reason="empty", detail="é" * number)
 
 
-def paths(parts: Parts, keys: set[bytes]) -> list[str]:
+def paths(parts: Parts, keys: set[str]) -> list[str]:
     return [path for part in parts.read(keys) for path in part.table["path"].to_pylist()]
 
 
