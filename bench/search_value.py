@@ -200,7 +200,7 @@ def ranks(cell: Cell) -> dict[str, Any]:
     flags = ["--scheduler", "none", "--no-until-sure", "--seed", cell.seed]
     cell.tune("rank", cell.bench.ranked, *flags)
     study = Study(cell.folder / "studies" / "rank")
-    spec = study.read_spec()
+    spec, preset_epochs = study.read_spec(), get_preset("finetune").epochs
     scorer = Scorer(HeldOut.of(cell.dataset, spec.folds), spec.objective, spec.base.epochs)
     folds, split, test = [], [], []
     for record in study.records("trials"):
@@ -209,7 +209,7 @@ def ranks(cell: Cell) -> dict[str, Any]:
         config = space.apply_params(spec.base, record.params, "trial")
         final = final_config(spec, record, scorer, "train+validation")
         folds.append(-record.score)
-        split.append(_on_validation(cell, replace(config, epochs=spec.final_epochs)))
+        split.append(_on_validation(cell, replace(config, epochs=preset_epochs)))
         test.append(cell.train_and_test(final)["accuracy"])
     rank = {
         f"rank_{name}": float(spearmanr(values, test).statistic)

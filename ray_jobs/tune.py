@@ -83,8 +83,8 @@ class Tune:
     """YAML file of settings that replace the preset's, as for train.py."""
 
     epochs: int | None = None
-    """Epochs per trial and fold, and of the final model (default: the preset's for the final model,
-    and half of them for trials unless the images are few)."""
+    """Epochs per trial and fold, and of the final model (default: half of the preset's, or all if
+    the images are few)."""
 
     views: int | None = None
     """Number of different augmented views per image; fewer than epochs save time and disk."""

@@ -113,7 +113,7 @@ def _sections(plan: PreparePlan, tables: Mapping[str, pd.DataFrame]) -> dict[str
 def _facts(plan: PreparePlan) -> dict[str, str]:
     settings = plan.settings
     return {
-        "raw": ", ".join(_roots(plan)),
+        **_folders(plan),
         "fingerprint": plan.fingerprint,
         "copies in several classes": settings.policy,
         "near duplicates": (
@@ -130,6 +130,12 @@ def _negatives(plan: PreparePlan) -> pd.DataFrame:
 
 def _negative_rows(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest[manifest["class_name"] == NONE]
+
+
+def _folders(plan: PreparePlan) -> dict[str, str]:
+    is_negative = plan.manifest["kind"] != ""
+    parts = {"raw": plan.manifest[~is_negative], "negatives": plan.manifest[is_negative]}
+    return {name: ", ".join(sorted(set(part["root"]))) for name, part in parts.items() if len(part)}
 
 
 def _samples(manifest: pd.DataFrame, column: str, names: Iterable[str]) -> _Section:

@@ -1,4 +1,4 @@
-"""Predictions of many images: what is listed, what is answered, what is kept and how it is shown.
+"""Classifies many images and clips: what is between files and an exported model's answers.
 
 items: `Item` is the unit of work: an image, or a frame of a clip or a box in an image.
 listing: `list_items` finds the items in folders, archives, globs and URIs.
@@ -8,6 +8,13 @@ parts: `Parts` keeps finished rows in files, so that a run that was killed resum
 results: the table of all predictions, as parquet and CSV.
 contact_sheet: the page that shows the images by class and confidence.
 class_folders: lays the images out in one folder per class.
+
+clips: `frames` yields the frames of a clip or of a folder of numbered images; `is_clip`.
+box_files: `read_boxes` reads boxes from CSV, YOLO and COCO files.
+boxes: `Box`; `assign_boxes` finds the boxes of each file, `tracks_of` those of each object, `crop`
+    cuts the square that the model sees.
+consensus: `find_consensus` makes one answer of those for the frames of a clip or a track.
+plots: `answers_over_time` plots them.
 """
 
 import lazy_loader

@@ -26,7 +26,7 @@ from drone.search.scoring import Objective
 from drone.training.best_epoch import History
 from drone.training.config import TrainConfig
 
-SCHEMA = 5
+SCHEMA = 6
 STUDY_FILE = "study.json"
 
 Part = Literal["trials", "confirm"]
@@ -126,10 +126,6 @@ class StudySpec:
     base: TrainConfig
     """Settings of all trials."""
 
-    final_epochs: int
-    """Epochs that the winner is trained for in the end; the trials have fewer by default. 0 until
-    the data set has decided theirs."""
-
     space: Mapping[str, Domain]
     data: str
     """Folder or URI of the data set."""
@@ -150,6 +146,9 @@ class StudySpec:
 
     storage: str
     """Folder or URI of the trials' checkpoints."""
+
+    has_default_epochs: bool = False
+    """Whether the epochs of `base` are the preset's, until the data set has decided on fewer."""
 
     home: str = ""
     """Folder of the tracking store, by which paths are found again in a project that was moved;

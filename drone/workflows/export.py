@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drone.commands import command
-from drone.data.dataset import Dataset, Split
+from drone.data.dataset import Dataset
 from drone.errors import ConfigError, DataError, RunError
 from drone.evaluation import parity
-from drone.evaluation.batch_inference import predict_in_batches
+from drone.evaluation.batch_inference import predict_outputs_in_batches
 from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.parity import Parity
 from drone.files import locked
@@ -193,10 +192,18 @@ def _quantize(source: Path, target: Path, dataset: Dataset) -> Quantization:
     quantization.to_int8(source, target, batches)
     # One thread each, as a server under load uses.
     fp32, int8 = Predictor(source, threads=1), Predictor(target, threads=1)
-    accuracy_fp32, accuracy_int8 = (
-        float((_predict(predictor, validation).argmax(axis=1) == validation.labels_N).mean())
+    outputs_fp32, outputs_int8 = (
+        predict_outputs_in_batches(predictor, validation.sides_N, validation.gather)
         for predictor in (fp32, int8)
     )
+    accuracy_fp32, accuracy_int8 = (
+        float((outputs.probs_NK.argmax(axis=1) == validation.labels_N).mean())
+        for outputs in (outputs_fp32, outputs_int8)
+    )
+    # Rounded features have other scores; as many images as before must count as known.
+    unknown = float((outputs_fp32.known_N < fp32.info.known_above).mean())
+    known_above = float(np.quantile(outputs_int8.known_N, unknown))
+    export.add_metadata(target, {"known_above": repr(known_above)})
     speedup = measure_latency_ms(fp32) / measure_latency_ms(int8)
     return Quantization(
         accuracy_int8=accuracy_int8,
@@ -205,11 +212,6 @@ def _quantize(source: Path, target: Path, dataset: Dataset) -> Quantization:
         size_mb=target.stat().st_size / 1e6,
         kept=accuracy_int8 >= accuracy_fp32 - _MAX_ACCURACY_LOSS and speedup > 1,
     )
-
-
-def _predict(predictor: Predictor, split: Split) -> NDArray[np.float32]:
-    # The temperature would not change which class comes first.
-    return predict_in_batches(predictor.predict_uncalibrated, split.sides_N, split.gather)
 
 
 def _write_json(file: Path, content: object) -> None:

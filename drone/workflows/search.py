@@ -38,9 +38,9 @@ from drone.workflows.search_final import (
 from drone.workflows.search_report import StudyResult, conclude, log_spec
 from drone.workflows.search_trials import SearchResources, StudyRunner
 
-_MIN_TRIAL_STEPS = 40
-"""Steps below which a trial does not get fewer epochs than the final model: on 100 images, half of
-them rank and calibrate worse, and there is nothing to save."""
+_MIN_STEPS = 40
+"""Steps that half of the epochs must have: on 100 images, all epochs are a point better and take no
+time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,6 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
     return study, StudySpec(
         name=name,
         base=base,
-        final_epochs=base.epochs if "epochs" in request.settings else 0,
         space=space,
         data=absolute(request.data),
         fingerprint="",
@@ -159,6 +158,7 @@ def create_study(request: NewStudy) -> tuple[Study, StudySpec]:
         objective=request.objective,
         run_id="",
         storage=storage,
+        has_default_epochs="epochs" not in request.settings,
     )
 
 
@@ -276,8 +276,8 @@ def _run_locked(
                 run_id=parent.run_id,
                 fingerprint=dataset.fingerprint,
                 folds=folds,
-                base=replace(spec.base, epochs=_trial_epochs(spec, dataset)),
-                final_epochs=spec.base.epochs,
+                base=replace(spec.base, epochs=_num_epochs(spec, dataset)),
+                has_default_epochs=False,
             )
             log_spec(parent, spec, dataset)
         # After the run exists: a kill in between leaves a run without a study, not the reverse.
@@ -322,16 +322,16 @@ def _num_folds(spec: StudySpec, dataset: Dataset) -> int:
     return num_folds
 
 
-def _trial_epochs(spec: StudySpec, dataset: Dataset) -> int:
-    """Returns the epochs of a trial: those that the user set, else half of the final model's.
+def _num_epochs(spec: StudySpec, dataset: Dataset) -> int:
+    """Returns the epochs of a trial: those that the user set, else half of the preset's.
 
     Half of them rank configurations as well (docs/log.md), unless they are a few steps.
     """
     epochs = spec.base.epochs
-    if spec.final_epochs:
+    if not spec.has_default_epochs:
         return epochs
     num_steps = math.ceil(len(dataset.rows("train")) / spec.base.batch_size)
-    return min(epochs, max(math.ceil(epochs / 2), math.ceil(_MIN_TRIAL_STEPS / num_steps)))
+    return min(epochs, max(math.ceil(epochs / 2), math.ceil(_MIN_STEPS / num_steps)))
 
 
 def _as_it_is_now(spec: StudySpec) -> StudySpec:

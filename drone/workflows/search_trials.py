@@ -1,7 +1,6 @@
 """Runs a study's trials and confirmation runs, over any number of attempts, and records them."""
 
 import datetime
-import math
 import time
 from dataclasses import dataclass, replace
 
@@ -300,18 +299,16 @@ def final_config(
         spec: Spec of the study.
         winner: Trial of the search or of the confirmation.
         scorer: Has scored it.
-        final_on: Images to train on. With validation among them, the calibration is that of the
-            predictions that were made out of fold, and so is the last epoch, in proportion to all.
+        final_on: Images to train on. With validation among them, calibration and last epoch are
+            those of the predictions that were made out of fold.
     """
     config = apply_params(spec.base, winner.params, f"trial {winner.number}")
-    config = replace(config, epochs=spec.final_epochs)
     score = scorer.score(winner)
     if final_on == "train" or score is None:
         return config
     threshold = choose_unsure_threshold(score.probs_MK.astype(np.float32), score.labels_M)
     calibration = CalibrationConfig(temperature=score.temperature, unsure_below=threshold)
-    last_epoch = math.ceil(score.epoch * spec.final_epochs / spec.base.epochs)
-    return replace(config, train_on=final_on, stop_epoch=last_epoch, calibration=calibration)
+    return replace(config, train_on=final_on, stop_epoch=score.epoch, calibration=calibration)
 
 
 class _Recorder:

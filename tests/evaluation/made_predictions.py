@@ -12,4 +12,5 @@ def random_predictions(count: int = 200, seed: int = 0) -> Predictions:
     logits = rng.normal(size=(count, 4)) + 1.5 * np.eye(4)[labels]
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     paths = tuple(f"{CLASSES[label]}/{number}.jpg" for number, label in enumerate(labels))
-    return Predictions(paths, labels, probs.astype(np.float32), CLASSES)
+    known = rng.random(count).astype(np.float32)
+    return Predictions(paths, labels, probs.astype(np.float32), CLASSES, known)

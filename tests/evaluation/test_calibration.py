@@ -30,4 +30,5 @@ def test_the_lowest_threshold_that_reaches_95_percent() -> None:
 
 def test_metadata_keeps_all_digits() -> None:
     metadata = Calibration(temperature=1.2345, unsure_below=0.1 + 0.2).as_metadata()
-    assert metadata == {"temperature": "1.2345", "unsure_below": "0.30000000000000004"}
+    expected = {"temperature": "1.2345", "unsure_below": "0.30000000000000004"}
+    assert metadata == {**expected, "known_above": "0.5"}

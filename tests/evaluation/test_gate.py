@@ -20,11 +20,22 @@ from drone.evaluation.gate import (
 )
 from drone.evaluation.limits import Limits
 from drone.evaluation.metrics import Predictions, score
+from drone.evaluation.none_of_these import score_known
 from drone.labels import CLASSES
 
 
-def contender(accuracy: float, seed: int = 0, count: int = 200, name: str = "x") -> Contender:
-    """A model of about this accuracy; the seed decides which images it has wrong."""
+def contender(
+    accuracy: float,
+    seed: int = 0,
+    count: int = 200,
+    name: str = "x",
+    known: float = 0.9,
+    negatives: tuple[float, ...] = (),
+) -> Contender:
+    """A model of about this accuracy; the seed decides which images it has wrong.
+
+    All its images have the same known score, and its negatives these.
+    """
     labels = np.arange(count) % 4
     generator = np.random.default_rng(seed)
     wrong = generator.permutation(count)[: round(count * (1 - accuracy))]
@@ -33,11 +44,13 @@ def contender(accuracy: float, seed: int = 0, count: int = 200, name: str = "x")
     probs = np.full((count, 4), (1 - accuracy) / 3, dtype=np.float32)
     probs[np.arange(count), predicted] = accuracy
     paths = tuple(f"{number}.jpg" for number in range(count))
-    predictions = Predictions(paths, labels, probs, CLASSES)
+    known_N = np.full(count, known, np.float32)
+    predictions = Predictions(paths, labels, probs, CLASSES, known_N)
+    scores = score_known(known_N, 0.5, np.float32(negatives), ["sky"] * len(negatives))
     return Contender(
         name=name,
         predictions=predictions.table(),
-        metrics=score(predictions).as_dict(),
+        metrics={**score(predictions).as_dict(), "known": scores.as_dict()},
         onnx_difference=1e-6,
         size_mb=9.0,
         latency_ms=20.0,
@@ -151,3 +164,17 @@ def test_predictions_are_paired_by_path() -> None:
     assert isinstance(table, pd.DataFrame)
     shuffled = replace(old, predictions=table)
     assert apply_gate(new, shuffled, Limits()).as_dict() == apply_gate(new, old, Limits()).as_dict()
+
+
+def test_a_model_that_knows_too_few_images_does_not_pass() -> None:
+    assert failed(apply_gate(contender(0.9, known=0.4), None, Limits())) == ["known"]
+    assert apply_gate(contender(0.9, known=0.4), None, Limits(min_accepted=0)).passed
+
+
+def test_a_model_that_takes_more_negatives_for_classes_does_not_pass() -> None:
+    champion = contender(0.7, seed=1, negatives=(0.1, 0.2, 0.3))
+    worse = contender(0.95, negatives=(0.1, 0.2, 0.95))
+    assert failed(apply_gate(worse, champion, Limits())) == ["negatives"]
+    assert apply_gate(worse, champion, Limits(max_auroc_drop=0.5)).passed
+    # Without negatives in one of the evaluations there is nothing to compare.
+    assert apply_gate(contender(0.95), champion, Limits()).passed

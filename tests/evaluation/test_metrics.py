@@ -7,6 +7,13 @@ from drone.labels import CLASSES
 from tests.evaluation.made_predictions import random_predictions
 
 
+def predictions(
+    labels_N: np.ndarray, probs_NK: np.ndarray, classes: tuple[str, ...] = CLASSES
+) -> Predictions:
+    paths = tuple(map(str, range(len(labels_N))))
+    return Predictions(paths, labels_N, probs_NK, classes, np.ones(len(labels_N), np.float32))
+
+
 def test_scores_equal_those_of_scikit_learn() -> None:
     predictions = random_predictions()
     scores = score(predictions)
@@ -22,7 +29,7 @@ def test_the_interval_is_the_published_one() -> None:
     labels = np.zeros(5828, dtype=np.int64)
     probs = np.tile(np.float32([0.9, 0.1, 0, 0]), (5828, 1))
     probs[5235:] = [0.1, 0.9, 0, 0]
-    scores = score(Predictions(tuple(map(str, range(5828))), labels, probs, CLASSES))
+    scores = score(predictions(labels, probs))
     assert scores.accuracy == pytest.approx(0.8982, abs=1e-4)
     assert scores.accuracy_low == pytest.approx(0.890, abs=5e-4)
     assert scores.accuracy_high == pytest.approx(0.906, abs=5e-4)
@@ -42,10 +49,10 @@ def test_bird_or_drone_ignores_the_kind_of_drone() -> None:
     probs = np.float32(
         [[0.6, 0.4, 0, 0], [0.4, 0.3, 0.2, 0.1], [0.3, 0, 0.7, 0], [0.4, 0.2, 0.2, 0.2]]
     )
-    scores = score(Predictions(tuple("abcd"), labels, probs, CLASSES))
+    scores = score(predictions(labels, probs))
     # The last is more likely some drone than a bird, although bird is its most probable class.
     assert scores.bird_or_drone == 0.75
-    no_birds = score(Predictions(tuple("ab"), np.array([0, 1]), probs[:2, :2], ("x", "y")))
+    no_birds = score(predictions(np.array([0, 1]), probs[:2, :2], ("x", "y")))
     assert no_birds.bird_or_drone is None
 
 

@@ -19,7 +19,9 @@ def variant(name: str, wrong: range, latency_ms: dict[int, float]) -> Variant:
     predicted_N[list(wrong)] = (predicted_N[list(wrong)] + 1) % 4
     probs_NK = np.eye(4, dtype=np.float32)[predicted_N]
     paths = tuple(map(str, range(100)))
-    return Variant(name, Predictions(paths, LABELS_N, probs_NK, ("a", "b", "c", "d")), latency_ms)
+    known_N = np.ones(100, np.float32)
+    predictions = Predictions(paths, LABELS_N, probs_NK, ("a", "b", "c", "d"), known_N)
+    return Variant(name, predictions, latency_ms)
 
 
 def test_accuracy_and_latency_by_size() -> None:

@@ -22,6 +22,7 @@ from drone.errors import ConfigError
 from drone.evaluation import gate
 from drone.evaluation import report as evaluation_report
 from drone.evaluation.metrics import Predictions, score
+from drone.evaluation.none_of_these import score_known
 from drone.names import check_folder_name, check_model_name, check_name, file_name, printable
 from drone.search import report as study_report
 from drone.serving.preprocess import Preprocessing
@@ -271,9 +272,11 @@ def pages(
     probs_NK = np.full((count, len(classes)), 0.1, np.float32)
     probs_NK[:, 1] = 0.7
     paths = tuple(f"{classes[0]}/{SCRIPTS[number % 8]}" for number in range(count))
-    predictions = Predictions(paths, labels_N, probs_NK, tuple(classes))
+    known_N = np.ones(count, np.float32)
+    predictions = Predictions(paths, labels_N, probs_NK, tuple(classes), known_N)
+    known = score_known(known_N, 0.5, np.float32([0.1]), [SCRIPTS[2]])
     header = evaluation_report.ReportHeader(
-        SCRIPTS[1] + NOT_UTF8, facts, pd.DataFrame(), best_epoch=None
+        SCRIPTS[1] + NOT_UTF8, facts, pd.DataFrame(), best_epoch=None, known=known
     )
     pixels = np.zeros((count, 32, 32, 3), np.uint8)
     scores = score(predictions)

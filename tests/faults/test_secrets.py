@@ -162,7 +162,6 @@ def test_a_study_records_no_credentials(tmp_path: Path) -> None:
     spec = StudySpec(
         name="study",
         base=TrainConfig(),
-        final_epochs=12,
         space={},
         data=BUCKET,
         fingerprint="",

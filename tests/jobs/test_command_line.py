@@ -36,9 +36,18 @@ def test_help_is_quick_and_teaches(call_job: RunJob, name: str) -> None:
 
 
 FLAGS = {
-    "collect": ["--table", "--search", "--query", "--per-class", "--dry-run", "--retry-failed"],
+    "collect": [
+        "--negatives",
+        "--table",
+        "--search",
+        "--query",
+        "--per-class",
+        "--dry-run",
+        "--retry-failed",
+    ],
     "prepare": [
         "--raw",
+        "--negatives",
         "--out",
         "--dry-run",
         "--policy",
@@ -115,9 +124,11 @@ def test_a_name_that_looks_like_markup_is_printed_as_it_is(call_job: RunJob) -> 
 def test_versions_that_do_not_exist(call_job: RunJob, dataset: Dataset) -> None:
     fails(call_job("prepare", "--raw", "raw"), 2, "--out is missing")
     fails(call_job("prepare", "--out", "set"), 2, "--raw is missing")
-    fails(
-        call_job("prepare", "--out", "set", "--undo", "--raw", "raw"), 2, "--undo takes --out alone"
-    )
+    for flag in ("--raw", "--negatives"):
+        undo = call_job("prepare", "--out", "set", "--undo", flag, "raw")
+        fails(undo, 2, "--undo takes --out alone")
+    secret = ["--raw", "raw", "--negatives", "s3://me:secret@bucket/sky", "--out", "set"]
+    fails(call_job("prepare", *secret), 2, "--negatives", "holds credentials")
     fails(call_job("prepare", "--out", "nowhere", "--undo"), 1, "not a prepared data set")
     fails(call_job("prepare", "--out", dataset.folder, "--undo"), 1, "no version before this one")
     fails(call_job("prepare", "--diff", dataset.folder, "gone"), 1, "not a prepared data set")

@@ -87,7 +87,6 @@ def study_spec(space: Space, num_trials: int, scheduler: str = "asha") -> StudyS
     return StudySpec(
         name="study",
         base=BASE,
-        final_epochs=12,
         space=space,
         data="/data",
         fingerprint="f" * 64,

@@ -43,7 +43,6 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
     spec = StudySpec(
         name="s",
         base=get_preset("finetune"),
-        final_epochs=12,
         space=DEFAULT,
         data="/data",
         fingerprint="f" * 64,

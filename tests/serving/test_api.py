@@ -57,6 +57,7 @@ def test_every_image_gets_a_prediction_or_an_error(api: Api, name: str, encoding
         assert tuple(content["probabilities"]) == CLASSES
         assert content["label"] == max(content["probabilities"], key=content["probabilities"].get)
         assert content["kind"] in ("bird", "drone") and isinstance(content["unsure"], bool)
+        assert content["known"] == pytest.approx(1, abs=1e-3)
         assert content["model"] == {"name": "known", "version": "7", "fingerprint": ""}
     else:
         assert content["error"]["status"] == status

@@ -22,6 +22,7 @@ MODEL_INFO: dict[str, Any] = {
     "preprocessing": {"side_px": 224, "resampling": "bilinear", "min_side_px": 8},
     "temperature": 1.0,
     "unsure_below": 0.5,
+    "known_above": 0.5,
     "limits": {"max_bytes": 3_000_000, "max_pixels": 4_000_000},
 }
 
@@ -39,6 +40,7 @@ def prediction(index: int = 1, confidence: float = 0.85, **overrides: Any) -> di
         "drone": drone,
         "kind": "drone" if drone > 0.5 else "bird",
         "unsure": confidence < 0.5,
+        "known": 0.9,
         "model": {name: MODEL_INFO[name] for name in ("name", "version", "fingerprint")},
         "request_id": "r-1",
     }

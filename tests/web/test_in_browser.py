@@ -78,6 +78,20 @@ def test_predictions_match_the_predictor(
     assert not site.uploads and "model" not in site.requests
 
 
+def test_an_unknown_image_is_none_of_these(
+    visit: Visit, site: Site, made_up: MadeUp, small_model: Path, small_info: dict[str, Any]
+) -> None:
+    # The model knows every image, but not that well.
+    site.add_model(small_model.read_bytes(), {**small_info, "known_above": 1.0})
+    site.config["api"] = None
+    page = visit()
+    classify(page, drawings(made_up)[0])
+    expect(page.get_by_role("heading", level=2)).to_have_text("None of these")
+    known = Predictor(small_model).predict(drawings(made_up)[0].read_bytes()).known
+    assert 0.99 < known < 1
+    expect(page.locator("#none")).to_contain_text("known score > 99.9 %")
+
+
 def test_16_bits_are_predicted_where_the_browser_shows_them(
     visit: Visit, site: Site, small_model: Path, small_info: dict[str, Any]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 from playwright.sync_api import Page, expect
 
+from drone.labels import NONE
 from drone.serving.preprocess import Preprocessing, to_pixels
 from tests.conftest import SMALL_PX
 from tests.web.conftest import (
@@ -83,6 +84,24 @@ def test_pick_submit_answer_remove(visit: Visit, site: Site) -> None:
     expect(page.locator("#unsure")).to_be_visible()
     expect(page.locator("#kind")).to_have_text("A drone (60.0 %)")
     assert len(site.uploads) == 2
+
+
+def test_an_image_of_none_of_the_classes(visit: Visit, site: Site) -> None:
+    page = visit()
+    choose(page, image_file(1))
+    none = prediction(0, 0.4, label=NONE, kind=None, known=0.031)
+    site.predict_replies.append(Reply(body=none))
+    submit(page)
+    expect(page.get_by_role("heading", name="None of these", exact=True)).to_be_visible()
+    expect(page.locator("#none")).to_contain_text("known score 3.1 %")
+    # What the model says of the classes means little here, and neither does how sure it is.
+    expect(page.locator("#unsure")).to_be_hidden()
+    expect(page.locator("#kind")).to_be_hidden()
+    assert shown_probabilities(page) == pytest.approx(none["probabilities"], abs=1e-4)
+    site.predict_replies.append(Reply())
+    submit(page)
+    expect(page.get_by_role("heading", name="Large QuadCopters: 85.0 %")).to_be_visible()
+    expect(page.locator("#none")).to_be_hidden()
 
 
 def test_the_same_file_twice_in_a_row(visit: Visit, site: Site, tmp_path: Path) -> None:

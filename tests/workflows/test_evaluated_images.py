@@ -48,7 +48,8 @@ def test_only_dropped_images_are_predicted_again(
     reviewed = review(dataset, tmp_path / "set", dropped, relabelled)
     test, model = reviewed.split("test"), CountingPredictor()
     probs_NK = model.predict_pixels(test.gather(np.arange(len(test))))
-    predictions = Predictions(test.paths, test.labels_N, probs_NK, reviewed.classes)
+    known_N = np.ones(len(test), np.float32)
+    predictions = Predictions(test.paths, test.labels_N, probs_NK, reviewed.classes, known_N)
     model.num_predicted = 0
     accuracies = _accuracy_by_labels(model, test, predictions, reviewed, no_progress)
     assert model.num_predicted == dropped

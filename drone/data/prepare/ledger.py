@@ -10,7 +10,7 @@ import pandas as pd
 from drone.data.prepare.verdicts import BY_HAND
 from drone.errors import DamagedError, DataError
 from drone.files import write_whole
-from drone.labels import nearest
+from drone.labels import NONE, nearest
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -164,6 +164,11 @@ def _parse(line: str, location: str, classes: Sequence[str]) -> Decision:
     action, class_name = values.get("action"), str(values.get("class_name", ""))
     if action not in _ACTIONS:
         raise DataError(f"{location} has the action {action!r}; allowed are {', '.join(_ACTIONS)}.")
+    if action == "relabel" and class_name == NONE:
+        raise DataError(
+            f"{location} relabels to {NONE!r}, which is no class. Move the file of the image to a "
+            f"folder of --negatives instead."
+        )
     if action == "relabel" and class_name not in classes:
         like = nearest(class_name, classes)
         hint = f"did you mean {like!r}?" if like else f"the classes are {', '.join(classes)}."

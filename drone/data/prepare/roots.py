@@ -94,7 +94,7 @@ def open_root(name: str) -> Root:
     problem = "is neither a folder nor a zip archive" if path.exists() else "does not exist"
     raise DataError(
         f"{name} {problem}. Give a folder, a zip archive or a URI (s3://...) with one folder per "
-        f"class in it."
+        f"class, or per kind of negatives, in it."
     )
 
 

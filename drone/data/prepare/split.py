@@ -124,7 +124,8 @@ def _partition(
 
 def _of_group(group: "pd.Series[str]", splits: "pd.Series[str]") -> "pd.Series[str]":
     """Returns for each image the first split that an image of its group has, or ""."""
-    return group.map(splits[splits != ""].groupby(group).first()).fillna("")
+    of_group = splits[splits != ""].groupby(group).first().to_dict()
+    return group.map(lambda name: of_group.get(name, ""))
 
 
 def splits_table(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
