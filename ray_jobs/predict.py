@@ -44,9 +44,8 @@ def main(job: Predict) -> cli.Result:
     for reason, count in result.not_read.items():
         console.warn(f"{count} {'file' if count == 1 else 'files'} not read: {reason}")
     console.show(
-        f"{result.num_images} files, {result.num_new} of them new"
-        + (f", {result.images_per_s:g} images/s" if result.num_new else "")
-        + f"; {result.num_unsure} predictions are unsure.",
+        f"Files: {result.num_images}, new: {result.num_new}, unsure: {result.num_unsure}"
+        + (f", speed: {result.images_per_s:g} images/s" if result.num_new else ""),
         f"Table: {result.table}",
         f"Contact sheet: {result.page.resolve()}",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drone.cluster import connection
+from drone.data.prepare.roots import escaped_name
 from drone.errors import DataError, Interrupted
 from drone.files import locked
 from drone.inference import class_folders, contact_sheet, results
@@ -95,7 +96,7 @@ def predict(request: PredictRequest, display: Display = SILENT) -> PredictionRes
         predictor = Predictor(onnx, threads=1, max_concurrency=os.cpu_count())
         # A broken model fails here, and not in the middle.
         predictor.start()
-        items = list_items(request.images, open_root, is_file)
+        items = _list(request)
         if request.sort:
             class_folders.check_layout(items, request.sort)
         try:
@@ -109,6 +110,16 @@ def predict(request: PredictRequest, display: Display = SILENT) -> PredictionRes
                 f"{request.out} cannot be written: {error.strerror or error}. Free some space or "
                 f"choose another --out; the same command continues."
             ) from error
+
+
+def _list(request: PredictRequest) -> list[Item]:
+    """Lists the images; what an earlier run has written below one of the folders is none."""
+    written = f"{escaped_name(str(request.out.absolute()))}/"
+    items = list_items(request.images, open_root, is_file)
+    images = [item for item in items if not item.path.startswith(written)]
+    if not images:
+        raise DataError(f"All images are in --out {request.out}. Choose another --out.")
+    return images
 
 
 def _settings(request: PredictRequest, predictor: Predictor) -> dict[str, Any]:

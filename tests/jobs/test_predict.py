@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 from pyarrow import csv, parquet
 
+from drone.files import locked
 from drone.inference import contact_sheet
 from drone.inference.rows import probability_column
 from drone.labels import CLASSES, NONE
@@ -80,6 +81,24 @@ def test_the_same_command_adds_what_is_new(call_job: RunJob, onnx: Path, tmp_pat
     assert sorted(Path(path).name for path in rows) == ["1.png", "2.png", "3.png"]
     changed = Predictor(onnx).predict((tmp_path / "images" / "1.png").read_bytes())
     assert rows[f"{tmp_path}/images/1.png"]["known"] == pytest.approx(changed.known)
+
+
+def test_out_may_be_among_the_images(call_job: RunJob, onnx: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "0.png")
+    args = ("predict", "--onnx", onnx, "--images", ".", "--out", "out", "--sort", "copy", "--json")
+    assert call_job(*args).result["num_images"] == 1
+    again = call_job(*args).result
+    assert (again["num_images"], again["num_new"]) == (1, 0)
+    inside = call_job("predict", "--onnx", onnx, "--images", "out", "--out", "out")
+    assert inside.code == 1 and "Choose another --out" in inside.err
+
+
+def test_a_second_writer_is_refused(call_job: RunJob, onnx: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "0.png")
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out" / ".lock", "out"):
+        done = call_job("predict", "--onnx", onnx, "--images", "images", "--out", "out")
+    assert done.code == 1 and "out is being written by" in done.err
 
 
 def test_class_folders(call_job: RunJob, onnx: Path, mess: Path) -> None:
