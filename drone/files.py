@@ -109,6 +109,26 @@ def write_whole(file: Path, content: bytes, temporary: Path | None = None) -> No
     _flush_folder(file.parent)
 
 
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yields a temporary file beside another, which it replaces once the block has filled it.
+
+    Like `write_whole`, for content that is written bit by bit.
+
+    Raises:
+        OSError: It cannot be written; the old file stays as it was.
+    """
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(file.parent)
+
+
 def flush(folder: Path) -> None:
     """Writes everything in a folder through to the disk, so that a power cut cannot lose it.
 

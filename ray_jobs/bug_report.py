@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from drone.errors import DroneError
+from drone.errors import DroneError, Interrupted
 from drone.names import printable
 from drone.redaction import redact
 
@@ -103,8 +103,9 @@ def say(label: str, message: str) -> None:
 
 def _describe(error: BaseException) -> tuple[str, int]:
     """Returns the message and the exit code of an exception."""
-    if _is_interrupt(error):
+    if _is_interrupt(error) and not isinstance(error, Interrupted):
         return "interrupted", 130
+    # An `Interrupted` says what is kept and how to continue.
     if isinstance(error, DroneError):
         return str(error), error.exit_code
     if isinstance(error, MemoryError):

@@ -69,6 +69,12 @@ class ConsoleDisplay:
             yield from progress.track(items, total, description=printable(label))
 
     @contextlib.contextmanager
+    def counting(self, total: int, num_before: int) -> Iterator["CountingDisplay"]:
+        """Shows images being done: a bar, or a line now and then where there is no terminal."""
+        with _bar() as bar:
+            yield CountingDisplay(bar, total, num_before)
+
+    @contextlib.contextmanager
     def training(
         self, epochs: int, history: History, best_epoch_by: BestEpochBy
     ) -> Iterator["TrainingDisplay"]:
@@ -103,6 +109,34 @@ def _bar() -> Progress:
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+class CountingDisplay:
+    """Shows images being done."""
+
+    def __init__(self, bar: Progress, total: int, num_before: int) -> None:
+        self._bar, self._total = bar, total
+        self._num_before = self._num_done = num_before
+        self._task = bar.add_task("images", total=total, completed=num_before, note="")
+        self._start_s = time.monotonic()
+        self._shown_s, self._interval_s = self._start_s, 0.2 if console.is_terminal else 30.0
+
+    def advance(self) -> None:
+        """Counts one image, and shows the count now and then."""
+        self._num_done += 1
+        now_s = time.monotonic()
+        if now_s - self._shown_s < self._interval_s:
+            return
+        self._shown_s = now_s
+        # Of this run alone: those that were done before took no time now.
+        speed = (self._num_done - self._num_before) / (now_s - self._start_s)
+        note = (
+            f"{self._num_done} of {self._total}, {speed:.0f} images/s, "
+            f"{_duration((self._total - self._num_done) / speed)} left"
+        )
+        self._bar.update(self._task, completed=self._num_done, note=note)
+        if not console.is_terminal:
+            show(note)
 
 
 class TrainingDisplay:

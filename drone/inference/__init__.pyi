@@ -11,13 +11,20 @@ from .consensus import Agreement as Agreement
 from .consensus import Consensus as Consensus
 from .consensus import Timeline as Timeline
 from .consensus import find_consensus as find_consensus
+from .frame import predict_frame as predict_frame
+from .items import Item as Item
+from .listing import list_items as list_items
 from .plots import answers_over_time as answers_over_time
+from .rows import Row as Row
+from .rows import predict_rows as predict_rows
 
 __all__ = [
     "Agreement",
     "Box",
     "Consensus",
     "Frame",
+    "Item",
+    "Row",
     "Timeline",
     "answers_over_time",
     "assign_boxes",
@@ -25,7 +32,10 @@ __all__ = [
     "find_consensus",
     "frames",
     "is_clip",
+    "list_items",
     "numbered_images",
+    "predict_frame",
+    "predict_rows",
     "read_boxes",
     "tracks_of",
 ]

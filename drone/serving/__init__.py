@@ -12,6 +12,7 @@ unsupported: names formats that are not read.
 bit_depth, blank: images of more than 8 bits, and those that show nothing.
 text_body: images that arrive as base64 or data URLs.
 predictor: `Predictor` loads an ONNX file and returns a `Prediction`; `ModelInfo` describes it.
+many: predictions of many files, in threads.
 api: `Api` handles requests without a server; `ApiSettings` has its limits.
 http: `HttpApp` is the ASGI application with a queue; `HttpSettings` has its concurrency.
 connections: `LimitedServer` runs the app; `ConnectionSettings` has its limits on clients.

@@ -7,7 +7,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from PIL import Image
 
 from drone.errors import ConfigError, RunError
 from drone.labels import BIRD, NONE
-from drone.serving.preprocess import Preprocessing, decode_and_resize, open_header
+from drone.serving.many import FileResult, predict_files
+from drone.serving.preprocess import Preprocessing, decode_opened, open_header, resize
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
 _EXPORT = "Export the model again: python ray_jobs/export.py --run RUN --out FOLDER"
@@ -263,15 +265,49 @@ class Predictor:
         Raises:
             ImageError: The bytes are not an image that the model accepts.
         """
+        return self.predict_one(self.to_pixels(data, max_pixels))
+
+    def predict_one(self, pixels_HWC: NDArray[np.uint8]) -> Prediction:
+        """Classifies the output of `to_pixels` for one image."""
+        return self.to_predictions(self.predict_outputs(pixels_HWC[None]))[0]
+
+    def predict_many(
+        self, files: Iterable[str | Path], threads: int | None = None
+    ) -> Iterator[FileResult]:
+        """Classifies image files, in their order, and reads only a few of them ahead.
+
+        Each thread decodes and predicts one image at a time, so a `Predictor` with `threads=1` is
+        fastest. A file that cannot be read becomes a result with the reason.
+
+        Args:
+            files: Paths; may be endless.
+            threads: Images in work at the same time; None takes one per core.
+        """
+        return predict_files(self, files, threads)
+
+    def to_pixels(self, data: bytes, max_pixels: int | None = None) -> NDArray[np.uint8]:
+        """Decodes an image to the model's input, (side, side, 3) uint8 RGB; see `predict`."""
+        with self.decoded(data, max_pixels) as image:
+            return self.resize(image)
+
+    @contextlib.contextmanager
+    def decoded(self, data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
+        """Yields an image as decoded, to be resized or cut; see `predict`.
+
+        While the block runs, its pixels count towards those that may be decoded at the same time.
+        """
         settings = self.info.preprocessing
         if max_pixels is not None and max_pixels < settings.max_pixels:
             settings = replace(settings, max_pixels=max_pixels)
         image = open_header(data, settings)
         with self._decoding.acquire(image.width * image.height):
-            pixels = decode_and_resize(image, settings, self.info.sides_px)
+            yield decode_opened(image)
             # Releases the decoded pixels before another thread may decode.
             image.close()
-        return self.to_predictions(self.predict_outputs(pixels[None]))[0]
+
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Returns a decoded image as the model's input, (side, side, 3) uint8 RGB."""
+        return resize(image, self.info.preprocessing, self.info.sides_px)
 
     def predict_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns calibrated probabilities, (N, K) float32; see `predict_outputs`."""

@@ -116,14 +116,13 @@ def to_pixels(
     Raises:
         ImageError: The bytes are not an image that the model accepts.
     """
-    return decode_and_resize(open_header(data, settings), settings, sides_px)
+    return resize(decode_opened(open_header(data, settings)), settings, sides_px)
 
 
-def decode_and_resize(
+def resize(
     image: Image.Image, settings: Preprocessing, sides_px: Sequence[int] = ()
 ) -> NDArray[np.uint8]:
-    """Like `to_pixels`, for an image that `open_header` opened."""
-    image = _decode_opened(image)
+    """Like `to_pixels`, for an image that `decode_opened` decoded, or a part of it."""
     if not sides_px:
         return _resize(image, settings)
     side_px = sides_px[int(nearest_side(max(image.size), sides_px))]
@@ -150,7 +149,7 @@ def decode(data: bytes, settings: Preprocessing) -> Image.Image:
     Raises:
         ImageError: The bytes are not an image that the model accepts.
     """
-    return _decode_opened(open_header(data, settings))
+    return decode_opened(open_header(data, settings))
 
 
 def decode_reduced(image: Image.Image, min_side_px: int, mode: str = "RGB") -> Image.Image:
@@ -176,7 +175,7 @@ def decode_reduced(image: Image.Image, min_side_px: int, mode: str = "RGB") -> I
             return _apply_exif_rotation(image)
         except DECODE_ERRORS as error:
             raise _undecodable() from error
-    return _decode_opened(image).convert(mode)
+    return decode_opened(image).convert(mode)
 
 
 def open_header(data: bytes, settings: Preprocessing) -> Image.Image:
@@ -226,7 +225,8 @@ def reads_heic() -> bool:
     return _heif_plugin() is not None
 
 
-def _decode_opened(image: Image.Image) -> Image.Image:
+def decode_opened(image: Image.Image) -> Image.Image:
+    """Like `decode`, for an image that `open_header` opened."""
     try:
         first = _decode_frame(image)
         # Of a GIF, Pillow would read on to tell whether it is animated; others say so.

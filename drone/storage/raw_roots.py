@@ -19,17 +19,30 @@ def open_root(name: str) -> roots.Root:
     """
     if "://" not in name:
         return roots.open_root(name)
-    try:
-        filesystem, path = fs.FileSystem.from_uri(name)
-        file_type = filesystem.get_file_info(path).type
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{name} cannot be opened: {error}. Name a folder, a zip archive or a URI such as "
-            f"s3://bucket/raw."
-        ) from error
+    filesystem, path, file_type = _open_uri(name)
     if file_type != fs.FileType.Directory:
         raise DataError(f"There is no folder {name}. Name one that has a subfolder per class.")
     return ObjectStore(filesystem, path)
+
+
+def is_file(uri: str) -> bool:
+    """Whether a URI names one file, and not a folder.
+
+    Raises:
+        DataError: It cannot be reached.
+    """
+    return bool(_open_uri(uri)[2] == fs.FileType.File)
+
+
+def _open_uri(uri: str) -> tuple[fs.FileSystem, str, fs.FileType]:
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        return filesystem, path, filesystem.get_file_info(path).type
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{uri} cannot be opened: {error}. Name a folder, a zip archive or a URI such as "
+            f"s3://bucket/raw."
+        ) from error
 
 
 class ObjectStore:
@@ -49,8 +62,8 @@ class ObjectStore:
         return self._entries(self._path, recursive=False)
 
     def entries(self, folder: str) -> Iterator[roots.Entry]:
-        """Yields every file below one of the folders, at any depth."""
-        yield from self._entries(f"{self._path}/{folder}", recursive=True)
+        """Yields every file below one of the folders, at any depth; of all if it is empty."""
+        yield from self._entries(f"{self._path}/{folder}".rstrip("/"), recursive=True)
 
     def read(self, path: str, max_bytes: int) -> bytes:
         """Returns the content of a file, or its first `max_bytes` + 1 bytes if it is longer."""

@@ -11,6 +11,7 @@ search         data set -> study, and the best model
 evaluation     model -> scores and a report
 promotion      run -> champion, if it passes the gate
 export         model -> files that can be served
+prediction     model, images -> tables and a contact sheet
 serving        model -> HTTP server, on this machine or on replicas
 demo           every stage on drawn images
 """

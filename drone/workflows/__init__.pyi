@@ -2,6 +2,8 @@ from .display import SILENT as SILENT
 from .display import Display as Display
 from .evaluation import evaluate as evaluate
 from .export import export_model as export_model
+from .prediction import PredictionResult as PredictionResult
+from .prediction import predict as predict
 from .preparation import compare as compare
 from .preparation import prepare as prepare
 from .preparation import undo as undo
@@ -11,6 +13,7 @@ from .promotion import rollback as rollback
 from .requests import CollectRequest as CollectRequest
 from .requests import EvaluateRequest as EvaluateRequest
 from .requests import ExportRequest as ExportRequest
+from .requests import PredictRequest as PredictRequest
 from .requests import PrepareRequest as PrepareRequest
 from .requests import ReviewRequest as ReviewRequest
 from .requests import ServeRequest as ServeRequest
@@ -37,6 +40,8 @@ __all__ = [
     "EvaluateRequest",
     "ExportRequest",
     "NewStudy",
+    "PredictRequest",
+    "PredictionResult",
     "PrepareRequest",
     "Resources",
     "ReviewRequest",
@@ -50,6 +55,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export_model",
+    "predict",
     "prepare",
     "promote",
     "reopen_study",

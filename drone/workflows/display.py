@@ -40,6 +40,13 @@ class SearchProgress(Protocol):
         """Something about the search as a whole."""
 
 
+class Counting(Protocol):
+    """Shows how far a long count of images is."""
+
+    def advance(self) -> None:
+        """One more image is done."""
+
+
 class Display(Protocol):
     """Shows messages and progress of a workflow."""
 
@@ -51,6 +58,14 @@ class Display(Protocol):
 
     def track(self, items: Iterable[int], label: str, total: int) -> Iterable[int]:
         """Passes the items on and shows how many of them are done."""
+
+    def counting(self, total: int, num_before: int) -> AbstractContextManager[Counting]:
+        """Shows images being done, with their speed and the time left.
+
+        Args:
+            total: Number of images.
+            num_before: Those that were done by an earlier run.
+        """
 
     def training(
         self, epochs: int, history: "History", best_epoch_by: "BestEpochBy"
@@ -80,6 +95,10 @@ class SilentDisplay:
         """Passes the items on."""
         return items
 
+    def counting(self, total: int, num_before: int) -> AbstractContextManager[Counting]:
+        """Shows nothing."""
+        return nullcontext(_SilentProgress())
+
     def training(
         self, epochs: int, history: "History", best_epoch_by: "BestEpochBy"
     ) -> AbstractContextManager[TrainingProgress]:
@@ -92,6 +111,9 @@ class SilentDisplay:
 
 
 class _SilentProgress:
+    def advance(self) -> None:
+        """Does nothing."""
+
     def step(self, progress: "Progress") -> None:
         """Does nothing."""
 

@@ -256,6 +256,54 @@ class ServeRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """Arguments of predicting images."""
+
+    model: str | None = None
+    """Registered model, such as models:/drone-classifier@champion."""
+
+    run: str | None = None
+    """Run whose model predicts, instead."""
+
+    onnx: Path | None = None
+    """Exported model, instead."""
+
+    images: tuple[str, ...]
+    """Folders, zip archives, image files, globs or URIs (s3://...); they are only read."""
+
+    out: Path
+    """Folder for the predictions; the same command continues what was interrupted there, and adds
+    images that are new."""
+
+    sort: Literal["link", "copy"] | None = None
+    """Also lay the images out in one folder per class below --out: as links or as copies."""
+
+    ray_from: int = 20_000
+    """Number of images from which Ray spreads the work over processes and machines; fewer are
+    predicted in threads of this process, which starts at once."""
+
+    experiment: str = "drone"
+    """Experiment in MLflow."""
+
+    def __post_init__(self) -> None:
+        if sum(source is not None for source in (self.model, self.run, self.onnx)) != 1:
+            raise ConfigError("Name what predicts: one of --model URI, --run RUN, --onnx FILE.")
+        if not self.images:
+            raise ConfigError("--images is missing: name folders, archives, files or URIs.")
+        if self.ray_from < 0:
+            raise ConfigError(f"--ray-from is {self.ray_from}; it must be 0 or more.")
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"--out is {self.out}, which is a file; name a folder.")
+        for name in self.images:
+            # The tables name them.
+            if "://" in name and redact(name) != name:
+                raise ConfigError(
+                    f"--images {name} holds credentials, which the tables would record. Set them "
+                    f"in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoRequest:
     """Arguments of the demonstration."""
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from drone.cluster import serve as ray_serve
-from drone.errors import ConfigError, cannot_listen
+from drone.errors import cannot_listen
 from drone.serving.api import Api, ApiSettings
-from drone.serving.checksum import check_exported
 from drone.serving.connections import ConnectionSettings, LimitedServer
 from drone.serving.http import HttpApp, HttpSettings
 from drone.serving.memory import limit_kept_memory
 from drone.serving.predictor import Predictor
 from drone.workflows.display import SILENT, Display
+from drone.workflows.model_source import FetchedModel, fetch_model
 from drone.workflows.requests import ServeRequest
 
 
@@ -43,7 +43,8 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
     limit_kept_memory()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        onnx, api = _fetch_model(request, settings.api, folder)
+        fetched = fetch_model(request, folder)
+        onnx, api = fetched.onnx, _named(settings.api, fetched)
         # The address is taken before anything expensive is started for it.
         listener = stack.enter_context(_bind(request.host, request.port))
         port = listener.getsockname()[1]
@@ -65,21 +66,9 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
         return url
 
 
-def _fetch_model(request: ServeRequest, api: ApiSettings, folder: Path) -> tuple[Path, ApiSettings]:
-    """Returns the model's file, and the interface's settings with its name and version."""
-    if request.onnx is not None:
-        if not request.onnx.is_file():
-            raise ConfigError(f"There is no file {request.onnx} for --onnx.")
-        check_exported(request.onnx)
-        return request.onnx, api
-    # MLflow takes seconds to import, which a server of an exported model does not need.
-    from drone.tracking import model as tracked_model
-    from drone.tracking import runs
-
-    runs.connect(request.experiment)
-    model = tracked_model.resolve_model(request.model, request.run)
-    onnx = tracked_model.fetch_onnx(model, folder)
-    return onnx, replace(api, name=api.name or model.name, version=api.version or model.version)
+def _named(api: ApiSettings, fetched: FetchedModel) -> ApiSettings:
+    """Returns the interface's settings with the model's name and version."""
+    return replace(api, name=api.name or fetched.name, version=api.version or fetched.version)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -13,7 +13,7 @@ from drone.labels import CLASSES
 from tests.conftest import ROOT, Done, RunJob
 
 JOBS = ("collect", "prepare", "review", "train", "tune", "evaluate", "promote", "demo", "doctor")
-JOBS += ("tracking", "export", "serve")
+JOBS += ("tracking", "export", "predict", "serve")
 
 
 def fails(done: Done, code: int, *parts: str) -> None:
@@ -60,6 +60,7 @@ FLAGS = {
     "train": ["--data", "--weights", "--seed", "--num-workers", "--resume", "--config"],
     "evaluate": ["--run", "--model", "--data", "--images"],
     "export": ["--model", "--run", "--out", "--page"],
+    "predict": ["--model", "--run", "--onnx", "--images", "--out", "--sort", "--ray-from"],
     "serve": ["--model", "--onnx", "--host", "--port", "--replicas", "--replica-cpus"],
     "promote": ["--run", "--rollback", "--name", "--dry-run"],
 }

@@ -64,7 +64,7 @@ class Root(Protocol):
         """Returns the files directly below the root."""
 
     def entries(self, folder: str) -> Iterator[Entry]:
-        """Yields every file below one of these folders, at any depth."""
+        """Yields every file below one of these folders, at any depth; of all if it is empty."""
 
     def read(self, path: str, max_bytes: int) -> bytes:
         """Returns the content of a file, or its first `max_bytes` + 1 bytes if it is longer.
@@ -214,7 +214,7 @@ class _ZipArchive:
 
     def entries(self, folder: str) -> Iterator[Entry]:
         for path, item in self._files.items():
-            if path.startswith(f"{folder}/"):
+            if not folder or path.startswith(f"{folder}/"):
                 yield _entry(path, item)
 
     def read(self, path: str, max_bytes: int) -> bytes:
