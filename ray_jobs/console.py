@@ -121,9 +121,11 @@ class CountingDisplay:
         self._start_s = time.monotonic()
         self._shown_s, self._interval_s = self._start_s, 0.2 if console.is_terminal else 30.0
 
-    def advance(self) -> None:
+    def advance(self, *, is_last: bool = True) -> None:
         """Counts one image, and shows the count now and then."""
         self._num_done += 1
+        # How many frames or boxes a file has is not known before its end.
+        self._total += not is_last
         now_s = time.monotonic()
         if now_s - self._shown_s < self._interval_s:
             return
@@ -134,7 +136,7 @@ class CountingDisplay:
             f"{self._num_done} of {self._total}, {speed:.0f} images/s, "
             f"{_duration((self._total - self._num_done) / speed)} left"
         )
-        self._bar.update(self._task, completed=self._num_done, note=note)
+        self._bar.update(self._task, completed=self._num_done, total=self._total, note=note)
         if not console.is_terminal:
             show(note)
 

@@ -1,13 +1,16 @@
-"""Predicts images: folders, zip archives, files, globs or object storage.
+"""Predicts images and clips: folders, zip archives, files, globs or object storage.
 
     python ray_jobs/predict.py --model models:/drone-classifier@champion --images photos --out out
     python ray_jobs/predict.py --onnx export/model.onnx --images a.jpg b.zip 'c/*.png' --out out
     python ray_jobs/predict.py --run finetune-s0 --images photos --out out --sort link
+    python ray_jobs/predict.py --run finetune-s0 --images clip.mp4 --every-s 0.2 --out out
+    python ray_jobs/predict.py --run finetune-s0 --images frames --boxes boxes.csv --out out
     RAY_ADDRESS=auto python ray_jobs/predict.py --model models:/drone-classifier@champion
         --images s3://bucket/photos --out out                                      (a cluster)
 
---out gets predictions.parquet, predictions.csv and predictions.html, a contact sheet. A file that
-is no image has a row with the reason. The same command continues what was interrupted.
+--out gets predictions.parquet, predictions.csv and predictions.html, a contact sheet; of clips and
+tracks also sequences.csv and sequences.html. A file that is no image has a row with the reason. The
+same command continues what was interrupted.
 """
 
 import sys
@@ -24,6 +27,9 @@ bug_report.install(__name__)
 
 from drone.workflows.requests import PredictRequest
 from ray_jobs import cli, console
+
+_MAX_SEQUENCES = 20
+"""Clips and tracks on the screen; the table has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,10 @@ def main(job: Predict) -> cli.Result:
         f"Table: {result.table}",
         f"Contact sheet: {result.page.resolve()}",
     )
+    for sequence in result.sequences[:_MAX_SEQUENCES]:
+        console.show(sequence.sentence)
+    if result.sequences:
+        console.show(f"All {len(result.sequences)} clips and tracks: {job.out / 'sequences.html'}")
     if result.class_folders:
         console.show(f"In class folders: {result.class_folders}")
     return result.as_dict()

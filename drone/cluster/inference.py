@@ -11,7 +11,8 @@ import ray
 from drone.data.prepare.roots import on_disk
 from drone.errors import DataError, DroneError
 from drone.inference.items import Item
-from drone.inference.rows import Row, predict_rows
+from drone.inference.prediction import Views, predict_rows
+from drone.inference.rows import Row
 from drone.serving.predictor import Predictor
 from drone.storage.raw_roots import open_root
 
@@ -28,8 +29,10 @@ _predictors: dict[str, Predictor] = {}
 """The model of this process, by its checksum."""
 
 
-def predict_on_ray(predictor: Predictor, items: Iterable[Item]) -> Generator[Row, None, None]:
-    """Yields a row for each item, in their order, from tasks on all processors of Ray.
+def predict_on_ray(
+    predictor: Predictor, items: Iterable[Item], views: Views
+) -> Generator[Row, None, None]:
+    """Yields the rows of each item, in their order, from tasks on all processors of Ray.
 
     A task whose machine is lost runs again elsewhere. What the user can fix (a DroneError) is
     raised here as it was raised there.
@@ -43,7 +46,7 @@ def predict_on_ray(predictor: Predictor, items: Iterable[Item]) -> Generator[Row
             # Asked each time: a cluster may grow.
             limit = _AHEAD * int(ray.cluster_resources().get("CPU", 1))
             while len(tasks) < limit and (chunk := list(itertools.islice(iterator, _TASK_SIZE))):
-                tasks.append(task.remote(content, predictor.checksum, chunk))
+                tasks.append(task.remote(content, predictor.checksum, chunk, views))
             if not tasks:
                 return
             rows = ray.get(tasks.popleft())
@@ -55,14 +58,17 @@ def predict_on_ray(predictor: Predictor, items: Iterable[Item]) -> Generator[Row
             ray.cancel(waiting)
 
 
-def _predict_chunk(content: bytes, checksum: str, chunk: list[Item]) -> list[Row] | DroneError:
+def _predict_chunk(
+    content: bytes, checksum: str, chunk: list[Item], views: Views
+) -> list[Row] | DroneError:
     try:
         for root in {item.root for item in chunk}:
             _check_reachable(root)
         # One processor is what the task has. Waiting for object storage takes none.
         is_remote = any("://" in item.root for item in chunk)
         threads = _REMOTE_THREADS if is_remote else 1
-        return list(predict_rows(_predictor(content, checksum), chunk, open_root, threads))
+        predictor = _predictor(content, checksum)
+        return list(predict_rows(predictor, chunk, open_root, threads, views))
     except DroneError as error:
         # As a value: what a task raises arrives wrapped, and with a traceback in the log.
         return error

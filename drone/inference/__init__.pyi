@@ -15,8 +15,8 @@ from .frame import predict_frame as predict_frame
 from .items import Item as Item
 from .listing import list_items as list_items
 from .plots import answers_over_time as answers_over_time
+from .prediction import predict_rows as predict_rows
 from .rows import Row as Row
-from .rows import predict_rows as predict_rows
 
 __all__ = [
     "Agreement",

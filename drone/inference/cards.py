@@ -12,10 +12,10 @@ def card(row: Row) -> bytes:
     content: dict[str, object] = {"path": item.path, "name": item.name}
     if item.local_file:
         content["link"] = item.local_file.as_uri()
-    if item.time_s is not None:
-        content["time_s"] = round(item.time_s, 3)
-    if item.track is not None:
-        content["track"] = item.track
+    if row.time_s is not None:
+        content["time_s"] = round(row.time_s, 3)
+    if row.track is not None:
+        content["track"] = row.track
     if prediction is None:
         content["detail"] = row.detail
     else:

@@ -23,6 +23,9 @@ _IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", 
 
 _NUMBERED = re.compile(r"(.*?)(\d+)\.\w+", re.DOTALL)
 
+FRAMES_PER_S = 25.0
+"""Frames per second of numbered images, which have no times."""
+
 _CLOCK_S = 1e-3
 """Tolerance in seconds of times, which are rounded to the clip's clock."""
 
@@ -83,7 +86,7 @@ def frames(
     path: Path,
     every_s: float = 0.0,
     numbers: Collection[int] | None = None,
-    frames_per_s: float = 25.0,
+    frames_per_s: float = FRAMES_PER_S,
     settings: Preprocessing | None = None,
 ) -> Iterator[Frame]:
     """Yields frames of a clip; memory does not grow with its length.

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from drone.data.prepare.roots import Opener, open_root
 from drone.inference.listing import list_items
-from drone.inference.rows import predict_rows, to_table
+from drone.inference.prediction import predict_rows
+from drone.inference.rows import to_table
 from drone.serving.predictor import Predictor
 
 _BATCH_SIZE = 512

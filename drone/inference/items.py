@@ -1,15 +1,16 @@
-"""The unit of work: one image, or one frame or box of a file."""
+"""The unit of work: one file, with the boxes to classify in it."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from drone.data.prepare.roots import join_root, on_disk
+from drone.inference.boxes import Box
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """What gets one prediction."""
+    """An image or a clip: what is predicted as a whole, or not yet."""
 
     root: str
     """Folder, archive or URI that the file is in."""
@@ -20,17 +21,17 @@ class Item:
     change_token: str = ""
     """Differs when the content does; see `drone.data.prepare.roots.Entry`."""
 
+    boxes: tuple[Box, ...] = ()
+    """What is classified in the file; empty for all of it."""
+
+    sequence: str = ""
+    """Folder of numbered images that the image is a frame of; empty for any other."""
+
     frame: int | None = None
-    """Number of a clip's frame, from 0; None for an image."""
+    """Number of the frame in its sequence; None for any other image."""
 
     time_s: float | None = None
-    """Time of the frame in seconds; None for an image."""
-
-    box: tuple[float, float, float, float] | None = None
-    """Left and top edge, width and height in pixels of what is classified; None for all of it."""
-
-    track: str | None = None
-    """Name of the object that boxes follow through a clip; None without one."""
+    """Time of the frame in seconds; None for any other image."""
 
     @property
     def path(self) -> str:
@@ -40,7 +41,8 @@ class Item:
     @property
     def key(self) -> str:
         """32 hexadecimal digits that differ between items, and after a change of the content."""
-        parts = (self.path, self.change_token, self.frame, self.box, self.track)
+        boxes = [(box.x, box.y, box.w, box.h, box.track, box.frame) for box in self.boxes]
+        parts = (self.path, self.change_token, boxes, self.frame, self.time_s)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     @property

@@ -3,11 +3,13 @@
 import glob
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from drone.data.prepare.listing import is_hidden
 from drone.data.prepare.roots import Opener, escaped_name, on_disk, open_root
 from drone.errors import DataError
+from drone.inference.clips import FRAMES_PER_S, numbered_images
 from drone.inference.items import Item
 
 
@@ -19,7 +21,7 @@ def list_items(
     """Lists every file that is named, each once, sorted by path within a name.
 
     Hidden files and folders are left out, unless they are named themselves. Whether a file is an
-    image is found when it is read.
+    image is found when it is read. A folder that holds numbered images alone is a clip.
 
     Args:
         names: Folders, zip archives, files, globs or URIs.
@@ -32,11 +34,32 @@ def list_items(
     found: dict[str, Item] = {}
     for name in names:
         for root, file in _roots(name, is_file):
-            for item in _items(root, file, opener):
+            items = _items(root, file, opener)
+            for item in items if file else _as_frames(items):
                 found.setdefault(item.path, item)
     if not found:
         raise DataError(f"{', '.join(names)} holds no files. Name a folder with images in it.")
     return list(found.values())
+
+
+def sampled(items: Sequence[Item], every_s: float | None) -> list[Item]:
+    """Returns the items without those frames of folders that come too soon after the one before.
+
+    Args:
+        items: From `list_items`.
+        every_s: Seconds from one frame to the next; None or 0 for all.
+    """
+    steps: set[tuple[str, int]] = set()
+    chosen = []
+    for item in items:
+        if item.time_s is not None and every_s:
+            # A little more: times are rounded.
+            step = item.sequence, int(item.time_s / every_s + 1e-6)
+            if step in steps:
+                continue
+            steps.add(step)
+        chosen.append(item)
+    return chosen
 
 
 def _roots(name: str, is_file: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
@@ -83,6 +106,27 @@ def _items(root: str, file: str, opener: Opener) -> list[Item]:
         if not any(is_hidden(part) for part in entry.path.split("/"))
     ]
     return sorted(items, key=lambda item: item.name)
+
+
+def _as_frames(items: list[Item]) -> list[Item]:
+    """Returns the images of a folder as frames of one clip, if their names are numbered."""
+    folder = on_disk(Path(items[0].root)) if items else Path()
+    if not items or "://" in items[0].root or not folder.is_dir():
+        return items
+    numbers = {path.name: number for number, path in numbered_images(folder).items()}
+    if numbers.keys() != {item.name for item in items}:
+        return items
+    first = min(numbers.values())
+    frames = [
+        replace(
+            item,
+            sequence=item.root,
+            frame=numbers[item.name],
+            time_s=(numbers[item.name] - first) / FRAMES_PER_S,
+        )
+        for item in items
+    ]
+    return sorted(frames, key=lambda item: numbers[item.name])
 
 
 def _change_token(root: str, file: str) -> str:

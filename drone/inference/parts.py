@@ -100,15 +100,22 @@ class Parts:
     def write(self, rows: Iterable[Row]) -> Iterator[int]:
         """Writes rows as they come; yields the number of each group of rows that is safe.
 
-        Whatever ends the iteration, the rows that have come are written.
+        All rows of an item are in one part. Whatever ends the iteration, the finished items are
+        written.
         """
         number = self._next_number()
+        # Rows of finished items, and of the one that is not yet.
         waiting: list[Row] = []
+        unfinished: list[Row] = []
         deadline = time.monotonic() + _MAX_SECONDS
         try:
             for row in rows:
-                waiting.append(row)
-                if len(waiting) == _MAX_ROWS or time.monotonic() > deadline:
+                unfinished.append(row)
+                if not row.is_last:
+                    continue
+                waiting += unfinished
+                unfinished = []
+                if len(waiting) >= _MAX_ROWS or time.monotonic() > deadline:
                     self._write(number, waiting)
                     number, num_written, waiting = number + 1, len(waiting), []
                     yield num_written

@@ -13,7 +13,7 @@ from drone.files import replacing
 from drone.inference.parts import Part
 from drone.inference.rows import schema
 
-_OPTIONAL = ("frame", "time_s", "x", "y", "w", "h", "track")
+_OPTIONAL = ("sequence", "frame", "time_s", "x", "y", "w", "h", "track")
 """Columns that only frames and boxes have."""
 
 

@@ -43,8 +43,8 @@ class SearchProgress(Protocol):
 class Counting(Protocol):
     """Shows how far a long count of images is."""
 
-    def advance(self) -> None:
-        """One more image is done."""
+    def advance(self, *, is_last: bool = True) -> None:
+        """One more image is done, or a frame or a box of a file of which it is not the last."""
 
 
 class Display(Protocol):
@@ -111,7 +111,7 @@ class SilentDisplay:
 
 
 class _SilentProgress:
-    def advance(self) -> None:
+    def advance(self, *, is_last: bool = True) -> None:
         """Does nothing."""
 
     def step(self, progress: "Progress") -> None:

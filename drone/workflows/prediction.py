@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,15 @@ from drone.cluster import connection
 from drone.data.prepare.roots import escaped_name
 from drone.errors import DataError, Interrupted
 from drone.files import locked
-from drone.inference import class_folders, contact_sheet, results
+from drone.inference import class_folders, contact_sheet, results, sequences
+from drone.inference.box_files import read_boxes
+from drone.inference.boxes import assign_boxes
 from drone.inference.items import Item
-from drone.inference.listing import list_items
+from drone.inference.listing import list_items, sampled
 from drone.inference.parts import Parts
-from drone.inference.rows import Row, predict_rows
+from drone.inference.prediction import Views, predict_rows
+from drone.inference.rows import Row
+from drone.inference.sequences import SequenceResult
 from drone.serving.predictor import Predictor
 from drone.storage.filesystem import absolute
 from drone.storage.raw_roots import is_file, open_root
@@ -50,7 +54,7 @@ class PredictionResult:
     num_unsure: int
 
     images_per_s: float
-    """Speed of this run; 0 if nothing was new."""
+    """Images, frames and boxes per second of this run; 0 if nothing was new."""
 
     table: Path
     """Table of the predictions, as parquet; predictions.csv beside it is the same."""
@@ -58,15 +62,19 @@ class PredictionResult:
     page: Path
     """Contact sheet."""
 
+    sequences: tuple[SequenceResult, ...]
+    """Answers for clips, folders of numbered images and tracks; sequences.html shows them."""
+
     class_folders: Path | None
     """Folder with the images in class folders, if they were to be laid out."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
-        values = asdict(self)
-        return {
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {
             name: str(value) if isinstance(value, Path) else value for name, value in values.items()
         }
+        return {**plain, "sequences": [sequence.as_dict() for sequence in self.sequences]}
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def predict(request: PredictRequest, display: Display = SILENT) -> PredictionRes
         predictor = Predictor(onnx, threads=1, max_concurrency=os.cpu_count())
         # A broken model fails here, and not in the middle.
         predictor.start()
-        items = _list(request)
+        items = _with_boxes(request, sampled(_list(request), request.every_s), display)
         if request.sort:
             class_folders.check_layout(items, request.sort)
         try:
@@ -122,11 +130,28 @@ def _list(request: PredictRequest) -> list[Item]:
     return images
 
 
+def _with_boxes(request: PredictRequest, items: list[Item], display: Display) -> list[Item]:
+    """Returns the items that have boxes, with these, if the user named boxes; else all items."""
+    if request.boxes is None:
+        return items
+    boxes = assign_boxes(read_boxes(request.boxes), [Path(item.path) for item in items])
+    with_boxes = [
+        replace(item, boxes=tuple(boxes[Path(item.path)]))
+        for item in items
+        if Path(item.path) in boxes
+    ]
+    if num_without := len(items) - len(with_boxes):
+        display.show(f"{num_without} of {len(items)} files have no box and are left out.")
+    return with_boxes
+
+
 def _settings(request: PredictRequest, predictor: Predictor) -> dict[str, Any]:
     """Returns what decides the predictions, beside the images themselves."""
     return {
         "model": predictor.checksum,
         "--images": [absolute(name) for name in request.images],
+        "--every-s": request.every_s,
+        "--margin": request.margin,
     }
 
 
@@ -135,30 +160,30 @@ def _run(job: _Job) -> PredictionResult:
     missing = [item for item in job.items if item.key not in finished]
     started = time.monotonic()
     try:
-        _predict_missing(job, missing)
+        num_rows = _predict_missing(job, missing)
     except KeyboardInterrupt:
         raise Interrupted(
             f"Predicting was stopped; {job.request.out} keeps what was predicted. Run the same "
             f"command again to continue."
         ) from None
-    speed = len(missing) / (time.monotonic() - started)
-    return _write_results(job, len(missing), speed if missing else 0.0)
+    speed = num_rows / (time.monotonic() - started)
+    return _write_results(job, len(missing), speed)
 
 
-def _predict_missing(job: _Job, missing: list[Item]) -> None:
+def _predict_missing(job: _Job, missing: list[Item]) -> int:
+    """Predicts items; returns the number of rows."""
     if not missing:
-        return
+        return 0
     num_before = len(job.items) - len(missing)
     with _rows(job, missing) as rows, job.display.counting(len(job.items), num_before) as progress:
-        # The loop drives the work: rows are written as they come.
-        for _ in job.parts.write(_shown(rows, progress)):
-            pass
+        # The sum drives the work: rows are written as they come.
+        return sum(job.parts.write(_shown(rows, progress)))
 
 
 def _shown(rows: Iterator[Row], progress: Counting) -> Iterator[Row]:
     for row in rows:
         yield row
-        progress.advance()
+        progress.advance(is_last=row.is_last)
 
 
 @contextlib.contextmanager
@@ -168,15 +193,20 @@ def _rows(job: _Job, items: list[Item]) -> Iterator[Iterator[Row]]:
         # Of object storage, reading is mostly waiting.
         is_remote = any("://" in item.root for item in items)
         threads = _REMOTE_THREADS if is_remote else None
-        with contextlib.closing(predict_rows(job.predictor, items, open_root, threads)) as rows:
+        found = predict_rows(job.predictor, items, open_root, threads, _views(job))
+        with contextlib.closing(found) as rows:
             yield rows
         return
     with connection.connected():
         # Ray takes seconds to import, which few images do not need.
         from drone.cluster.inference import predict_on_ray
 
-        with contextlib.closing(predict_on_ray(job.predictor, items)) as rows:
+        with contextlib.closing(predict_on_ray(job.predictor, items, _views(job))) as rows:
             yield rows
+
+
+def _views(job: _Job) -> Views:
+    return Views(every_s=job.request.every_s, margin=job.request.margin)
 
 
 def _write_results(job: _Job, num_new: int, images_per_s: float) -> PredictionResult:
@@ -188,6 +218,9 @@ def _write_results(job: _Job, num_new: int, images_per_s: float) -> PredictionRe
     page = out / "predictions.html"
     facts = [f"{len(job.items)} images", f"{counts.num_unsure} unsure", f"model {_name(job)}"]
     contact_sheet.write_contact_sheet(job.parts.read(by_key), classes, page, facts)
+    found = sequences.find_sequences(job.parts.read(by_key), job.predictor)
+    if found:
+        sequences.write_sequences(found, job.predictor.info, out)
     return PredictionResult(
         num_images=len(job.items),
         num_new=num_new,
@@ -197,6 +230,7 @@ def _write_results(job: _Job, num_new: int, images_per_s: float) -> PredictionRe
         images_per_s=round(images_per_s, 1),
         table=out / "predictions.parquet",
         page=page,
+        sequences=tuple(found),
         class_folders=_lay_out(job, by_key),
     )
 
@@ -221,9 +255,11 @@ def _lay_out(job: _Job, by_key: dict[str, Item]) -> Path | None:
 
 
 def _labelled(job: _Job, by_key: dict[str, Item]) -> Iterator[tuple[Item, str]]:
-    """Yields the images that have a prediction, with their labels."""
+    """Yields the images that have a prediction as a whole, with their labels."""
     for part in job.parts.read(by_key):
-        columns = (part.table[name].to_pylist() for name in ("key", "label"))
-        for key, label in zip(*columns, strict=True):
-            if label is not None:
-                yield by_key[key], label
+        columns = (part.table[name].to_pylist() for name in ("key", "label", "x", "sequence"))
+        for key, label, x, sequence in zip(*columns, strict=True):
+            item = by_key[key]
+            is_part = x is not None or sequence == item.path
+            if label is not None and not is_part:
+                yield item, label

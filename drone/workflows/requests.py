@@ -275,6 +275,17 @@ class PredictRequest:
     """Folder for the predictions; the same command continues what was interrupted there, and adds
     images that are new."""
 
+    boxes: Path | None = None
+    """Boxes to classify in the images or clips: a CSV (path,x,y,w,h and maybe track and frame),
+    YOLO or COCO file, or a folder of YOLO files. Files without a box are left out."""
+
+    margin: float = 0.65
+    """Margin around boxes, as a share of their longer side."""
+
+    every_s: float | None = None
+    """Seconds from one frame of a clip to the next, 0 for all (default: 0.5; with --boxes all
+    frames that have some)."""
+
     sort: Literal["link", "copy"] | None = None
     """Also lay the images out in one folder per class below --out: as links or as copies."""
 
@@ -290,6 +301,13 @@ class PredictRequest:
             raise ConfigError("Name what predicts: one of --model URI, --run RUN, --onnx FILE.")
         if not self.images:
             raise ConfigError("--images is missing: name folders, archives, files or URIs.")
+        for name in ("every_s", "margin"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1000:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} is {value}; it must be 0 to 1000.")
+        if self.boxes is not None and not self.boxes.exists():
+            raise ConfigError(f"--boxes {self.boxes} does not exist; name a file of boxes.")
         if self.ray_from < 0:
             raise ConfigError(f"--ray-from is {self.ray_from}; it must be 0 or more.")
         if self.out.exists() and not self.out.is_dir():

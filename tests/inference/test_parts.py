@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,24 @@ def test_what_came_before_an_interruption_is_kept(parts: Parts) -> None:
     assert sum(parts.write(map(row, range(6, 11)))) == 5
     keys = {row(number).item.key for number in range(11)}
     assert paths(parts, keys) == [f"/r/{number}.jpg" for number in range(11)]
+
+
+def test_all_rows_of_a_file_are_kept_or_none(parts: Parts) -> None:
+    def frames(number: int, count: int) -> list[Row]:
+        return [replace(row(number), frame=at, is_last=at == count - 1) for at in range(count)]
+
+    def rows() -> Iterator[Row]:
+        yield from frames(0, 9)
+        yield from frames(1, 3)
+        yield from frames(2, 3)[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(parts.write(rows()))
+    assert parts.keys() == {row(0).item.key, row(1).item.key}
+    list(parts.write(frames(2, 3)))
+    keys = {row(number).item.key for number in range(3)}
+    assert paths(parts, keys) == ["/r/0.jpg"] * 9 + ["/r/1.jpg"] * 3 + ["/r/2.jpg"] * 3
 
 
 def test_only_the_rows_that_are_wanted_are_read_each_once(parts: Parts) -> None:

@@ -1,6 +1,7 @@
 """Rows: the answers of `Predictor.predict`, and reasons where there is none."""
 
 import hashlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from drone.errors import ImageError
 from drone.inference import predict_frame
 from drone.inference.items import Item
 from drone.inference.listing import list_items
-from drone.inference.rows import Row, predict_rows, probability_column, to_table
+from drone.inference.prediction import predict_rows
+from drone.inference.rows import Row, probability_column, to_table
 from drone.labels import CLASSES, NONE
 from drone.serving.predictor import Prediction, Predictor
 
@@ -54,13 +56,14 @@ def test_thumbnails_have_the_aspect_of_the_image(mess: Path, predictor: Predicto
 def test_the_table(predictor: Predictor) -> None:
     probabilities = dict(zip(CLASSES, (0.7, 0.1, 0.1, 0.1), strict=True))
     prediction = Prediction(0, NONE, probabilities, 0.3, 0.2, unsure=False)
-    box = Item(root="/r", name="c.mp4", frame=7, time_s=0.25, box=(1, 2, 3, 4), track="t")
+    clip = Item(root="/r", name="c.mp4")
+    part = Row(item=clip, frame=7, time_s=0.25, box=(1, 2, 3, 4), track="t")
     bad = Row(item=Item(root="/r", name="x"), reason="empty", detail="The file is empty.")
-    table = to_table([Row(item=box, md5="0", prediction=prediction), bad], CLASSES).to_pylist()
+    table = to_table([replace(part, md5="0", prediction=prediction), bad], CLASSES).to_pylist()
     assert table[0]["label"] == NONE and table[0]["known"] == pytest.approx(0.2)
     assert table[0]["confidence"] == pytest.approx(0.7) and table[0]["reason"] == ""
-    assert [table[0][name] for name in ("frame", "time_s", *"xywh", "track")] == [
-        *(7, 0.25, 1, 2, 3, 4, "t")
+    assert [table[0][name] for name in ("sequence", "frame", "time_s", *"xywh", "track")] == [
+        *("/r/c.mp4", 7, 0.25, 1, 2, 3, 4, "t")
     ]
     assert table[0][probability_column(CLASSES[0])] == pytest.approx(0.7)
     assert table[1]["path"] == "/r/x" and table[1]["reason"] == "empty"
