@@ -18,7 +18,6 @@ from drone.errors import ImageError, RunError
 from drone.labels import CLASSES
 from drone.model import export, mobilenet
 from drone.serving import predictor as predicting
-from drone.serving import preprocess
 from drone.serving.predictor import Predictor
 from drone.serving.preprocess import to_pixels
 from drone.serving.weighted_semaphore import WeightedSemaphore
@@ -128,7 +127,7 @@ def test_only_so_many_pixels_are_decoded_at_a_time(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predicting, "_MAX_DECODING_PIXELS", 1_000_000)
-    predictor, decode = Predictor(exported), preprocess._decode_opened
+    predictor, decode = Predictor(exported), predicting.decode_opened
     lock, held, seen = threading.Lock(), [], []
 
     def counted(image: Image.Image) -> Image.Image:
@@ -143,7 +142,7 @@ def test_only_so_many_pixels_are_decoded_at_a_time(
             with lock:
                 held.remove(pixels)
 
-    monkeypatch.setattr(preprocess, "_decode_opened", counted)
+    monkeypatch.setattr(predicting, "decode_opened", counted)
     blank = {side: saved(Image.new("1", (side, side))) for side in (300, 700, 900, 1500)}
     # An image that cannot be decoded releases its weight too.
     images = [*blank.values(), blank[900][:-30]] * 6
