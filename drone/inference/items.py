@@ -42,7 +42,7 @@ class Item:
     def key(self) -> str:
         """32 hexadecimal digits that differ between items, and after a change of the content."""
         boxes = [(box.x, box.y, box.w, box.h, box.track, box.frame) for box in self.boxes]
-        parts = (self.path, self.change_token, boxes, self.frame, self.time_s)
+        parts = (self.path, self.change_token, boxes, self.frame)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     @property

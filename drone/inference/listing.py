@@ -116,13 +116,13 @@ def _as_frames(items: list[Item]) -> list[Item]:
     numbers = {path.name: number for number, path in numbered_images(folder).items()}
     if numbers.keys() != {item.name for item in items}:
         return items
-    first = min(numbers.values())
+    # Times from the numbers alone: what else is in the folder may change.
     frames = [
         replace(
             item,
             sequence=item.root,
             frame=numbers[item.name],
-            time_s=(numbers[item.name] - first) / FRAMES_PER_S,
+            time_s=numbers[item.name] / FRAMES_PER_S,
         )
         for item in items
     ]

@@ -1,11 +1,13 @@
 """What the names of images lead to."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from drone.errors import DataError
+from drone.inference.boxes import Box
 from drone.inference.items import Item
 from drone.inference.listing import list_items
 from drone.storage import raw_roots
@@ -74,5 +76,6 @@ def test_the_key_changes_with_the_content_and_the_part_of_the_file(tmp_path: Pat
     assert before.key == list_items([str(file)])[0].key
     os.utime(file, (1, 1))
     assert list_items([str(tmp_path)])[0].key != before.key
-    parts = [{}, {"frame": 0}, {"box": (0, 0, 9, 9)}, {"track": "1"}]
+    box = Box(path="n", x=0, y=0, w=9, h=9, origin="boxes.csv, line 2")
+    parts = [{}, {"frame": 0}, {"boxes": (box,)}, {"boxes": (replace(box, track="1"),)}]
     assert len({Item(root="r", name="n", **part).key for part in parts}) == 4
