@@ -1,20 +1,27 @@
 """Predicts images on every processor of Ray: of this machine, or of a cluster."""
 
 import collections
+import functools
 import itertools
 import socket
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import ray
+from pyarrow import fs
 
-from drone.data.prepare.roots import on_disk
+from drone.cluster import (
+    connection,
+    head_files,  # noqa: F401  Makes head:// reachable in this process.
+)
+from drone.data.prepare.roots import Root, on_disk
 from drone.errors import DataError, DroneError
 from drone.inference.items import Item
-from drone.inference.prediction import Views, predict_rows
+from drone.inference.prediction import Views, is_clip_item, predict_rows
 from drone.inference.rows import Row
 from drone.serving.predictor import Predictor
-from drone.storage.raw_roots import open_root
+from drone.storage.filesystem import open_filesystem
+from drone.storage.raw_roots import ObjectStore, open_root
 
 _TASK_SIZE = 64
 """Images of one task: half a second of work, beside which starting the task costs little."""
@@ -35,18 +42,28 @@ def predict_on_ray(
     """Yields the rows of each item, in their order, from tasks on all processors of Ray.
 
     A task whose machine is lost runs again elsewhere. What the user can fix (a DroneError) is
-    raised here as it was raised there.
+    raised here as it was raised there. Clips are predicted on this machine.
     """
+    for are_clips, group in itertools.groupby(items, is_clip_item):
+        if are_clips:
+            yield from predict_rows(predictor, group, open_root, views=views)
+        else:
+            yield from _predict_images(predictor, group, views)
+
+
+def _predict_images(
+    predictor: Predictor, items: Iterator[Item], views: Views
+) -> Generator[Row, None, None]:
     task = ray.remote(_predict_chunk)
     content = ray.put(predictor.content)
     tasks: collections.deque[ray.ObjectRef] = collections.deque()
-    iterator = iter(items)
     try:
         while True:
             # Asked each time: a cluster may grow.
             limit = _AHEAD * int(ray.cluster_resources().get("CPU", 1))
-            while len(tasks) < limit and (chunk := list(itertools.islice(iterator, _TASK_SIZE))):
-                tasks.append(task.remote(content, predictor.checksum, chunk, views))
+            while len(tasks) < limit and (chunk := list(itertools.islice(items, _TASK_SIZE))):
+                folders = {item.root: _readable(item.root) for item in chunk}
+                tasks.append(task.remote(content, predictor.checksum, chunk, views, folders))
             if not tasks:
                 return
             rows = ray.get(tasks.popleft())
@@ -58,20 +75,37 @@ def predict_on_ray(
             ray.cancel(waiting)
 
 
+def _readable(root: str) -> str:
+    """Returns where the other machines can read a root, if it is a folder."""
+    return root if "://" in root else connection.readable_uri(str(on_disk(Path(root))))
+
+
 def _predict_chunk(
-    content: bytes, checksum: str, chunk: list[Item], views: Views
+    content: bytes, checksum: str, chunk: list[Item], views: Views, folders: Mapping[str, str]
 ) -> list[Row] | DroneError:
     try:
-        for root in {item.root for item in chunk}:
-            _check_reachable(root)
+        predictor = _predictor(content, checksum)
         # One processor is what the task has. Waiting for object storage takes none.
         is_remote = any("://" in item.root for item in chunk)
         threads = _REMOTE_THREADS if is_remote else 1
-        predictor = _predictor(content, checksum)
-        return list(predict_rows(predictor, chunk, open_root, threads, views))
+        opener = functools.partial(_open, folders)
+        return list(predict_rows(predictor, chunk, opener, threads, views))
     except DroneError as error:
         # As a value: what a task raises arrives wrapped, and with a traceback in the log.
         return error
+
+
+def _open(folders: Mapping[str, str], root: str) -> Root:
+    """Opens a root; a folder that this machine lacks is read from the one of the job."""
+    if "://" in root or on_disk(Path(root)).exists():
+        return open_root(root)
+    filesystem, path = open_filesystem(folders[root])
+    if filesystem.get_file_info(path).type != fs.FileType.Directory:  # Such as an archive.
+        raise DataError(
+            f"{root} is not on the machine {socket.gethostname()}, which shares the work. Unpack "
+            f"it into a folder, or name a URI such as s3://bucket/images."
+        )
+    return ObjectStore(filesystem, path)
 
 
 def _predictor(content: bytes, checksum: str) -> Predictor:
@@ -82,11 +116,3 @@ def _predictor(content: bytes, checksum: str) -> Predictor:
         model = Path(f"model {checksum[:12]}")
         _predictors[checksum] = Predictor(model, threads=1, max_concurrency=1, content=content)
     return _predictors[checksum]
-
-
-def _check_reachable(root: str) -> None:
-    if "://" not in root and not on_disk(Path(root)).exists():
-        raise DataError(
-            f"{root} is not on the machine {socket.gethostname()}, which shares the work. Name a "
-            f"folder that all machines of the cluster have, or a URI such as s3://bucket/images."
-        )

@@ -60,7 +60,7 @@ def predict_rows(
     """
     views = views or Views()
     predict_image = functools.partial(_predict_image, predictor, opener, views)
-    for are_clips, group in itertools.groupby(items, _is_clip):
+    for are_clips, group in itertools.groupby(items, is_clip_item):
         if are_clips:
             for item in group:
                 yield from _marked(_Clip(predictor, item, views).rows(threads))
@@ -78,7 +78,8 @@ def _marked(rows: Iterator[Row]) -> Iterator[Row]:
     yield replace(previous, is_last=True)
 
 
-def _is_clip(item: Item) -> bool:
+def is_clip_item(item: Item) -> bool:
+    """Whether an item is a clip in a folder of this machine."""
     path = item.local_file
     try:
         return path is not None and path.is_file() and is_clip(path)

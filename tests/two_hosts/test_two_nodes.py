@@ -4,6 +4,7 @@ The hosts are namespaces on this machine, each with an address, a home, an SSH s
 its own. They share no folder. The tests use one cluster, in the order in which they stand here.
 """
 
+import csv
 import json
 import re
 import shutil
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 import pytest
 
 from drone.data.dataset import Dataset
-from tests.conftest import ROOT
+from drone.errors import ImageError
+from tests.conftest import ROOT, MadeUp
 from tests.jobs.processes import wait_for
 from tests.two_hosts.hosts import Host, hosts, missing
 
@@ -151,6 +153,22 @@ def test_two_workers_on_two_machines_train_one_model(cluster: Cluster, undisturb
     assert list((cluster.worker.home / ".cache/drone/datasets").glob("*/dataset.json"))
     assert not (cluster.worker.home / "runs").exists()
     assert list(cluster.head.home.glob(f"runs/{undisturbed['id']}/**/state.json"))
+
+
+def test_both_machines_predict_the_images_of_one(
+    cluster: Cluster, undisturbed: dict, made_up: MadeUp
+) -> None:
+    shutil.copytree(made_up.folder, cluster.head.home / "photos")
+    args = f"--run {undisturbed['id']} --images photos --out answers --ray-from 0"
+    output = cluster.submit("predict", args)
+    with (cluster.head.home / "answers" / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    files = [path for path in (cluster.head.home / "photos").rglob("*") if path.is_file()]
+    # One row a file, whichever machine has predicted it.
+    assert len(rows) == len({row["path"] for row in rows}) > 100
+    assert len(rows) <= len(files)
+    assert {row["reason"] for row in rows} <= {"", *ImageError.REASONS}
+    assert sum(row["label"] != "" for row in rows) > 0.8 * len(rows), output
 
 
 def test_training_begins_with_fewer_workers_and_takes_in_those_that_come(
