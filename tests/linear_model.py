@@ -26,7 +26,8 @@ def write_linear(
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
         # Every image is known, with a score of 1.
-        helper.make_node("ReduceSum", ["probabilities", "axis"], ["known"], keepdims=0),
+        helper.make_node("ReduceSum", ["probabilities", "axis"], ["sums"], keepdims=0),
+        helper.make_node("Round", ["sums"], ["known"]),
     ]
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", side_px, side_px, 3])
     shapes = {"probabilities": ["n", weights_PK.shape[1]], "known": ["n"]}

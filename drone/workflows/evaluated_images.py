@@ -12,7 +12,8 @@ from drone.commands import command
 from drone.data.dataset import Dataset, Split
 from drone.data.images import Negatives
 from drone.data.prepare.listing import LeftOut
-from drone.errors import ConfigError, RunError
+from drone.data.prepare.negatives import list_negatives
+from drone.errors import ConfigError, DataError, RunError
 from drone.evaluation import mixed_resolution
 from drone.evaluation.batch_inference import (
     LoadPixels,
@@ -25,10 +26,13 @@ from drone.evaluation.metrics import Predictions, Proportion, proportion
 from drone.evaluation.mixed_resolution import Comparison, Variant
 from drone.evaluation.none_of_these import KnownScores, score_known
 from drone.evaluation.unseen import load_unseen
+from drone.inference.items import Item
+from drone.inference.prediction import predict_rows
 from drone.names import short_key
 from drone.serving.predictor import ModelInfo, Predictor
 from drone.serving.preprocess import Preprocessing
 from drone.storage import dataset_cache
+from drone.storage.raw_roots import open_root
 from drone.tracking import artifacts
 from drone.tracking.runs import Run
 from drone.workflows.moved import open_recorded
@@ -217,6 +221,57 @@ def predict_folder(
         folders_left_out=unseen.folders_left_out,
     )
     return _with_comparisons(evaluated, sides_N, predictor, track, baseline)
+
+
+def with_negatives(
+    evaluated: EvaluatedImages,
+    run: Run,
+    predictor: Predictor,
+    folders: Sequence[str],
+    track: Track,
+) -> EvaluatedImages:
+    """Returns an evaluation with negatives of folders, under a name of its own.
+
+    Args:
+        evaluated: Images of classes, with the model's predictions.
+        run: Run of the model; negatives that it was trained on are left out.
+        predictor: The model.
+        folders: Folders of negatives, as for `prepare`.
+        track: Shows the progress.
+
+    Raises:
+        DataError: A folder cannot be read, or holds no image that is new to the model.
+    """
+    files = list_negatives(folders, predictor.info.classes, open_root).files
+    images = artifacts.images_of(run.info.run_id)
+    seen = set(images.loc[images["split"] != "test", "md5"])
+    rows = predict_rows(
+        predictor, (Item(root=file.root, name=file.path) for file in files), open_root
+    )
+    known, kinds, left_out = [], [], dict(evaluated.left_out)
+    for number, row in zip(track(range(len(files)), "negatives", len(files)), rows, strict=True):
+        if row.prediction is None or row.md5 in seen:
+            left_out[row.item.path] = row.detail or "It was trained on."
+            continue
+        known.append(row.prediction.known)
+        kinds.append(files[number].kind)
+    if not known:
+        raise DataError(f"{', '.join(folders)}: no image is new to the model. Name other ones.")
+    scores = score_known(
+        evaluated.predictions.known_N,
+        predictor.info.known_above,
+        np.array(known, np.float32),
+        kinds,
+    )
+    names = [short_key(Path(folder).name) for folder in folders]
+    return replace(
+        evaluated,
+        # Not over the evaluation without them, from which the gate reads.
+        name="-".join([evaluated.name, "negatives", *names]),
+        facts={**evaluated.facts, "negatives": ", ".join(folders)},
+        known=scores,
+        left_out=left_out,
+    )
 
 
 def _check_unseen(dataset: Dataset, run_id: str, name: str, advice: str) -> None:

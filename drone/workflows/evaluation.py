@@ -21,6 +21,7 @@ from drone.workflows.evaluated_images import (
     predict_folder,
     predict_test_split,
     test_split_name,
+    with_negatives,
 )
 from drone.workflows.requests import EvaluateRequest
 
@@ -76,6 +77,8 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
                     f"{evaluated.facts['data set']} is not the data set that run "
                     f"{run.info.run_name} was trained on: these scores are on another test split."
                 )
+        if request.negatives:
+            evaluated = with_negatives(evaluated, run, predictor, request.negatives, display.track)
         scores, file = _write(run, evaluated, request.out)
     return EvaluationResult(run.info.run_id, evaluated, scores, file)
 

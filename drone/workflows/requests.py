@@ -148,6 +148,11 @@ class EvaluateRequest:
     """Folder of class folders to evaluate on instead; images that the model was trained on, and
     their near duplicates, are left out."""
 
+    negatives: tuple[str, ...] = ()
+    """Folders, zip archives or URIs of images that show none of the classes, each with one
+    subfolder per kind (default: the negatives of the test split); those that the model was trained
+    on are left out."""
+
     against: str | None = None
     """Run of a model for 224 px (such as preset finetune) to compare a multi-resolution model with,
     image by image."""
