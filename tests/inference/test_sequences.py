@@ -1,11 +1,13 @@
 """Clips, numbered images and boxes: their rows, and one answer for each sequence."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from drone.errors import DataError
+from drone.inference.boxes import MARGIN
 from drone.inference.prediction import EVERY_S
 from drone.workflows.prediction import PredictionResult, predict
 from drone.workflows.requests import PredictRequest
@@ -100,3 +102,9 @@ def test_boxes_of_nothing_are_refused(run, tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text("path,x,y,w,h\nother.png,1,1,5,5\n")
     with pytest.raises(DataError, match=r"boxes.csv, line 2: the box is for other.png"):
         run("image.png", boxes=tmp_path / "boxes.csv")
+
+
+def test_the_default_margin_is_the_measured_one() -> None:
+    # The request names it too, since importing boxes takes longer than --help may.
+    fields = {field.name: field.default for field in dataclasses.fields(PredictRequest)}
+    assert fields["margin"] == MARGIN
