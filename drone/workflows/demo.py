@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import pandas as pd
 from drone.commands import command
 from drone.data.dataset import open_dataset
 from drone.errors import DroneError, RunError, WeightsError
+from drone.labels import NONE
 from drone.model import weights
 from drone.project import ROOT
 from drone.storage.raw_roots import open_root
@@ -200,19 +201,26 @@ def _ask(model: Sequence[str], data: Path, report: Path, display: Display) -> An
             _predict(url, open_root(root).read(path, _MAX_UPLOAD_BYTES))
             for root, path in zip(rows["root"], rows["path"], strict=True)
         ]
-    labels = np.array([answer["label"] for answer in answers])
-    right = labels == rows["class_name"].to_numpy()
+    # As the report counts: by the most probable class, also where the answer is none of these.
+    predicted = np.array([_most_probable(answer) for answer in answers])
+    right = predicted == rows["class_name"].to_numpy()
+    is_known = np.array([answer["label"] != NONE for answer in answers])
     # As text: a class may be called NA or 01.
     table = pd.read_csv(report / "predictions.csv", keep_default_na=False, dtype=str)
     reported = table.set_index("path")["predicted"]
-    shown = int(right.argmax())
+    shown = int((right & is_known).argmax())
     return Answers(
         num_images=len(rows),
         num_right=int(right.sum()),
-        num_as_reported=int((labels == reported.loc[rows["path"]].to_numpy()).sum()),
-        example=f"{rows['path'].iloc[shown]} shows {labels[shown]} "
+        num_as_reported=int((predicted == reported.loc[rows["path"]].to_numpy()).sum()),
+        example=f"{rows['path'].iloc[shown]} shows {predicted[shown]} "
         f"({answers[shown]['confidence']:.0%})",
     )
+
+
+def _most_probable(answer: Mapping[str, Any]) -> str:
+    probabilities: dict[str, float] = answer["probabilities"]
+    return max(probabilities, key=probabilities.__getitem__)
 
 
 @contextmanager

@@ -216,7 +216,7 @@ def _write_results(job: _Job, num_new: int, images_per_s: float) -> PredictionRe
     columns = results.columns_of(classes, optional)
     counts = results.write_tables(job.parts.read(by_key), columns, out)
     page = out / "predictions.html"
-    facts = [f"{len(job.items)} images", f"{counts.num_unsure} unsure", f"model {_name(job)}"]
+    facts = [f"{len(job.items)} files", f"{counts.num_unsure} unsure", f"model {_name(job)}"]
     contact_sheet.write_contact_sheet(job.parts.read(by_key), classes, page, facts)
     found = sequences.find_sequences(job.parts.read(by_key), job.predictor)
     if found:
