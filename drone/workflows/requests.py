@@ -311,8 +311,6 @@ class PredictRequest:
             if value is not None and not 0 <= value <= 1000:
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag} is {value}; it must be 0 to 1000.")
-        if self.boxes is not None and not self.boxes.exists():
-            raise ConfigError(f"--boxes {self.boxes} does not exist; name a file of boxes.")
         if self.ray_from < 0:
             raise ConfigError(f"--ray-from is {self.ray_from}; it must be 0 or more.")
         if self.out.exists() and not self.out.is_dir():

@@ -155,7 +155,7 @@ def test_the_whole_way(run_job: RunJob, call_job: RunJob, tmp_path: Path) -> Non
     done = call_job("evaluate", "--run", run_id, "--images", "raw & #1", "--json")
     assert done.code == 0 and done.result["on"] == "images-raw :26: :23:1", done.err
     assert f"{done.result['on']}/accuracy" in MlflowClient().get_run(run_id).data.metrics
-    limits = ["--limits.min-recall", 0, "--limits.max-ece", 1]
+    limits = ["--limits.min-recall", 0, "--limits.max-ece", 1, "--limits.min-accepted", 0]
     done = call_job("promote", "--run", run_id, *limits, "--name", "a & b", "--json")
     assert done.code == 0 and done.result["promoted"], done.err
     done = call_job("export", "--model", "models:/a & b@champion", "--out", "out")
