@@ -95,10 +95,9 @@ def _predict_image(predictor: Predictor, opener: Opener, views: Views, item: Ite
         data = opener(item.root).read(item.name, max_bytes)
     except OSError as error:
         return [replace(blank, reason=UNREADABLE, detail=cannot_be_read(error))]
-    # Not for security, which lets it run where FIPS rules forbid md5. Of a file that is too large
-    # only the beginning was read.
+    # Of a file that is too large only the beginning was read.
     if len(data) <= max_bytes:
-        blank = replace(blank, md5=hashlib.md5(data, usedforsecurity=False).hexdigest())
+        blank = replace(blank, md5=_md5(data).hexdigest())
     if item.name.lower().endswith(CLIP_SUFFIXES):  # In an archive or in object storage.
         detail = "It is a clip, which is read from local folders only: copy it to one."
         return [replace(blank, reason="unsupported", detail=detail)]
@@ -121,21 +120,35 @@ class _Clip:
             self._boxes.setdefault(box.frame, []).append(box)
         self._seen: set[int] = set()
         self._problem = ""
+        self._blank = Row(item=item)
 
     def rows(self, threads: int | None) -> Iterator[Row]:
         """Yields a row for each frame or for each of its boxes, then for what cannot be read."""
+        self._blank = replace(self._blank, md5=self._checksum())
         for rows in map_ahead(self._predict, self._frames(), threads):
             yield from rows
         yield from self._missing_boxes()
-        if not self._seen and not self._item.boxes:
-            self._problem = self._problem or "The clip has no frames."
         if self._problem:
-            yield Row(item=self._item, reason=DAMAGED_CLIP, detail=self._problem)
+            yield replace(self._blank, reason=DAMAGED_CLIP, detail=self._problem)
+        elif not self._seen and not self._item.boxes:
+            yield replace(self._blank, reason=DAMAGED_CLIP, detail="The clip has no frames.")
+        elif not self._seen and self._views.every_s:
+            detail = "The clip has none of the frames that its boxes name."
+            yield replace(self._blank, reason=BAD_BOX, detail=detail)
+
+    def _checksum(self) -> str:
+        path = self._item.local_file
+        assert path is not None
+        try:
+            with path.open("rb") as stream:
+                return hashlib.file_digest(stream, _md5).hexdigest()
+        except OSError:
+            return ""  # Reading its frames says why.
 
     def _frames(self) -> Iterator[Frame]:
         path, every_s = self._item.local_file, self._views.every_s
         assert path is not None
-        numbers = [number for number in self._boxes if number is not None]
+        numbers = {number for number in self._boxes if number is not None}
         if every_s is None:
             every_s = 0.0 if numbers else EVERY_S
         settings = self._predictor.info.preprocessing
@@ -148,7 +161,7 @@ class _Clip:
             self._problem = str(error)
 
     def _predict(self, frame: Frame) -> list[Row]:
-        blank = Row(item=self._item, frame=frame.number, time_s=frame.time_s)
+        blank = replace(self._blank, frame=frame.number, time_s=frame.time_s)
         boxes = self._boxes.get(frame.number, [None])
         cuts = [_cut(self._predictor, frame.image, box, self._views) for box in boxes]
         return [_predict_cut(self._predictor, blank, cut) for cut in cuts]
@@ -165,7 +178,12 @@ class _Clip:
 
     def _bad(self, box: Box, why: str) -> Row:
         track, detail = box.track or None, f"{box.origin}: {why}"
-        return Row(item=self._item, frame=box.frame, track=track, reason=BAD_BOX, detail=detail)
+        return replace(self._blank, frame=box.frame, track=track, reason=BAD_BOX, detail=detail)
+
+
+def _md5(data: bytes = b"") -> "hashlib._Hash":
+    # Not for security, which lets it run where FIPS rules forbid md5.
+    return hashlib.md5(data, usedforsecurity=False)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,22 @@ def test_boxes_of_frames_are_followed_by_their_tracks(run, tmp_path: Path) -> No
     assert sum(result.labels.values()) == 8 + 4 + 1 and result.num_images == 2
     box = next(row for row in rows if row["path"].endswith("image.png") and row["label"])
     assert [float(box[name]) for name in "xywh"] == [5, 5, 30, 30]
+
+
+def test_the_first_frame_with_a_box_of_each_step(run, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")
+    boxes = tmp_path / "boxes.csv"
+    lines = [f"clip.mp4,1,1,30,30,{number}" for number in (3, 4, 5, 9)]
+    boxes.write_text("\n".join(["path,x,y,w,h,frame", *lines]))
+    # Ten frames a second.
+    _, rows = run("clip.mp4", boxes=boxes, every_s=0.5)
+    assert [row["frame"] for row in rows] == ["3", "5"]
+    assert rows[0]["md5"] == hashlib.md5(clip.read_bytes()).hexdigest()
+    (tmp_path / "out").rename(tmp_path / "out before")
+    boxes.write_text("path,x,y,w,h,frame\nclip.mp4,1,1,30,30,99\n")
+    _, rows = run("clip.mp4", boxes=boxes, every_s=2.0)
+    assert [row["reason"] for row in rows] == ["bad-box"]
+    assert rows[0]["detail"] == "The clip has none of the frames that its boxes name."
 
 
 def test_numbered_images_are_frames_of_one_clip(run, tmp_path: Path) -> None:
