@@ -179,6 +179,23 @@ def replace_folder(new: Path, folder: Path) -> None:
     _flush_folder(folder.parent)
 
 
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yields a new folder beside another, which it replaces once the block has filled it.
+
+    Raises:
+        OSError: It cannot be written, or the folder could not be replaced, which is as it was.
+    """
+    building = building_name(folder)
+    shutil.rmtree(building, ignore_errors=True)  # Of a process that was killed.
+    building.mkdir()
+    try:
+        yield building
+        replace_folder(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
 def _exchange(first: Path, second: Path) -> bool:
     """Exchanges two names in one step; False where the system or the file system cannot."""
     if not sys.platform.startswith("linux"):

@@ -1,12 +1,11 @@
 """Lays images out in one folder per class: as links, or as copies."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from drone.errors import ConfigError, DataError
-from drone.files import building_name, replace_folder
+from drone.files import replacing_folder
 from drone.inference.items import Item
 from drone.names import check_folder_name
 
@@ -49,18 +48,13 @@ def lay_out(
         DataError: A file cannot be read any more.
         OSError: The folder cannot be written.
     """
-    building, count = building_name(folder), 0
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    try:
+    count = 0
+    with replacing_folder(folder) as building:
         for item, label in labelled:
             check_folder_name(label, "The name of a class")
             (building / label).mkdir(exist_ok=True)
             _place(item, layout, _free_name(building / label, item), read)
             count += 1
-        replace_folder(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return count
 
 

@@ -8,7 +8,6 @@ a browser does not let a page from a disk read other files.
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 
-from drone.files import building_name, replace_folder, write_whole
+from drone.files import replacing_folder, write_whole
 from drone.inference.parts import Part
 from drone.labels import NONE
 
@@ -69,14 +68,8 @@ def write_contact_sheet(
     groups = [*classes, NONE, NOT_READ]
     index = _read_index(parts, groups)
     folder = target.with_name(f"{target.stem}_pages")
-    building = building_name(folder)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    try:
+    with replacing_folder(folder) as building:
         pages = [list(_write_group(index, number, building)) for number in range(len(groups))]
-        replace_folder(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     sheet = [
         {"name": name, "pages": of_group} for name, of_group in zip(groups, pages, strict=True)
     ]

@@ -1,7 +1,6 @@
 """One answer for each clip, folder of numbered images and track, in a table and on a page."""
 
 import csv
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from pyarrow import compute
 
-from drone.files import building_name, replace_folder, replacing, write_whole
+from drone.files import replacing, replacing_folder, write_whole
 from drone.inference.consensus import Agreement, Consensus, Timeline, find_consensus
 from drone.inference.parts import Part
 from drone.inference.rows import probability_column
@@ -126,15 +125,9 @@ def write_sequences(results: list[SequenceResult], info: ModelInfo, out: Path) -
         writer = csv.DictWriter(stream, list(results[0].as_dict()))
         writer.writeheader()
         writer.writerows(result.as_dict() for result in results)
-    building = building_name(out / _PLOTS)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    try:
+    with replacing_folder(out / _PLOTS) as building:
         for number, result in enumerate(results):
             _plot(result, info, building / f"{number}.png")
-        replace_folder(building, out / _PLOTS)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     environment = Environment(
         loader=PackageLoader("drone.inference"), autoescape=select_autoescape()
     )

@@ -215,8 +215,13 @@ class ExportRequest:
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag} is {value}; it must be 0 to 1.")
         for option, folder in (("--out", self.out), ("--page", self.page)):
-            if folder is not None and folder.exists() and not folder.is_dir():
-                raise ConfigError(f"{option} is {folder}, which is a file; name a folder.")
+            if folder is not None:
+                _check_no_file(option, folder)
+
+
+def _check_no_file(option: str, folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{option} is {folder}, which is a file; name a folder.")
 
 
 PAGE_FOLDER = ROOT / "web"
@@ -313,8 +318,7 @@ class PredictRequest:
                 raise ConfigError(f"{flag} is {value}; it must be 0 to 1000.")
         if self.ray_from < 0:
             raise ConfigError(f"--ray-from is {self.ray_from}; it must be 0 or more.")
-        if self.out.exists() and not self.out.is_dir():
-            raise ConfigError(f"--out is {self.out}, which is a file; name a folder.")
+        _check_no_file("--out", self.out)
         for name in self.images:
             # The tables name them.
             if "://" in name and redact(name) != name:
