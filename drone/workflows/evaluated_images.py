@@ -25,7 +25,7 @@ from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.metrics import Predictions, Proportion, proportion
 from drone.evaluation.mixed_resolution import Comparison, Variant
 from drone.evaluation.none_of_these import KnownScores, score_known
-from drone.evaluation.unseen import load_unseen
+from drone.evaluation.unseen import Unseen, load_unseen
 from drone.inference.items import Item
 from drone.inference.prediction import predict_rows
 from drone.names import short_key
@@ -124,14 +124,7 @@ def predict_test_split(
     # Of one size, for the report and for the comparison.
     squashed = replace(dataset, at_own_sizes=False).split("test")
     test = dataset.split("test")
-    outputs = predict_outputs_in_batches(predictor, test.sides_N, test.gather, track)
-    predictions = Predictions(
-        paths=test.paths,
-        labels_N=test.labels_N,
-        probs_NK=outputs.probs_NK,
-        classes=predictor.info.classes,
-        known_N=outputs.known_N,
-    )
+    predictions = _predict(predictor, test, test.sides_N, test.gather, track)
     evaluated = EvaluatedImages(
         name=test_split_name(dataset.fingerprint, own),
         title="its test split" if own else f"the test split of {dataset.folder}",
@@ -202,14 +195,7 @@ def predict_folder(
     side_px = predictor.info.preprocessing.side_px
     sides_N = unseen.sides_N if mixed else np.full(len(unseen.paths), side_px)
     load_pixels = unseen.at_own_sizes if mixed else squashed
-    outputs = predict_outputs_in_batches(predictor, sides_N, load_pixels, track)
-    predictions = Predictions(
-        paths=unseen.paths,
-        labels_N=unseen.labels_N,
-        probs_NK=outputs.probs_NK,
-        classes=predictor.info.classes,
-        known_N=outputs.known_N,
-    )
+    predictions = _predict(predictor, unseen, sides_N, load_pixels, track)
     evaluated = EvaluatedImages(
         name=f"images-{short_key(folder.resolve().name)}",
         title=str(folder),
@@ -221,6 +207,23 @@ def predict_folder(
         folders_left_out=unseen.folders_left_out,
     )
     return _with_comparisons(evaluated, sides_N, predictor, track, baseline)
+
+
+def _predict(
+    predictor: Predictor,
+    images: Split | Unseen,
+    sides_N: NDArray[np.int64],
+    load_pixels: LoadPixels,
+    track: Track,
+) -> Predictions:
+    outputs = predict_outputs_in_batches(predictor, sides_N, load_pixels, track)
+    return Predictions(
+        paths=images.paths,
+        labels_N=images.labels_N,
+        probs_NK=outputs.probs_NK,
+        classes=predictor.info.classes,
+        known_N=outputs.known_N,
+    )
 
 
 def with_negatives(
