@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import runpy
 import signal
 import sys
@@ -188,7 +189,13 @@ def run_to_end(name: str, *args: object, cwd: Path, **environment: str) -> Done:
             code = job.wait(timeout=280)
         finally:
             job.kill()
-        return Done(code, out.read_text(), err.read_text())
+        return Done(code, out.read_text(), _with_tracebacks(err.read_text()))
+
+
+def _with_tracebacks(text: str) -> str:
+    """Adds the files in which a job saved the traceback of a bug, so that a failed test shows it."""
+    saved = re.findall(r"Report it with (\S+\.log), which has the traceback", text)
+    return "\n".join([text, *(Path(file).read_text() for file in saved)]) if saved else text
 
 
 @pytest.fixture

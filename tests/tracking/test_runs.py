@@ -1,7 +1,10 @@
 """Runs in MLflow."""
 
+import os
+
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow.utils.model_utils import env_var_tracker
 
 from drone.errors import RunError
 from drone.tracking import runs
@@ -19,3 +22,10 @@ def test_resuming_a_run_that_the_store_does_not_have_names_the_store(parent_run_
             runs.start_run("study", lambda _: None, run_id),
         ):
             pass
+
+
+def test_mlflow_does_not_record_which_variables_other_threads_read() -> None:
+    """It would fail if the thread that renews a run's lease read one while a model is logged."""
+    with env_var_tracker() as recorded:
+        assert os.environ.get("PATH") == os.environ["PATH"]
+    assert not recorded
