@@ -193,7 +193,7 @@ def run_to_end(name: str, *args: object, cwd: Path, **environment: str) -> Done:
 
 
 def _with_tracebacks(text: str) -> str:
-    """Adds the files in which a job saved the traceback of a bug, so that a failed test shows it."""
+    """Adds what a job saved of a bug, so that a failed test shows it."""
     saved = re.findall(r"Report it with (\S+\.log), which has the traceback", text)
     return "\n".join([text, *(Path(file).read_text() for file in saved)]) if saved else text
 

@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from drone.data.prepare.class_names import ALL_KINDS
 from drone.errors import DataError
 from drone.evaluation.limits import Limits
-from drone.evaluation.none_of_these import ALL_KINDS
 from drone.names import printable
 
 _NUM_RESAMPLES = 2000

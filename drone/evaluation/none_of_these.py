@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from drone.data.prepare.class_names import ALL_KINDS
 from drone.evaluation.known_fit import ACCEPTED
 from drone.evaluation.metrics import Proportion, proportion, wilson
-
-ALL_KINDS = "all"
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
-"""Frames of video clips, animated GIFs and folders of numbered images, one at a time."""
+"""Frames of video clips and animated GIFs, one at a time; folders of numbered images."""
 
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from drone.errors import DataError, ImageError
-from drone.inference.unread import Unread, damaged
+from drone.errors import ImageError
+from drone.inference.unread import damaged
 from drone.serving.metadata import DECODE_ERRORS
-from drone.serving.preprocess import Preprocessing, decode
+from drone.serving.preprocess import Preprocessing
 
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 """Suffixes that make a clip of a file whose content tells nothing, such as a damaged one."""
@@ -35,7 +34,7 @@ class Frame:
     """One frame of a clip."""
 
     number: int
-    """Position of the frame in the clip, from 0; of a folder of images, the number in its name."""
+    """Position of the frame in the clip, from 0."""
 
     time_s: float
     """Seconds since the first frame."""
@@ -86,7 +85,6 @@ def frames(
     path: Path,
     every_s: float = 0.0,
     numbers: Collection[int] | None = None,
-    frames_per_s: float = FRAMES_PER_S,
     settings: Preprocessing | None = None,
 ) -> Iterator[Frame]:
     """Yields frames of a clip; memory does not grow with its length.
@@ -94,26 +92,20 @@ def frames(
     A damaged clip yields the frames that can be read, and then raises.
 
     Args:
-        path: Clip, or a folder of numbered images (see `numbered_images`).
+        path: The clip.
         every_s: Seconds from one frame to the next, of which the first in time is taken; 0 for all.
         numbers: Only frames with these numbers, such as those that have boxes.
-        frames_per_s: Frames per second of a folder of images; a clip has times of its own.
         settings: Their limits on the size of images hold for frames too.
 
     Raises:
         DataError: It is no clip, or no frame of it can be read.
         DamagedError: A part of the clip cannot be read. Its frames before and after were yielded.
     """
-    settings = settings or Preprocessing()
-    if path.is_dir():
-        read = _folder_frames(path, frames_per_s, settings)
-    else:
-        # Imported here: FFmpeg takes a while that images need not wait for.
-        from drone.inference.video import clip_frames
+    # Imported here: FFmpeg takes a while that images need not wait for.
+    from drone.inference.video import clip_frames
 
-        read = clip_frames(path, settings)
     due_s, num_damaged = 0.0, 0
-    for number, time_s, load in read:
+    for number, time_s, load in clip_frames(path, settings or Preprocessing()):
         if time_s < due_s or (numbers is not None and number not in numbers):
             continue
         try:
@@ -135,19 +127,3 @@ def _is_animated(path: Path) -> bool:
             return bool(getattr(image, "is_animated", False))
     except DECODE_ERRORS:
         return False  # Of a damaged GIF the first frame may still be read, as an image.
-
-
-def _folder_frames(folder: Path, frames_per_s: float, settings: Preprocessing) -> Iterator[Unread]:
-    images = numbered_images(folder)
-    if not images:
-        raise DataError(
-            f"{folder} is no clip: its images do not differ in the number at the end of their "
-            f"names alone. Name them frame_0001.jpg, frame_0002.jpg and so on."
-        )
-    first = min(images)
-    for number, path in images.items():
-        yield number, (number - first) / frames_per_s, partial(_decode_file, path, settings)
-
-
-def _decode_file(path: Path, settings: Preprocessing) -> Image.Image:
-    return decode(path.read_bytes(), settings)

@@ -102,7 +102,7 @@ def _predict_image(predictor: Predictor, opener: Opener, views: Views, item: Ite
         detail = "It is a clip, which is read from local folders only: copy it to one."
         return [replace(blank, reason="unsupported", detail=detail)]
     try:
-        with predictor.decoded(data) as image:
+        with predictor.decoded(data, whole=bool(item.boxes)) as image:
             # Cut before any is predicted: the decoded image may be large, and is released first.
             cuts = [_cut(predictor, image, box, views) for box in item.boxes or [None]]
     except ImageError as error:

@@ -20,7 +20,7 @@ from PIL import Image
 from drone.errors import ConfigError, RunError
 from drone.labels import BIRD, NONE
 from drone.serving.many import FileResult, predict_files
-from drone.serving.preprocess import Preprocessing, decode_opened, open_header, resize
+from drone.serving.preprocess import Preprocessing, decode_input, decode_opened, open_header, resize
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
 _EXPORT = "Export the model again: python ray_jobs/export.py --run RUN --out FOLDER"
@@ -291,17 +291,24 @@ class Predictor:
             return self.resize(image)
 
     @contextlib.contextmanager
-    def decoded(self, data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
-        """Yields an image as decoded, to be resized or cut; see `predict`.
+    def decoded(
+        self, data: bytes, max_pixels: int | None = None, *, whole: bool = False
+    ) -> Iterator[Image.Image]:
+        """Yields an image as decoded for `resize`; see `predict`.
 
         While the block runs, its pixels count towards those that may be decoded at the same time.
+
+        Args:
+            data: Content of the image file.
+            max_pixels: Maximum width times height; the model's own limit still applies.
+            whole: Decode at the full size, so that parts can be cut out.
         """
-        settings = self.info.preprocessing
+        settings, sides_px = self.info.preprocessing, self.info.sides_px
         if max_pixels is not None and max_pixels < settings.max_pixels:
             settings = replace(settings, max_pixels=max_pixels)
         image = open_header(data, settings)
         with self._decoding.acquire(image.width * image.height):
-            yield decode_opened(image)
+            yield decode_opened(image) if whole else decode_input(image, settings, sides_px)
             # Releases the decoded pixels before another thread may decode.
             image.close()
 

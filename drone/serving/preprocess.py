@@ -44,6 +44,10 @@ _TRANSPOSITIONS = {
 }
 """What undoes each EXIF orientation."""
 
+_OVERSAMPLING = 3
+"""How many times as large as the model's input a JPEG is decoded at least, if it is larger. At 2,
+the confidence would change by up to 0.04, at 3 by less than 0.01."""
+
 _BAND_ROWS = 256
 
 _MAX_FRAMES, _MAX_FRAME_PIXELS = 16, 100_000_000
@@ -116,13 +120,29 @@ def to_pixels(
     Raises:
         ImageError: The bytes are not an image that the model accepts.
     """
-    return resize(decode_opened(open_header(data, settings)), settings, sides_px)
+    return resize(decode_input(open_header(data, settings), settings, sides_px), settings, sides_px)
+
+
+def decode_input(
+    image: Image.Image, settings: Preprocessing, sides_px: Sequence[int] = ()
+) -> Image.Image:
+    """Decodes an opened image for `resize`, a JPEG at a reduced scale where that suffices.
+
+    The result differs from that of a whole image by less than half a grey level in the mean. A
+    multi-resolution model takes images at their own sizes, so they are decoded whole.
+
+    Raises:
+        ImageError: The image is damaged or its mode is not supported.
+    """
+    if sides_px or settings.resampling == "nearest":
+        return decode_opened(image)
+    return decode_reduced(image, _OVERSAMPLING * settings.side_px)
 
 
 def resize(
     image: Image.Image, settings: Preprocessing, sides_px: Sequence[int] = ()
 ) -> NDArray[np.uint8]:
-    """Like `to_pixels`, for an image that `decode_opened` decoded, or a part of it."""
+    """Like `to_pixels`, for an image that `decode_input` decoded, or a part of a whole one."""
     if not sides_px:
         return _resize(image, settings)
     side_px = sides_px[int(nearest_side(max(image.size), sides_px))]

@@ -136,9 +136,11 @@ class TestListing:
         (negatives / "sky").rename(negatives / "flying_birds")
         with pytest.raises(DataError, match=r"class 'Flying Birds', and --negatives.*with --raw"):
             list_negatives([negatives], CLASSES)
-        (negatives / "flying_birds").rename(negatives / "total")
-        with pytest.raises(ConfigError, match="is 'total', which the tables of counts use"):
-            list_negatives([negatives], CLASSES)
+        folder = negatives / "flying_birds"
+        for name in ("total", "all"):
+            folder = folder.rename(negatives / name)
+            with pytest.raises(ConfigError, match=f"is '{name}', which the tables of kinds use"):
+                list_negatives([negatives], CLASSES)
 
     def test_the_label_is_no_class(self) -> None:
         with pytest.raises(ConfigError, match="'None of these'.*Name their folder with --negat"):

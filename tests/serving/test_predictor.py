@@ -127,22 +127,22 @@ def test_only_so_many_pixels_are_decoded_at_a_time(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predicting, "_MAX_DECODING_PIXELS", 1_000_000)
-    predictor, decode = Predictor(exported), predicting.decode_opened
+    predictor, decode = Predictor(exported), predicting.decode_input
     lock, held, seen = threading.Lock(), [], []
 
-    def counted(image: Image.Image) -> Image.Image:
+    def counted(image: Image.Image, *settings: object) -> Image.Image:
         pixels = image.width * image.height
         with lock:
             held.append(pixels)
             seen.append((len(held), sum(held)))
         time.sleep(0.01)
         try:
-            return decode(image)
+            return decode(image, *settings)
         finally:
             with lock:
                 held.remove(pixels)
 
-    monkeypatch.setattr(predicting, "decode_opened", counted)
+    monkeypatch.setattr(predicting, "decode_input", counted)
     blank = {side: saved(Image.new("1", (side, side))) for side in (300, 700, 900, 1500)}
     # An image that cannot be decoded releases its weight too.
     images = [*blank.values(), blank[900][:-30]] * 6

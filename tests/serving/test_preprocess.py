@@ -7,10 +7,17 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from drone.errors import ConfigError, ImageError
-from drone.serving.preprocess import Preprocessing, decode, to_pixels
+from drone.serving.preprocess import (
+    Preprocessing,
+    decode,
+    decode_input,
+    open_header,
+    resize,
+    to_pixels,
+)
 from tests.serving import hostile
 
 SETTINGS = Preprocessing()
@@ -133,6 +140,34 @@ def test_an_image_error_survives_pickling() -> None:
 def test_a_file_that_is_too_long_is_not_decoded() -> None:
     with pytest.raises(ImageError, match=r"has 0.1 MiB; the limit is 0.000953674 MiB"):
         to_pixels(bytes(100_000), Preprocessing(max_bytes=1000))
+
+
+def _photograph(side_px: int) -> Image.Image:
+    """An image with detail of every size, smooth enough for JPEG."""
+    noise = Image.effect_noise((side_px, side_px), 90).filter(ImageFilter.GaussianBlur(3))
+    ramp = Image.linear_gradient("L").resize(noise.size)
+    return Image.merge("RGB", (noise, ramp, Image.blend(noise, ramp, 0.5)))
+
+
+def test_a_large_jpeg_is_decoded_at_a_reduced_scale_which_changes_next_to_nothing() -> None:
+    photograph = encoded(_photograph(1400), "JPEG")
+    settings = Preprocessing(side_px=224)
+    assert decode_input(open_header(photograph, settings), settings).size == (700, 700)
+    whole = resize(decode(photograph, settings), settings).astype(int)
+    assert np.abs(to_pixels(photograph, settings) - whole).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("resampling", "sides_px", "side_px"),
+    [("bilinear", (224, 448), 1400), ("nearest", (), 1400), ("bicubic", (), 1200)],
+)
+def test_an_image_is_decoded_whole_where_its_own_pixels_count(
+    resampling: str, sides_px: tuple[int, ...], side_px: int
+) -> None:
+    photograph = encoded(_photograph(side_px), "JPEG")
+    settings = Preprocessing(side_px=224, resampling=resampling)
+    image = decode_input(open_header(photograph, settings), settings, sides_px)
+    assert image.size == (side_px, side_px)
 
 
 def test_settings_survive_json_and_name_what_is_wrong() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFilter
 from playwright.sync_api import Page, expect
 
 from drone.labels import NONE
@@ -134,6 +134,20 @@ def test_images_are_uploaded_upright(visit: Visit, site: Site, orientation: int)
     expected = to_pixels(buffer.getvalue(), PREPROCESSING).astype(int)
     # JPEG decoders may differ by one or two levels.
     assert abs(uploaded(site) - expected).max() <= 2
+
+
+def test_a_large_jpeg_is_uploaded_as_the_service_would_decode_it(visit: Visit, site: Site) -> None:
+    """The service decodes it at a reduced scale, the browser whole."""
+    noise = Image.effect_noise((1400, 1400), 90).filter(ImageFilter.GaussianBlur(3))
+    photograph = Image.merge("RGB", (noise, noise.rotate(90), noise.rotate(180)))
+    buffer = io.BytesIO()
+    photograph.save(buffer, "JPEG", quality=90)
+    page = visit()
+    choose(page, {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": buffer.getvalue()})
+    submit(page)
+    expect(page.locator("#result")).to_be_visible()
+    expected = to_pixels(buffer.getvalue(), PREPROCESSING).astype(int)
+    assert abs(uploaded(site) - expected).mean() < 0.5
 
 
 def encode(kind: str) -> bytes:

@@ -9,6 +9,9 @@ from drone.names import MAX_KEY_LENGTH, check_name, key
 _COLUMNS = ("bin_px", "index", "label", "longer_side_px", "total")
 """Columns of tables that have a column per class too."""
 
+ALL_KINDS = "all"
+"""Row of all negatives together, in tables that have a row per kind."""
+
 
 def check_kind(name: str, setting: str) -> None:
     """Checks the name of a kind of negatives.
@@ -21,8 +24,8 @@ def check_kind(name: str, setting: str) -> None:
         ConfigError: It is no name, or tables use it for another row.
     """
     check_name(name, setting)
-    if name in _COLUMNS:
-        raise ConfigError(f"{setting} is {name!r}, which the tables of counts use for another row.")
+    if name in (*_COLUMNS, ALL_KINDS):
+        raise ConfigError(f"{setting} is {name!r}, which the tables of kinds use for another row.")
 
 
 def check_classes(classes: Sequence[str]) -> None:
