@@ -59,6 +59,16 @@ def show_evaluation(result: "EvaluationResult") -> None:
                 for kind in evaluated.known.kinds
             ],
         )
+    if result.card:
+        console.table(
+            f"Conditions, the mildest and the worst of each, on {result.card.num_images} images",
+            ["condition", "accuracy", "drone recall", "birds right"],
+            [
+                [row.text, row.accuracy.value, *(part.value if part else "" for part in parts)]
+                for row in result.card.extremes
+                for parts in [(row.drone_recall, row.birds_right)]
+            ],
+        )
     if evaluated.comparisons:
         columns = ["side_px", "images", "accuracy", "ms", "accuracy_1", "ms_1"]
         by_size = evaluated.by_size[columns].astype({"ms": int, "ms_1": int})

@@ -1,5 +1,6 @@
 """Figures of the evaluation report."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from drone.evaluation.conditions import Card
 from drone.evaluation.metrics import Predictions
 from drone.labels import short_names
 from drone.names import printable
@@ -74,6 +76,31 @@ def curves(history: pd.DataFrame, best_epoch: int) -> Figure:
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def conditions(card: Card) -> Figure:
+    """Plots accuracy and drone recall by level, a panel per condition; other models are dashed."""
+    names = list(dict.fromkeys(row.condition for row in card.rows if row.condition))
+    models = {"": card.rows, **card.beside}
+    figure = Figure(figsize=(12, 2.6 * math.ceil(len(names) / 4)))
+    for position, name in enumerate(names, start=1):
+        axes = figure.add_subplot(math.ceil(len(names) / 4), 4, position)
+        for model, rows in models.items():
+            shown = [row for row in rows if row.condition in ("", name)]
+            style, suffix = ("--", f" of {model}") if model else ("-", "")
+            levels = range(len(shown))
+            accuracy = [row.accuracy.value for row in shown]
+            axes.plot(levels, accuracy, style, color="tab:blue", label=f"accuracy{suffix}")
+            recall = [row.drone_recall.value for row in shown if row.drone_recall]
+            if recall:
+                axes.plot(levels, recall, style, color="tab:red", label=f"drone recall{suffix}")
+        labels = ["none" if row.level is None else f"{row.level:g}" for row in shown]
+        axes.set_xticks(levels, labels, fontsize=7)
+        axes.set(title=name, ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="lower left")
     figure.tight_layout()
     return figure
 

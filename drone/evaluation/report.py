@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drone.data.embed import data_uri, jpeg_data_uri
-from drone.evaluation import plots
+from drone.evaluation import conditions, plots
 from drone.evaluation.batch_inference import LoadPixels
+from drone.evaluation.conditions import Card
 from drone.evaluation.metrics import Predictions, Scores, describe, worst_mistakes
 from drone.evaluation.mixed_resolution import Comparison
 from drone.evaluation.none_of_these import KnownScores
@@ -49,6 +50,9 @@ class ReportHeader:
     comparisons: Sequence[Comparison] = ()
     """Multi-resolution inference against other variants; empty likewise."""
 
+    card: Card | None = None
+    """Scores under worse conditions, if they were measured."""
+
 
 def write(
     folder: Path,
@@ -77,6 +81,8 @@ def write(
     predictions.table().to_csv(folder / "predictions.csv", index=False, quoting=quoting)
     if header.comparisons:
         header.by_size.to_csv(folder / "by_size.csv", index=False)
+    if header.card:
+        conditions.table(header.card).to_csv(folder / "conditions.csv", index=False)
     metrics = json.dumps(_metrics(scores, header), indent=1) + "\n"
     (folder / "metrics.json").write_text(metrics, "utf-8")
     gallery = _gallery(predictions, load_pixels)
@@ -120,6 +126,8 @@ def _save_figures(
     }
     if len(header.history) and header.best_epoch is not None:
         figures["curves"] = plots.curves(header.history, header.best_epoch)
+    if header.card:
+        figures["conditions"] = plots.conditions(header.card)
     # Also as files: MLflow shows images that are artifacts of their own.
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
@@ -134,6 +142,8 @@ def _metrics(scores: Scores, header: ReportHeader) -> dict[str, Any]:
     if header.comparisons:
         metrics["by_size"] = header.by_size.to_dict("records")
         metrics["comparisons"] = [asdict(comparison) for comparison in header.comparisons]
+    if header.card:
+        metrics["conditions"] = header.card.as_dict()
     return metrics
 
 

@@ -5,13 +5,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from drone.errors import RunError
 from drone.evaluation import report
+from drone.evaluation.conditions import Card, make_card
 from drone.evaluation.metrics import Scores, score
 from drone.names import file_name
 from drone.serving.predictor import Predictor
-from drone.tracking import artifacts, runs
+from drone.tracking import artifacts, registry, runs
 from drone.tracking.history import metric_history
-from drone.tracking.model import fetch_onnx, resolve_model
+from drone.tracking.model import fetch_onnx, resolve_model, run_of
 from drone.tracking.runs import Run
 from drone.workflows.display import SILENT, Display
 from drone.workflows.evaluated_images import (
@@ -33,6 +35,9 @@ class EvaluationResult:
     run_id: str
     evaluated: EvaluatedImages
     scores: Scores
+    card: Card | None
+    """Scores under worse conditions, if they were asked for."""
+
     report: Path
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,6 +53,7 @@ class EvaluationResult:
             "comparisons": [asdict(comparison) for comparison in evaluated.comparisons],
             "by_labels": {name: asdict(part) for name, part in evaluated.by_labels.items()},
             "known": evaluated.known.as_dict(),
+            "conditions": self.card.as_dict() if self.card else None,
             **self.scores.as_dict(),
         }
 
@@ -79,8 +85,12 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
                 )
         if request.negatives:
             evaluated = with_negatives(evaluated, run, predictor, request.negatives, display.track)
-        scores, file = _write(run, evaluated, request.out)
-    return EvaluationResult(run.info.run_id, evaluated, scores, file)
+        card = None
+        if request.conditions:
+            champion = _champion(request.name, run, evaluated, predictor, Path(temporary), display)
+            card = _card(str(run.info.run_name), predictor, champion, evaluated, display)
+        scores, file = _write(run, evaluated, card, request.out)
+    return EvaluationResult(run.info.run_id, evaluated, scores, card, file)
 
 
 def _baseline(name: str, folder: Path) -> Baseline:
@@ -88,7 +98,55 @@ def _baseline(name: str, folder: Path) -> Baseline:
     return Baseline(model.name, model.run_id, Predictor(fetch_onnx(model, folder)))
 
 
-def _write(run: Run, evaluated: EvaluatedImages, out: Path) -> tuple[Scores, Path]:
+def _champion(
+    name: str,
+    run: Run,
+    evaluated: EvaluatedImages,
+    predictor: Predictor,
+    folder: Path,
+    display: Display,
+) -> Predictor | None:
+    """Returns the champion, if it is another model that was trained on the same data set."""
+    version = registry.version_by_alias(name, registry.CHAMPION)
+    if version is None or version.run_id == run.info.run_id:
+        return None
+    try:
+        fingerprint = run_of(version).data.tags.get("fingerprint")
+        # One of another data set may have been trained on these very images.
+        if fingerprint != evaluated.facts.get("fingerprint"):
+            return None
+        champion = Predictor(fetch_onnx(version, folder / "champion"))
+    except RunError as error:
+        display.warn(f"The conditions are shown without the champion of {name}. {error}")
+        return None
+    ours, theirs = predictor.info, champion.info
+    alike = (ours.classes, ours.preprocessing) == (theirs.classes, theirs.preprocessing)
+    return champion if alike else None
+
+
+def _card(
+    name: str,
+    predictor: Predictor,
+    champion: Predictor | None,
+    evaluated: EvaluatedImages,
+    display: Display,
+) -> Card:
+    predictors = {name: predictor}
+    if champion:
+        predictors["the champion"] = champion
+    predictions = evaluated.predictions
+    return make_card(
+        predictors,
+        predictions.labels_N,
+        predictions.classes,
+        evaluated.load_pixels,
+        display.track,
+    )
+
+
+def _write(
+    run: Run, evaluated: EvaluatedImages, card: Card | None, out: Path
+) -> tuple[Scores, Path]:
     """Scores the predictions, writes the report and logs both to the run."""
     scores = score(evaluated.predictions)
     run_id, tags = run.info.run_id, run.data.tags
@@ -107,18 +165,19 @@ def _write(run: Run, evaluated: EvaluatedImages, out: Path) -> tuple[Scores, Pat
         known=evaluated.known,
         by_size=evaluated.by_size,
         comparisons=evaluated.comparisons,
+        card=card,
     )
     # Run names repeat; the id keeps the reports apart. A run can be renamed to anything.
     folder = out / f"{file_name(str(run.info.run_name))}-{run_id[:8]}" / evaluated.name
     file = report.write(folder, evaluated.predictions, scores, header, evaluated.load_pixels)
     # Last, so that an evaluation that fails leaves no trace on the run.
     with runs.reopen_run(run_id) as reopened:
-        reopened.log_final(_metrics(evaluated, scores))
+        reopened.log_final(_metrics(evaluated, scores, card))
         reopened.log_folder(folder, f"evaluation/{evaluated.name}")
     return scores, file.resolve()
 
 
-def _metrics(evaluated: EvaluatedImages, scores: Scores) -> dict[str, float]:
+def _metrics(evaluated: EvaluatedImages, scores: Scores, card: Card | None) -> dict[str, float]:
     name = evaluated.name
     metrics = {
         f"{name}/{metric}": value
@@ -133,6 +192,8 @@ def _metrics(evaluated: EvaluatedImages, scores: Scores) -> dict[str, float]:
         metrics[f"{name}/known_auroc"] = evaluated.known.kinds[0].auroc.value
     if evaluated.comparisons:
         metrics[f"{name}/accuracy_squashed"] = evaluated.comparisons[0].baseline
+    for condition, accuracy in (card.mean_accuracies if card else {}).items():
+        metrics[f"{name}/accuracy_{condition}"] = accuracy
     return metrics
 
 

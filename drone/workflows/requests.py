@@ -157,6 +157,12 @@ class EvaluateRequest:
     """Run of a model for 224 px (such as preset finetune) to compare a multi-resolution model with,
     image by image."""
 
+    conditions: bool = True
+    """Also evaluate a sample of at most 200 images small, blurred, noisy, dark and so on."""
+
+    name: str = "drone-classifier"
+    """Registered model whose champion is shown beside, under the same conditions."""
+
     out: Path = Path("reports")
     """Folder for the report."""
 
