@@ -5,6 +5,7 @@ views in batches on the device of the pixels. Axes: N images, C channels, H and 
 """
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,11 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from drone import counter_rng
+from drone.data.conditions import HAZE_GREY
 from drone.data.warp import warp
 from drone.errors import ConfigError
 
-_VIEW_STREAM, _ELASTIC_STREAM = 1, 2
+_VIEW_STREAM, _ELASTIC_STREAM, _DISTANCE_STREAM, _WEATHER_STREAM = 1, 2, 3, 4
 """Streams of the counter-based RNG."""
 
 _NUM_COLUMNS = 16
@@ -23,6 +25,9 @@ _NUM_COLUMNS = 16
 
 _ELASTIC_CELLS = 7
 """Side of the coarse grid of random displacements that is interpolated to the full size."""
+
+_NUM_DISTANCES = 12
+"""Number of sides that far views are reduced to; those of one side are reduced together."""
 
 _CPU_CHUNK = 16
 """Images at a time on a processor, so that intermediate results stay in its cache."""
@@ -34,7 +39,7 @@ class AugmentConfig:
 
     strength: float = 0.5
     """Strength of augmentation, 0 (none) to 1; scales every range and the probabilities of flip,
-    cutout and elastic warp."""
+    cutout, elastic warp, distance and weather."""
 
     brightness: float = 0.4
     """Maximum change of brightness in either direction, as a share of the full scale."""
@@ -81,16 +86,35 @@ class AugmentConfig:
     elastic: float = 0.02
     """Maximum displacement of the elastic warp, as a share of the image's side."""
 
+    distance_p: float = 0.0
+    """Probability, at strength 1, that a view shows its object as from far away: reduced to few
+    pixels and enlarged again. Such a view is trained to be a bird or a drone, of whichever kind."""
+
+    distance_min: float = 16 / 224
+    """Minimum side that such a view is reduced to, as a share of the image's side."""
+
+    distance_max: float = 120 / 224
+    """Maximum side that such a view is reduced to, as a share of the image's side."""
+
+    weather_p: float = 0.0
+    """Probability, at strength 1, that a view lies in haze or in the dark, each as often."""
+
+    weather: float = 0.8
+    """Maximum share of the light that haze or darkness takes."""
+
     def __post_init__(self) -> None:
         for name in vars(self):
             value, maximum = getattr(self, name), 90.0 if name == "rotation_deg" else 1.0
             if not 0 <= value <= maximum:
                 raise ConfigError(f"augment.{name} is {value}; it must be 0 to {maximum:g}.")
-        if self.cutout_min > self.cutout_max:
-            raise ConfigError(
-                f"augment.cutout_min is {self.cutout_min}, above augment.cutout_max "
-                f"{self.cutout_max}; it must not be."
-            )
+        for name in ("cutout", "distance"):
+            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
+            if low > high:
+                raise ConfigError(
+                    f"augment.{name}_min is {low}, above augment.{name}_max {high}; it must not be."
+                )
+        if not self.distance_min:
+            raise ConfigError("augment.distance_min is 0; it must be above 0.")
 
 
 @dataclass(frozen=True)
@@ -108,6 +132,9 @@ class Views:
 
     hole_N4: Tensor
     """Top, bottom, left and right of the hole as shares of the side; 0 if there is none."""
+
+    far_sides: tuple[float, ...]
+    """Side that each view is reduced to, as a share of the image's side; 0 leaves it as it is."""
 
     warped: tuple[int, ...]
     """Positions of the M views with an elastic warp."""
@@ -149,18 +176,49 @@ def draw(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Views:
     )
     warped_N = happens(config.elastic_p * strength)
     cos_N, sin_N = torch.cos(angle_N) / zoom_N, torch.sin(angle_N) / zoom_N
+    light_N, haze_N = _weather(config, seed, epoch, keys_N)
     mirror_N = 1 - 2 * flipped_N.float()
     theta = (cos_N * mirror_N, -sin_N, shift_x_N, sin_N * mirror_N, cos_N, shift_y_N)
     warped = tuple(torch.nonzero(warped_N).flatten().tolist())
     return Views(
         theta_N23=torch.stack(theta, dim=1).view(-1, 2, 3),
-        gain_N=1 + contrast_N,
+        gain_N=(1 + contrast_N) * light_N,
         # Contrast scales about mid-grey, 127.5, which must stay where it is.
-        offset_N=offset_N - contrast_N * 127.5,
+        offset_N=(offset_N - contrast_N * 127.5) * light_N + haze_N,
         hole_N4=hole_N4,
+        far_sides=tuple(_far_sides(config, seed, epoch, keys_N).tolist()),
         warped=warped,
         warp_M2KK=_elastic_grids(config, seed, epoch, keys_N[list(warped)]),
     )
+
+
+def far_away(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Tensor:
+    """Returns which views of these images in this epoch show their objects far away, (N,) bool.
+
+    Args:
+        config: Ranges and probabilities.
+        seed: Seed of the run.
+        epoch: Epoch, or number of the view.
+        keys_N: Keys of the images, int64.
+    """
+    return _far_sides(config, seed, epoch, keys_N) > 0
+
+
+def _far_sides(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Tensor:
+    happens_N, how_far_N = counter_rng.uniform(seed, epoch, _DISTANCE_STREAM, keys_N, 2).unbind(1)
+    level_N = torch.floor(how_far_N * _NUM_DISTANCES) / (_NUM_DISTANCES - 1)
+    # On a log scale: all octaves of size are equally likely.
+    side_N = config.distance_max * (config.distance_min / config.distance_max) ** level_N
+    return side_N * (happens_N < config.distance_p * config.strength)
+
+
+def _weather(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the share of light that is left, (N,), and what haze adds to pixel values, (N,)."""
+    draws_N3 = counter_rng.uniform(seed, epoch, _WEATHER_STREAM, keys_N, 3)
+    happens_N, how_much_N, which_N = draws_N3.unbind(1)
+    lost_N = how_much_N * config.weather * config.strength
+    lost_N = lost_N * (happens_N < config.weather_p * config.strength)
+    return 1 - lost_N, lost_N * (which_N < 0.5) * 255 * HAZE_GREY
 
 
 def _holes(
@@ -209,6 +267,7 @@ def apply(pixels_NHWC: Tensor, views: Views, mean_C: Tensor, std_C: Tensor) -> T
         }
         warped_NHWC = warp(pixels_NHWC[chunk], views.theta_N23[chunk], in_chunk)
         out[chunk] = warped_NHWC.view(-1, height, width * channels)
+        _reduce(out[chunk].view(-1, height, width, channels), views.far_sides[chunk])
         out[chunk].mul_(gain_N1R[chunk]).add_(offset_N1R[chunk]).clamp_(min_R, max_R)
     view_NHWC = out.view(count, height, width, channels)
     _make_holes(view_NHWC, views.hole_N4)
@@ -233,6 +292,21 @@ def _displacements(views: Views, height: int, width: int) -> dict[int, Tensor]:
         views.warp_M2KK, (height, width), mode="bicubic", align_corners=True
     )
     return dict(zip(views.warped, warps.permute(0, 2, 3, 1), strict=True))
+
+
+def _reduce(view_NHWC: Tensor, far_sides: tuple[float, ...]) -> None:
+    """Reduces the views of objects far away to few pixels and enlarges them again, in place."""
+    side_px = view_NHWC.shape[1]
+    positions = defaultdict(list)
+    for position, side in enumerate(far_sides):
+        if side:
+            positions[max(1, round(side * side_px))].append(position)
+    for small_px, chosen in positions.items():
+        far_NCHW = view_NHWC[chosen].permute(0, 3, 1, 2)
+        # As a camera does, which averages over a pixel, and as a crop is then resized for a model.
+        small = functional.interpolate(far_NCHW, (small_px, small_px), mode="area")
+        far = functional.interpolate(small, (side_px, side_px), mode="bilinear")
+        view_NHWC[chosen] = far.permute(0, 2, 3, 1)
 
 
 def _make_holes(view_NHWC: Tensor, hole_N4: Tensor) -> None:

@@ -22,7 +22,7 @@ _REFERENCE_PX = 224
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of ITU-R BT.601."""
 
-_HAZE_GREY = 0.85
+HAZE_GREY = 0.85
 """Brightness of haze, on the scale 0 to 1."""
 
 _PHOTONS = 255.0
@@ -79,7 +79,7 @@ def noisy(image_HWC: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
 
 def hazy(image_HWC: Pixels, transmission: float, _: np.random.Generator) -> Pixels:
     """Returns the image behind haze that lets a share of its light through (Koschmieder 1924)."""
-    return _uint8(image_HWC * transmission + 255 * _HAZE_GREY * (1 - transmission))
+    return _uint8(image_HWC * transmission + 255 * HAZE_GREY * (1 - transmission))
 
 
 def dark(image_HWC: Pixels, exposure: float, rng: np.random.Generator) -> Pixels:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from drone.data.batches import Batches, DeviceSplit
@@ -21,6 +22,7 @@ from drone.training.activation_cache.store import CacheSpec
 from drone.training.class_weights import class_weights
 from drone.training.config import TrainConfig
 from drone.training.data import TrainingData
+from drone.training.loss import drone_classes
 
 _EVALUATION_BATCH = 128
 _STATISTICS_BATCH = 64
@@ -72,6 +74,7 @@ class Inputs:
         self.validation = Targets.of(data.validation, device)
         weights = class_weights(config.optim.class_weights, data.train.counts_K)
         self.class_weights_K = torch.from_numpy(weights).float().to(device)
+        self.is_drone_K = drone_classes(data.classes, device)
         self.batch_size = min(config.batch_size, len(self.train))
         self.batches = _batches(config, data.train, self.batch_size)
         self._validation_batches = _batches(config, data.validation, _EVALUATION_BATCH)
@@ -84,6 +87,10 @@ class Inputs:
             if cache
             else ComputedActivations(model, self._images, config.compile)
         )
+
+    def far_away(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
+        """Which views of these training images show their objects far away, (B,) bool."""
+        return self._images.far_away(epoch, self._images.train_N[positions_B])
 
     def validation_batches(self, rank: int, world_size: int) -> list[np.ndarray]:
         """Positions of this rank's validation images, batch by batch; each image on one rank."""

@@ -36,6 +36,7 @@ from drone.training.early_stopping import EarlyStopping
 from drone.training.epoch_metrics import EpochMetrics
 from drone.training.inputs import Inputs
 from drone.training.learner import Learner
+from drone.training.loss import losses
 from drone.training.memory import keep_freed_memory
 from drone.training.schedule import learning_rates
 
@@ -161,11 +162,9 @@ class _Run:
         with autocast(self.config.precision, context.device):
             logits_NK = self.learner.network(activations, at_cut=True).float()
         logits_NK, labels_N = logits_NK[:counted], labels_N[:counted]
+        far_N = self.inputs.far_away(epoch, own)[:counted]
         smoothing = self.config.optim.label_smoothing
-        # Not by the weight argument, which would weigh the smoothed targets' classes instead.
-        losses_N = functional.cross_entropy(
-            logits_NK, labels_N, label_smoothing=smoothing, reduction="none"
-        )
+        losses_N = losses(logits_NK, labels_N, far_N, self.inputs.is_drone_K, smoothing)
         loss_sum = (losses_N * self.inputs.class_weights_K[labels_N]).sum()
         # DDP takes the mean of the ranks' gradients: this makes it the mean over the batch.
         (loss_sum * (context.world_size / batch_size)).backward()  # type: ignore[no-untyped-call]

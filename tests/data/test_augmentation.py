@@ -2,12 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as functional
+from PIL import Image
 
 from drone.data import augmentation
 from drone.data.augmentation import AugmentConfig
+from drone.data.conditions import hazy as hazy_image
+from drone.data.warp import warp
 from drone.errors import ConfigError
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
 
@@ -111,3 +115,60 @@ def test_a_mask_makes_the_holes_that_slices_make() -> None:
     by_mask = torch.ones(64, 50, 50, 3).masked_fill_(augmentation._hole_mask(edges, 50, 50), 0)
     assert torch.equal(by_slices, by_mask)
     assert 0 < (by_mask == 0).float().mean() < 0.5
+
+
+def test_an_object_far_away_is_reduced_to_few_pixels() -> None:
+    config = AugmentConfig(strength=1.0, distance_p=0.4, distance_min=6 / 48, distance_max=0.5)
+    keys = torch.arange(4000)
+    sides = torch.tensor(augmentation.draw(config, 1, 2, keys).far_sides)
+    far = augmentation.far_away(config, 1, 2, keys)
+    assert torch.equal(sides > 0, far) and far.float().mean() == pytest.approx(0.4, abs=0.03)
+    assert sides[far].min() == pytest.approx(6 / 48) and sides[far].max() == pytest.approx(0.5)
+    assert (sides[far] < 0.25).float().mean() == pytest.approx(0.5, abs=0.05)
+    # Other settings of a view do not depend on it.
+    near = augmentation.draw(AugmentConfig(strength=1.0), 1, 2, keys)
+    assert torch.equal(augmentation.draw(config, 1, 2, keys).theta_N23, near.theta_N23)
+    assert not augmentation.far_away(AugmentConfig(strength=1.0), 1, 2, keys).any()
+
+
+def test_a_view_of_an_object_far_away_is_averaged_and_enlarged_linearly() -> None:
+    still = {"brightness": 0.0, "contrast": 0.0, "cutout_p": 0.0}
+    far = AugmentConfig(strength=1.0, distance_p=1.0, distance_min=0.25, distance_max=0.25, **still)
+    drawn = augmentation.draw(far, 1, 2, KEYS)
+    near = warp(PIXELS, drawn.theta_N23, {}).numpy().astype(np.float32)
+    small = near.reshape(40, 12, 4, 12, 4, 3).mean(axis=(2, 4))
+    enlarged = [
+        [np.asarray(Image.fromarray(channel).resize((48, 48), 2)) for channel in image]
+        for image in small.transpose(0, 3, 1, 2)
+    ]
+    expected = (torch.tensor(np.array(enlarged)) / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    views = augmentation.apply(PIXELS, drawn, MEAN, STD)
+    torch.testing.assert_close(views, expected, rtol=0, atol=1e-3)
+
+
+def test_a_far_view_does_not_depend_on_its_batch() -> None:
+    config = AugmentConfig(strength=1.0, distance_p=0.5)
+    together = augmentation.apply(PIXELS, augmentation.draw(config, 1, 2, KEYS), MEAN, STD)
+    some = augmentation.draw(config, 1, 2, KEYS[5:9])
+    assert 0 < sum(side > 0 for side in some.far_sides) < 4
+    part = augmentation.apply(PIXELS[5:9], some, MEAN, STD)
+    torch.testing.assert_close(part, together[5:9], rtol=0, atol=1e-5)
+
+
+def test_weather_takes_light_and_haze_gives_grey() -> None:
+    config = AugmentConfig(
+        strength=1.0, brightness=0.0, contrast=0.0, weather_p=0.5, weather=0.8, cutout_p=0.0
+    )
+    drawn = augmentation.draw(config, 3, 4, torch.arange(4000))
+    lost = 1 - drawn.gain_N
+    happens, hazy = lost > 0, drawn.offset_N > 0
+    assert happens.float().mean() == pytest.approx(0.5, abs=0.03)
+    assert 0.78 < lost.max() <= 0.8
+    assert hazy[happens].float().mean() == pytest.approx(0.5, abs=0.05)
+    torch.testing.assert_close(drawn.offset_N[hazy], lost[hazy] * 255 * 0.85)
+    # Haze at the strongest looks like the transformation of the card of conditions.
+    position = int((lost * hazy).argmax())
+    image = PIXELS[:1].numpy()[0]
+    view = image * drawn.gain_N[position].item() + drawn.offset_N[position].item()
+    expected = hazy_image(image, drawn.gain_N[position].item(), np.random.default_rng(0))
+    assert np.abs(view - expected).max() < 1

@@ -93,6 +93,11 @@ class ImageSource:
         """Number of the view that an epoch uses."""
         return epoch % (self.config.views or self.config.epochs)
 
+    def far_away(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
+        """Which augmented views of an epoch show their objects far away, (B,) bool."""
+        keys_B, config = self.images.keys_N[positions_B], self.config
+        return augmentation.far_away(config.augment, config.seed, self.view_of(epoch), keys_B)
+
     def augmented(self, view: int, positions_B: NDArray[np.int64]) -> Tensor:
         """A view of images, a pure function of seed, view and image, (B, 3, H, W)."""
         keys_B = self.images.keys_N[positions_B]
