@@ -28,9 +28,16 @@ def write_linear(
         # Every image is known, with a score of 1.
         helper.make_node("ReduceSum", ["probabilities", "axis"], ["sums"], keepdims=0),
         helper.make_node("Round", ["sums"], ["known"]),
+        # A grid of one cell, for which all of the evidence is the logit.
+        helper.make_node("Unsqueeze", ["logits", "cell_axes"], ["evidence"]),
     ]
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", side_px, side_px, 3])
-    shapes = {"probabilities": ["n", weights_PK.shape[1]], "known": ["n"]}
+    num_classes = weights_PK.shape[1]
+    shapes = {
+        "probabilities": ["n", num_classes],
+        "known": ["n"],
+        "evidence": ["n", num_classes, 1, 1],
+    }
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name, shape in shapes.items()
@@ -38,6 +45,7 @@ def write_linear(
     constants = [
         numpy_helper.from_array(weights_PK.astype(np.float32), "weights"),
         numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        numpy_helper.from_array(np.array([2, 3], np.int64), "cell_axes"),
     ]
     graph = helper.make_graph(nodes, "linear", [pixels], outputs, constants)
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])

@@ -87,10 +87,12 @@ class Replica:
         )
         self._predictor.start()
 
-    def predict(self, data: bytes, max_pixels: int | None) -> Prediction | ImageError:
+    def predict(
+        self, data: bytes, max_pixels: int | None, evidence: bool
+    ) -> Prediction | ImageError:
         """Classifies one image, or returns the error; a raised one would be logged by Ray."""
         try:
-            return self._predictor.predict(data, max_pixels)
+            return self._predictor.predict(data, max_pixels, evidence=evidence)
         except ImageError as error:
             return error
         except Exception as error:
@@ -115,7 +117,9 @@ class ReplicatedPredictor(Predictor):
         self._handle = handle
         self._retry_after_s = retry_after_s
 
-    def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
+    def predict(
+        self, data: bytes, max_pixels: int | None = None, *, evidence: bool = False
+    ) -> Prediction:
         """Classifies one image on a replica, retrying on another if the replica is lost.
 
         Raises:
@@ -129,7 +133,7 @@ class ReplicatedPredictor(Predictor):
         for attempt in range(_MAX_ATTEMPTS):
             result: Prediction | ImageError
             try:
-                result = self._handle.predict.remote(data, max_pixels).result()
+                result = self._handle.predict.remote(data, max_pixels, evidence).result()
             except BackPressureError as error:
                 raise overloaded(self._retry_after_s) from error
             except RayActorError:

@@ -1,4 +1,4 @@
-"""Exports a trained model to ONNX: pixels in, probabilities and known scores out.
+"""Exports a trained model to ONNX: pixels in, probabilities, known scores and evidence maps out.
 
 Its settings are in the metadata.
 """
@@ -15,18 +15,19 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from drone.model.evidence import evidence_maps
 from drone.model.folding import merge_batchnorm
 from drone.model.head import NUM_FEATURES
 from drone.model.inference import over_mirrored, probabilities_of, with_mirrored
 from drone.model.known_score import KnownScore, accepting_all
-from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier
+from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD, Classifier, pooled
 from drone.model.onnx_mixed import join_sizes
 from drone.model.resizer import SIDES_PX, Resizer
 
 INPUT = "pixels"
 """Name of the exported model's only input."""
 
-_OUTPUTS = ("probabilities", "known")
+_OUTPUTS = ("probabilities", "known", "evidence")
 _OPSET = 20
 
 _MAX_BATCH_SIZE = 4096
@@ -51,16 +52,18 @@ class _Normalise(nn.Module):
 
 
 class _Outputs(nn.Module):
-    """Turns normalised images, and their mirror images, into probabilities and known scores."""
+    """Turns normalised images, and their mirror images, into all outputs of the exported model."""
 
     def __init__(self, model: Classifier, known: KnownScore) -> None:
         super().__init__()
         self.model, self.known = model, known
 
-    def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        features_MF = self.model.pooled_features(self.model.stem(images_NCHW))
+    def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        activations_MCHW = self.model.last_activations(images_NCHW)
+        features_MF = pooled(activations_MCHW)
         known_N = self.known(over_mirrored(self.model, features_MF))
-        return probabilities_of(self.model, features_MF), known_N
+        evidence_NKHW = evidence_maps(self.model, activations_MCHW, features_MF)
+        return probabilities_of(self.model, features_MF), known_N, evidence_NKHW
 
 
 class Served(nn.Module):

@@ -77,7 +77,7 @@ class Classifier(nn.Module):
             return images_NCHW
         with torch.no_grad():
             activations: Tensor = self.frozen_blocks(images_NCHW)
-            return _pooled(activations) if self.config.cut == NUM_BLOCKS else activations
+            return pooled(activations) if self.config.cut == NUM_BLOCKS else activations
 
     def tail(self, activations: Tensor) -> Tensor:
         """Returns logits, (N, K), from the output of `stem`."""
@@ -88,10 +88,21 @@ class Classifier(nn.Module):
         """Returns the input of the head, (N, 1280), from the output of `stem`."""
         if self.resizer is not None:
             # All blocks, since the resizer's gradient passes through the frozen ones.
-            return _pooled(self.features(self.resizer(activations)))
+            return pooled(self.last_activations(activations))
         if self.config.cut < NUM_BLOCKS:
-            return _pooled(self.trainable_blocks(activations))
+            return pooled(self.trainable_blocks(activations))
         return activations
+
+    def last_activations(self, images_NCHW: Tensor) -> Tensor:
+        """Returns the last feature map, (N, 1280, H, W), with one cell for every 32 pixels.
+
+        Args:
+            images_NCHW: Normalised images, (N, 3, 32 H, 32 W) after the resizer, if there is one.
+        """
+        if self.resizer is not None:
+            images_NCHW = self.resizer(images_NCHW)
+        activations_NCHW: Tensor = self.features(images_NCHW)
+        return activations_NCHW
 
     def forward(self, inputs: Tensor, at_cut: bool = False) -> Tensor:
         """Returns logits (log-probabilities for the seed head), (N, K).
@@ -117,7 +128,8 @@ class Classifier(nn.Module):
         )
 
 
-def _pooled(activations_NCHW: Tensor) -> Tensor:
+def pooled(activations_NCHW: Tensor) -> Tensor:
+    """Returns the input of the head, (N, C), from the last feature map."""
     return activations_NCHW.mean(dim=(2, 3))
 
 

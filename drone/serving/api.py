@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qs, unquote_to_bytes
 
 from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
@@ -86,6 +86,9 @@ class Request:
     """Values by header name in lower case."""
 
     body: bytes = b""
+
+    query: str = ""
+    """Query string without the question mark."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,10 @@ class Api:
     def _predict(self, request: Request) -> dict[str, Any]:
         if len(request.body) > self.settings.max_bytes:
             raise body_too_large(self.settings.max_bytes, len(request.body))
+        evidence = _wants_evidence(request.query)
         image = extract_image(request)
-        prediction = self.predictor.predict(image, max_pixels=self.settings.max_pixels)
+        max_pixels = self.settings.max_pixels
+        prediction = self.predictor.predict(image, max_pixels=max_pixels, evidence=evidence)
         return {**_prediction_to_dict(prediction), "model": self._identity(self.predictor.info)}
 
     def _model(self, _: Request) -> dict[str, Any]:
@@ -211,8 +216,16 @@ class Api:
         return Response(status, headers, body)
 
 
+def _wants_evidence(query: str) -> bool:
+    values = parse_qs(query, keep_blank_values=True).get("evidence", ["false"])
+    if values[-1] not in ("true", "false"):
+        message = f"evidence is {values[-1]!r} in the query; it must be true or false."
+        raise ApiError(400, "bad-query", message)
+    return values[-1] == "true"
+
+
 def _prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
-    return {
+    content = {
         "label": prediction.label,
         "index": prediction.index,
         "probabilities": prediction.probabilities,
@@ -222,6 +235,10 @@ def _prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
         "unsure": prediction.unsure,
         "known": prediction.known,
     }
+    if prediction.evidence:
+        rows = [[round(value, 3) for value in row] for row in prediction.evidence.map]
+        content["evidence"] = {"class": prediction.evidence.class_name, "map": rows}
+    return content
 
 
 def body_too_large(max_bytes: int, num_bytes: int | None) -> ApiError:

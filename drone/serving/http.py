@@ -188,7 +188,8 @@ class HttpApp:
             if path != "/model/model.json":
                 return await self._static(self._files, scope)
             path = "/model"
-        request = Request(method, path, headers)
+        query = (scope.get("query_string") or b"").decode("latin-1")
+        request = Request(method, path, headers, query=query)
         if (method, path) == ("POST", "/predict"):
             response = await self._predict(request, receive)
         else:

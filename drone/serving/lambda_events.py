@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 from drone.serving.api import ApiError, Request, Response
 
@@ -51,7 +51,7 @@ def parse_request(
     method = str(http.get("method") or http.get("httpMethod") or "GET").upper()
     paths = list(_candidate_paths(event))
     path = next((path for path in paths if has_route(path)), paths[0])
-    return Request(method, path, headers, _decode_body(event, headers))
+    return Request(method, path, headers, _decode_body(event, headers), _query(event))
 
 
 def format_response(response: Response, event: object, *, head: bool) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def _uses_multi_value_headers(event: object) -> bool:
 
 def _items(event: Event, name: str) -> list[tuple[str, Any]]:
     # API Gateway's test console sends null instead of an empty object.
-    headers = event.get(name)
-    return list(headers.items()) if isinstance(headers, Mapping) else []
+    items = event.get(name)
+    return list(items.items()) if isinstance(items, Mapping) else []
 
 
 def _candidate_paths(event: Event) -> Iterator[str]:
@@ -104,6 +104,13 @@ def _candidate_paths(event: Event) -> Iterator[str]:
     yield str(event.get("routeKey", "")).rpartition(" ")[2]
     yield str(event.get("resource", ""))
     yield f"/{(event.get('pathParameters') or {}).get('proxy', '')}"
+
+
+def _query(event: Event) -> str:
+    """Returns the query string; payload format 1.0 has its parameters instead."""
+    lists = dict(_items(event, "multiValueQueryStringParameters"))
+    parameters = {**dict(_items(event, "queryStringParameters")), **lists}
+    return str(event.get("rawQueryString") or urlencode(parameters, doseq=True))
 
 
 def _decode_body(event: Event, headers: Mapping[str, str]) -> bytes:

@@ -8,6 +8,21 @@ from drone.labels import NONE
 
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 
+_EVIDENCE = {
+    "type": "object",
+    "description": "Only if requested: how much each part of the image speaks for a class.",
+    "required": ["class", "map"],
+    "properties": {
+        "class": {"type": "string", "description": "The most probable class."},
+        "map": {
+            "type": "array",
+            "items": {"type": "array", "items": _PROBABILITY},
+            "description": "A square grid over the image, stretched to its sides; rows from the "
+            "top. Evidence against the class is 0, and the rest is divided by its maximum.",
+        },
+    },
+}
+
 _PREDICTION = {
     "type": "object",
     "required": [
@@ -30,6 +45,7 @@ _PREDICTION = {
             **_PROBABILITY,
             "description": "How much the image is like those that the model was trained on.",
         },
+        "evidence": _EVIDENCE,
         "model": {"$ref": "#/components/schemas/ModelIdentity"},
         "request_id": {"type": "string"},
     },
@@ -82,13 +98,20 @@ _ERROR = {
 }
 
 _ERROR_DESCRIPTIONS = {
-    400: "no image in the request, or a malformed form or JSON",
+    400: "no image in the request, or a malformed form, JSON or query",
     413: "too many bytes or pixels",
     415: "not an image of a supported format",
     422: "a damaged image, or one that is too small",
     503: "too many requests; retry after the seconds in Retry-After",
 }
 
+
+_EVIDENCE_PARAMETER = {
+    "name": "evidence",
+    "in": "query",
+    "description": "Whether the answer has the evidence too.",
+    "schema": {"type": "boolean", "default": False},
+}
 
 _BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 
@@ -128,6 +151,7 @@ def openapi_schema(max_bytes: int) -> dict[str, Any]:
     predict = {
         "summary": "Classify an image",
         "operationId": "predict",
+        "parameters": [_EVIDENCE_PARAMETER],
         "requestBody": {"required": True, "content": _IMAGE_BODY},
         "responses": {"200": _json_response("prediction", "Prediction"), **errors},
     }
@@ -177,6 +201,10 @@ def docs_page(schema: dict[str, Any]) -> str:
             )
             media_types = ", ".join(operation.get("requestBody", {}).get("content", {}))
             body = f"<p>Body: {html.escape(media_types)}</p>" if media_types else ""
+            body += "".join(
+                f"<p>Query: {html.escape(item['name'])}. {html.escape(item['description'])}</p>"
+                for item in operation.get("parameters", [])
+            )
             parts.append(
                 f"<h2>{method.upper()} {html.escape(path)}</h2>"
                 f"<p>{html.escape(operation['summary'])}.</p>{body}<table>{responses}</table>"

@@ -19,13 +19,14 @@ from PIL import Image
 
 from drone.errors import ConfigError, RunError
 from drone.labels import BIRD, NONE
+from drone.serving.evidence import Evidence, normalised
 from drone.serving.many import FileResult, predict_files
 from drone.serving.preprocess import Preprocessing, decode_input, decode_opened, open_header, resize
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
 _EXPORT = "Export the model again: python ray_jobs/export.py --run RUN --out FOLDER"
 
-_OUTPUTS = ["probabilities", "known"]
+_OUTPUTS = ["probabilities", "known", "evidence"]
 
 _MAX_DECODING_PIXELS = 50_000_000
 """Pixels that one predictor decodes at the same time. Each takes 4 to 10 bytes meanwhile in a JPEG,
@@ -72,6 +73,9 @@ class Prediction:
     unsure: bool = False
     """Whether the highest probability is below the model's `unsure_below`."""
 
+    evidence: Evidence | None = None
+    """Evidence for the most probable class; None unless it was requested."""
+
     @property
     def kind(self) -> str | None:
         """Returns "drone" or "bird"; None for none of the classes, or if no class is a bird."""
@@ -94,6 +98,10 @@ class Outputs:
 
     known_N: NDArray[np.float32]
     """Known scores, 0 to 1."""
+
+    evidence_NKHW: NDArray[np.float32] | None = None
+    """Evidence of each cell of a grid for each class: parts of its logit, of any sign. None unless
+    it was requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +224,7 @@ class Predictor:
         stop.start()
         try:
             pixels_NHWC = np.zeros((1, side_px, side_px, 3), np.uint8)
-            self._checked(session.run(_OUTPUTS, {"pixels": pixels_NHWC}, options))
+            self._checked(*session.run(_OUTPUTS, {"pixels": pixels_NHWC}, options))
         except RunError:
             raise
         except Exception as error:  # onnxruntime's errors have no narrower common base.
@@ -255,21 +263,24 @@ class Predictor:
         self._loaded()
         return self._metadata
 
-    def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
+    def predict(
+        self, data: bytes, max_pixels: int | None = None, *, evidence: bool = False
+    ) -> Prediction:
         """Classifies one image.
 
         Args:
             data: Content of the image file.
             max_pixels: Maximum width times height; the model's own limit still applies.
+            evidence: Whether to return the evidence too.
 
         Raises:
             ImageError: The bytes are not an image that the model accepts.
         """
-        return self.predict_one(self.to_pixels(data, max_pixels))
+        return self.predict_one(self.to_pixels(data, max_pixels), evidence=evidence)
 
-    def predict_one(self, pixels_HWC: NDArray[np.uint8]) -> Prediction:
-        """Classifies the output of `to_pixels` for one image."""
-        return self.to_predictions(self.predict_outputs(pixels_HWC[None]))[0]
+    def predict_one(self, pixels_HWC: NDArray[np.uint8], *, evidence: bool = False) -> Prediction:
+        """Classifies the output of `to_pixels` for one image; see `predict`."""
+        return self.to_predictions(self.predict_outputs(pixels_HWC[None], evidence=evidence))[0]
 
     def predict_many(
         self, files: Iterable[str | Path], threads: int | None = None
@@ -320,33 +331,38 @@ class Predictor:
         """Returns calibrated probabilities, (N, K) float32; see `predict_outputs`."""
         return self.predict_outputs(pixels_NHWC).probs_NK
 
-    def predict_outputs(self, pixels_NHWC: NDArray[np.uint8]) -> Outputs:
+    def predict_outputs(self, pixels_NHWC: NDArray[np.uint8], *, evidence: bool = False) -> Outputs:
         """Returns calibrated probabilities and known scores.
 
         Args:
             pixels_NHWC: Output of `to_pixels`, (N, side, side, 3) uint8, all of one side.
+            evidence: Whether to return the evidence too.
 
         Raises:
             ValueError: The side is none of a multi-resolution model's.
         """
-        outputs = self._run(pixels_NHWC)
+        outputs = self._run(pixels_NHWC, _OUTPUTS if evidence else _OUTPUTS[:2])
         probs_NK = apply_temperature(outputs.probs_NK, self.info.temperature)
-        return Outputs(probs_NK, outputs.known_N)
+        return replace(outputs, probs_NK=probs_NK)
 
     def predict_uncalibrated(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Like `predict_pixels`, without the temperature: the network's own output."""
-        return self._run(pixels_NHWC).probs_NK
+        return self._run(pixels_NHWC, _OUTPUTS[:2]).probs_NK
 
-    def _run(self, pixels_NHWC: NDArray[np.uint8]) -> Outputs:
+    def _run(self, pixels_NHWC: NDArray[np.uint8], names: Sequence[str]) -> Outputs:
         side_px, sides_px = pixels_NHWC.shape[1], self.info.sides_px
         if sides_px and side_px not in sides_px:
             raise ValueError(f"The model takes images of {sides_px} px, not {side_px}.")
         session = self._loaded()
         with self._inference:
-            return self._checked(session.run(_OUTPUTS, {"pixels": pixels_NHWC}))
+            return self._checked(*session.run(names, {"pixels": pixels_NHWC}))
 
-    def _checked(self, outputs: Sequence[Any]) -> Outputs:
-        probs_NK, known_N = outputs
+    def _checked(
+        self,
+        probs_NK: NDArray[np.float32],
+        known_N: NDArray[np.float32],
+        evidence_NKHW: NDArray[np.float32] | None = None,
+    ) -> Outputs:
         num_classes = len(self.info.classes)
         if probs_NK.ndim != 2 or probs_NK.shape[1] != num_classes:
             raise RunError(
@@ -358,14 +374,24 @@ class Predictor:
                 f"{self.model} predicts values that are not finite. Train the model again, or "
                 f"serve another one."
             )
-        return Outputs(probs_NK, known_N)
+        return Outputs(probs_NK, known_N, evidence_NKHW)
 
     def to_predictions(self, outputs: Outputs) -> list[Prediction]:
         """Returns the predictions that the outputs for some images make."""
-        return [
+        predictions = [
             self._to_prediction(probs_K, float(known))
             for probs_K, known in zip(outputs.probs_NK, outputs.known_N, strict=True)
         ]
+        if outputs.evidence_NKHW is None:
+            return predictions
+        return [
+            replace(prediction, evidence=self._evidence(maps_KHW, prediction.index))
+            for prediction, maps_KHW in zip(predictions, outputs.evidence_NKHW, strict=True)
+        ]
+
+    def _evidence(self, maps_KHW: NDArray[np.float32], index: int) -> Evidence:
+        rows = tuple(map(tuple, normalised(maps_KHW[index]).tolist()))
+        return Evidence(self.info.classes[index], rows)
 
     def _to_prediction(self, probs_K: NDArray[np.float32], known: float) -> Prediction:
         info = self.info
@@ -424,7 +450,7 @@ def _interface_problem(session: onnxruntime.InferenceSession, num_classes: int) 
     if [item.name for item in inputs] != ["pixels"] or inputs[0].type != "tensor(uint8)":
         return "does not take pixels as our models do"
     if [item.name for item in outputs] != _OUTPUTS or len(outputs[0].shape) != 2:
-        return "does not return probabilities and known scores as our models do"
+        return "does not return probabilities, known scores and evidence as our models do"
     num_outputs = outputs[0].shape[1]
     # A name, or nothing, where the graph leaves the number open.
     if isinstance(num_outputs, int) and num_outputs != num_classes:

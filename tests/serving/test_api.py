@@ -184,6 +184,28 @@ def test_what_curl_has_damaged_is_told_the_other_flag(api: Api) -> None:
         assert error["problem"] == problem and "--data-binary" in error["message"]
 
 
+def test_the_evidence_is_that_of_the_predictor(api: Api) -> None:
+    response = api.handle(Request("POST", "/predict", body=JPEG, query="a=1&evidence=true"))
+    evidence = json.loads(response.body)["evidence"]
+    expected = api.predictor.predict(JPEG, evidence=True).evidence
+    assert expected is not None and evidence["class"] == expected.class_name
+    assert evidence["map"] == [pytest.approx(row, abs=6e-4) for row in expected.map]
+
+
+@pytest.mark.parametrize("query", ["", "evidence=false", "other=1"])
+def test_without_a_request_there_is_no_evidence(api: Api, query: str) -> None:
+    response = api.handle(Request("POST", "/predict", body=JPEG, query=query))
+    assert response.status == 200 and "evidence" not in json.loads(response.body)
+
+
+@pytest.mark.parametrize("value", ["yes", "", "1", "%22"])
+def test_evidence_is_true_or_false(api: Api, value: str) -> None:
+    response = api.handle(Request("POST", "/predict", body=JPEG, query=f"evidence={value}"))
+    error = json.loads(response.body)["error"]
+    assert (response.status, error["problem"]) == (400, "bad-query")
+    assert error["message"].endswith("in the query; it must be true or false.")
+
+
 def test_other_paths_and_methods(api: Api) -> None:
     assert api.handle(Request("GET", "/health")).status == 200
     model = json.loads(api.handle(Request("GET", "/model")).body)

@@ -61,6 +61,14 @@ def test_images_get_predictions_or_errors(server: Server) -> None:
     assert psutil.Process(server.process.pid).memory_info().rss - before < 300 * 2**20
 
 
+def test_the_evidence_is_there_if_requested(server: Server) -> None:
+    body = server.request("POST", "/predict?evidence=true", JPEG)[2]
+    assert len(json.loads(body)["evidence"]["map"]) == 2  # 64 pixels are two cells.
+    assert "evidence" not in json.loads(server.request("POST", "/predict", JPEG)[2])
+    status, _, body = server.request("POST", "/predict?evidence=yes", JPEG)
+    assert status == 400 and json.loads(body)["error"]["problem"] == "bad-query"
+
+
 def test_the_page_is_served_and_nothing_outside_of_it(server: Server) -> None:
     status, headers, body = server.request("GET", "/")
     assert status == 200 and b"Drones" in body
@@ -286,10 +294,12 @@ def test_a_busy_server_still_answers_what_needs_no_image(exported: Path) -> None
     started, resume = threading.Event(), threading.Event()
 
     class Slow(Predictor):
-        def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
+        def predict(
+            self, data: bytes, max_pixels: int | None = None, *, evidence: bool = False
+        ) -> Prediction:
             started.set()
             resume.wait(60)
-            return super().predict(data, max_pixels)
+            return super().predict(data, max_pixels, evidence=evidence)
 
     app = HttpApp(Api(Slow(exported), ApiSettings()), HttpSettings(max_concurrent=1, max_queued=0))
 
@@ -323,7 +333,9 @@ def test_a_defect_is_reported_as_json_and_quotes_nothing(
     exported: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Predictor):
-        def predict(self, data: bytes, max_pixels: int | None = None) -> Prediction:
+        def predict(
+            self, data: bytes, max_pixels: int | None = None, *, evidence: bool = False
+        ) -> Prediction:
             raise ZeroDivisionError(f"about {data!r}")
 
     sent = post_to_app(HttpApp(Api(Broken(exported), ApiSettings()), HttpSettings()), b"private")

@@ -62,6 +62,21 @@ def test_an_image_gets_the_predictors_answer(
 
 
 @pytest.mark.parametrize("source", SOURCES)
+def test_the_evidence_is_there_if_requested(function: ModuleType, source: Source) -> None:
+    event = source("POST", "/predict", "image/png", IMAGE)
+    if "rawQueryString" in event:
+        event["rawQueryString"] = "evidence=true"
+    elif source is balancer_lists:
+        event["multiValueQueryStringParameters"] = {"evidence": ["true"]}
+    else:
+        event["queryStringParameters"] = {"evidence": "true"}
+    body = content(function.handler(event, CONTEXT))
+    assert body["evidence"]["class"] == body["label"]
+    plain = source("POST", "/predict", "image/png", IMAGE)
+    assert "evidence" not in content(function.handler(plain, CONTEXT))
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_other_requests(function: ModuleType, source: Source) -> None:
     cases = [
         (("GET", "/health"), 200, None),

@@ -2,9 +2,11 @@
 
 import io
 import json
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from PIL import Image
 
 from drone.data.bins import BIN_SIDES_PX
 from drone.errors import ImageError, RunError
-from drone.labels import CLASSES
+from drone.labels import CLASSES, NONE
 from drone.model import export, mobilenet
 from drone.serving import predictor as predicting
 from drone.serving.predictor import Predictor
@@ -64,6 +66,40 @@ def test_a_prediction(exported: Path) -> None:
     assert prediction.drone == pytest.approx(1 - probabilities["Flying Birds"])
     with pytest.raises(ImageError):
         predictor.predict(b"no image")
+
+
+def test_the_evidence_is_for_the_predicted_class(exported: Path) -> None:
+    predictor = Predictor(exported, threads=1)
+    for seed in range(4):
+        prediction = predictor.predict(png(seed), evidence=True)
+        assert prediction.evidence is not None
+        assert prediction.evidence.class_name == prediction.label
+        pixels = predictor.to_pixels(png(seed))[None]
+        maps_NKHW = predictor.predict_outputs(pixels, evidence=True).evidence_NKHW
+        assert maps_NKHW is not None
+        map_HW = maps_NKHW[0, prediction.index]
+        expected = np.maximum(map_HW, 0) / map_HW.max()
+        np.testing.assert_allclose(prediction.evidence.map, expected, atol=1e-6)
+        assert replace(prediction, evidence=None) == predictor.predict(png(seed))
+
+
+def test_of_none_of_these_the_evidence_is_for_the_most_probable_class(
+    exported: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "model.onnx"
+    shutil.copy(exported, target)
+    export.add_metadata(target, {"known_above": "1.0"})
+    prediction = Predictor(target).predict(png(1), evidence=True)
+    assert prediction.label == NONE and prediction.evidence is not None
+    assert prediction.evidence.class_name == CLASSES[prediction.index]
+
+
+def test_a_model_without_evidence_is_to_be_exported_again(exported: Path, tmp_path: Path) -> None:
+    older = onnx.load(exported)
+    del older.graph.output[2]
+    onnx.save(older, tmp_path / "older.onnx")
+    with pytest.raises(RunError, match="known scores and evidence as our models do. Export the"):
+        Predictor(tmp_path / "older.onnx").start()
 
 
 def test_what_a_model_says_about_itself(exported: Path) -> None:
