@@ -40,7 +40,7 @@ export class Api {
       const info = await abortable(attemptSignal, this.#loadInfo());
       body ??= await encode(info);
       attemptSignal.throwIfAborted();
-      const prediction = await fetchJson(new URL("predict", this.baseUrl), {
+      const prediction = await fetchJson(new URL("predict?evidence=true", this.baseUrl), {
         method: "POST",
         headers: { "Content-Type": "application/octet-stream" },
         body,

@@ -4,6 +4,7 @@ import { Camera } from "./camera.js";
 import { classifyInBrowser, classifyWithService } from "./classify.js";
 import { listenForFiles } from "./drop.js";
 import { UserError } from "./errors.js";
+import { showEvidence, switchEvidence } from "./evidence.js";
 import { formatBytes, openImage } from "./image.js";
 import { LocalModel } from "./local.js";
 import { limitsOf, modelName } from "./model-info.js";
@@ -39,6 +40,7 @@ function clearImage() {
   image = null;
   showImage(null);
   clearPrediction();
+  showEvidence(null);
   clearError();
   showStatus("");
 }
@@ -78,6 +80,7 @@ async function submit() {
     return;
   }
   clearPrediction();
+  showEvidence(null);
   clearError();
   const controller = new AbortController();
   const { signal } = controller;
@@ -91,6 +94,7 @@ async function submit() {
     signal.throwIfAborted();
     showStatus(`${prediction.label}.`);
     showPrediction(prediction, onService ? "on the service" : "in this browser");
+    showEvidence(prediction.evidence);
     if (document.activeElement === $("cancel")) $("prediction").focus();
   } catch (error) {
     if (signal.aborted) return;
@@ -289,6 +293,7 @@ function wire() {
     switchBackend("browser");
     submitAgain();
   });
+  $("show-evidence").addEventListener("change", switchEvidence);
   for (const name of ["service", "browser"]) {
     $(`backend-${name}`).addEventListener("change", () => switchBackend(name));
   }

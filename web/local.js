@@ -55,8 +55,13 @@ export class LocalModel {
     const sidePx = Math.sqrt(pixels.length / 3);
     const shape = [1, sidePx, sidePx, 3];
     const input = new this.#runtime.Tensor("uint8", new Uint8Array(pixels.buffer), shape);
-    const { probabilities, known } = await this.#session.run({ pixels: input });
-    return toPrediction(classes, applyTemperature(probabilities.data, temperature), known.data[0], this.info);
+    const { probabilities, known, evidence } = await this.#session.run({ pixels: input });
+    const calibrated = applyTemperature(probabilities.data, temperature);
+    const prediction = toPrediction(classes, calibrated, known.data[0], this.info);
+    const numCells = evidence.data.length / classes.length;
+    const start = prediction.index * numCells;
+    const values = evidence.data.slice(start, start + numCells);
+    return { ...prediction, evidence: toEvidence(classes[prediction.index], values) };
   }
 
   async #start() {
@@ -109,6 +114,19 @@ function toPrediction(classes, probabilities, known, model) {
     known,
     model,
   };
+}
+
+/**
+ * Returns evidence in the form of the service's POST /predict.
+ * @param {string} name of the class.
+ * @param {Float32Array} values of its map, row by row, of any sign.
+ */
+function toEvidence(name, values) {
+  const side = Math.sqrt(values.length);
+  const highest = Math.max(...values);
+  const scaled = Array.from(values, (value) => (value > 0 ? value / highest : 0));
+  const rows = Array.from({ length: side }, (_, row) => scaled.slice(row * side, (row + 1) * side));
+  return { class: name, map: rows };
 }
 
 async function fetchFile(url, options) {

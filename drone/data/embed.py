@@ -1,7 +1,8 @@
-"""Embeds images in HTML as data URIs, so that a page needs no files beside it."""
+"""Embeds images and scripts in HTML, so that a page needs no files beside it."""
 
 import base64
 import io
+from pathlib import Path
 
 from PIL import Image
 
@@ -16,3 +17,8 @@ def jpeg_data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return data_uri(buffer.getvalue(), "jpeg")
+
+
+def heat_map_script() -> str:
+    """Returns the script of the element `<heat-map>`, which draws evidence over an image."""
+    return Path(__file__).with_name("heat-map.js").read_text("utf-8")

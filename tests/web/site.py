@@ -163,7 +163,7 @@ def _handler(site: Site) -> type[SimpleHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if not site.has_service or self.path != "/predict":
+            if not site.has_service or self.path.split("?")[0] != "/predict":
                 site.failures += 1
                 self.send_error(405)
                 return
