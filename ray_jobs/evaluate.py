@@ -3,6 +3,7 @@
     python ray_jobs/evaluate.py --run finetune-s0
     python ray_jobs/evaluate.py --model models:/drone-classifier@champion --data data/drones
     python ray_jobs/evaluate.py --run finetune-s0 --images images-of-other-origin
+    python ray_jobs/evaluate.py --run finetune-s0 --boxes boxes.csv
     python ray_jobs/evaluate.py --run multires-s0 --against finetune-s0
 
 Writes one HTML report with everything beside it (predictions.csv, metrics.json, figures) and logs

@@ -10,6 +10,7 @@ from ray_jobs import console, dataset_tables
 
 if TYPE_CHECKING:
     from drone.cluster.doctor import Finding
+    from drone.evaluation.evidence import OutsideBoxes
     from drone.workflows.evaluation import EvaluationResult
 
 _MARKS = {
@@ -77,7 +78,15 @@ def show_evaluation(result: "EvaluationResult") -> None:
         console.table("By size", names, by_size.astype(object).to_numpy().tolist())
     for comparison in evaluated.comparisons:
         console.show(comparison.sentence)
+    if evaluated.outside_boxes:
+        _show_outside_boxes(evaluated.outside_boxes)
     console.show(describe(scores), evaluated.known.sentence, f"Report: {result.report}")
+
+
+def _show_outside_boxes(found: "OutsideBoxes") -> None:
+    rows = [[name, *astuple(share)] for name, share in found.by_class.items()]
+    console.table("Outside of the boxes", ["class", "evidence", "area", "images"], rows)
+    console.show(found.sentence)
 
 
 def show_findings(findings: "list[Finding]") -> None:

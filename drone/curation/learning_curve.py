@@ -7,7 +7,7 @@ draws, B resamples, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -336,7 +336,7 @@ def _suspects_within(
     probs_TK = np.zeros((len(training_T), num_classes))
     groups_T = scoring.group_numbers_N[training_T]
     for inner_training, inner_held_out in probe.split(scoring.labels_N[training_T], groups_T, seed):
-        inner = Fold(training_T, training_T[inner_held_out], fold.reduced_NR)
+        inner = replace(fold, training_T=training_T, held_out_H=training_T[inner_held_out])
         probs_TK[inner_held_out] = probe.held_out_probabilities(
             inner,
             training_T[inner_training],

@@ -42,6 +42,10 @@ class Fold:
     reduced_NR: NDArray[np.float32]
     """Reduced features of all images."""
 
+    reduction_RD: NDArray[np.float64]
+    """Weights of the features in the reduced ones, which are these times the features, and a
+    constant."""
+
 
 @dataclass(frozen=True)
 class OutOfFold:
@@ -143,7 +147,9 @@ def _reduce(
     # Fitted within the fold: a PCA over all images would have seen the held-out ones.
     reduce = make_pipeline(StandardScaler(), PCA(num_components, random_state=seed))
     reduce.fit(features_ND[training_T])
-    return Fold(training_T, held_out_H, reduce.transform(features_ND))
+    scaler, pca = reduce[0], reduce[1]
+    reduction_RD = pca.components_ / scaler.scale_
+    return Fold(training_T, held_out_H, reduce.transform(features_ND), reduction_RD)
 
 
 def held_out_probabilities(
@@ -162,12 +168,56 @@ def held_out_probabilities(
         inverse_regularisation: C of the logistic regression.
         num_classes: Number of classes.
     """
-    model = LogisticRegression(C=inverse_regularisation, max_iter=300)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # Good enough for a ranking.
-        model.fit(fold.reduced_NR[positions_T], labels_N[positions_T])
+    model = _fit(fold, positions_T, labels_N, inverse_regularisation)
     probs_HK = np.zeros((len(fold.held_out_H), num_classes))
     probs_HK[:, model.classes_] = model.predict_proba(fold.reduced_NR[fold.held_out_H])
     # With float32 features the sums are off by 1e-7, and log_loss would warn.
     probs_HK /= probs_HK.sum(axis=1, keepdims=True)
     return probs_HK
+
+
+def _fit(
+    fold: Fold,
+    positions_T: NDArray[np.int64],
+    labels_N: NDArray[np.int64],
+    inverse_regularisation: float,
+) -> LogisticRegression:
+    model = LogisticRegression(C=inverse_regularisation, max_iter=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # Good enough for a ranking.
+        model.fit(fold.reduced_NR[positions_T], labels_N[positions_T])
+    return model
+
+
+def held_out_weights(
+    predictions: OutOfFold, labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Returns what each feature of an image weighs in the logit of a class, (N, D).
+
+    The weights are those of the probe that predicted the image, which was not trained on it.
+
+    Args:
+        predictions: Result of `out_of_fold`.
+        labels_N: Class indices that the probes were trained on.
+        predicted_N: Class of each image whose logit it is.
+    """
+    num_features = predictions.folds[0].reduction_RD.shape[1]
+    weights_ND = np.zeros((len(labels_N), num_features))
+    with one_thread():
+        for fold in predictions.folds:
+            weights_KD = _class_weights(fold, labels_N, predictions.inverse_regularisation)
+            weights_ND[fold.held_out_H] = weights_KD[predicted_N[fold.held_out_H]]
+    return weights_ND
+
+
+def _class_weights(
+    fold: Fold, labels_N: NDArray[np.int64], inverse_regularisation: float
+) -> NDArray[np.float64]:
+    """Returns the weights of the features for each class, (K, D)."""
+    model = _fit(fold, fold.training_T, labels_N, inverse_regularisation)
+    coefficients_KR = model.coef_
+    if len(model.classes_) == 2:  # scikit-learn has the weights of the log odds alone.
+        coefficients_KR = np.vstack([-model.coef_, model.coef_]) / 2
+    weights_KD = np.zeros((int(labels_N.max()) + 1, fold.reduction_RD.shape[1]))
+    weights_KD[model.classes_] = coefficients_KR @ fold.reduction_RD
+    return weights_KD

@@ -14,7 +14,7 @@ from PIL import Image
 from drone.curation import audit
 from drone.curation.thumbnails import thumbnail
 from drone.data.dataset import Dataset
-from drone.data.embed import jpeg_data_uri
+from drone.data.embed import heat_map_script, jpeg_data_uri
 from drone.data.prepare.roots import open_root
 from drone.data.prepare.verdicts import ACROSS
 from drone.files import write_whole
@@ -49,13 +49,15 @@ def build_items(
 
     Args:
         manifest: Manifest of the data set.
-        suspects: Columns `md5`, `suggested` and `confidence`, worst first.
+        suspects: Columns `md5`, `suggested`, `confidence` and `evidence` (for the suggested class,
+            from `drone.serving.evidence.encode`), worst first.
         decided_md5: md5 of images that the user has decided on before, and of their copies; they
             are left out.
 
     Returns:
-        For each image `md5`, `path`, `given`, `kinds`, `suggested` and `confidence` (of doubtful
-        labels), `places` (all paths of its copies) and `twins` (md5 of its near duplicates).
+        For each image `md5`, `path`, `given`, `kinds`, `suggested`, `confidence` and `evidence` (of
+        doubtful labels), `places` (all paths of its copies) and `twins` (md5 of its near
+        duplicates).
     """
     of_classes = manifest[manifest["class_name"] != NONE]
     # Of several copies the page shows the kept one.
@@ -81,6 +83,7 @@ def build_items(
         item = item_of(row["md5"], _SUSPECT)
         item["suggested"] = row["suggested"]
         item["confidence"] = round(float(row["confidence"]), 3)
+        item["evidence"] = row["evidence"]
     near_duplicates = audit.near_duplicates(of_classes)
     for _, rows in near_duplicates.groupby("group", sort=False):
         for md5 in rows["md5"]:
@@ -121,6 +124,7 @@ def write_page(
         data=data,
         facts=facts,
         advice=advice,
+        heat_map=heat_map_script(),
         title=f"Review of data set {dataset.fingerprint[:12]}",
     )
     # Replaced in one step: the user may have the old page open and reload it.

@@ -13,13 +13,15 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
-from drone.data.embed import data_uri, jpeg_data_uri
+from drone.data.embed import data_uri, heat_map_script, jpeg_data_uri
 from drone.evaluation import conditions, plots
 from drone.evaluation.batch_inference import LoadPixels
 from drone.evaluation.conditions import Card
+from drone.evaluation.evidence import LoadEvidence, OutsideBoxes
 from drone.evaluation.metrics import Predictions, Scores, describe, worst_mistakes
 from drone.evaluation.mixed_resolution import Comparison
 from drone.evaluation.none_of_these import KnownScores
+from drone.serving.evidence import encode, normalised
 
 _MAX_GALLERY = 25
 """Misclassified images shown per class."""
@@ -53,13 +55,26 @@ class ReportHeader:
     card: Card | None = None
     """Scores under worse conditions, if they were measured."""
 
+    outside_boxes: OutsideBoxes | None = None
+    """How much of the evidence lies outside of boxes; None without any."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Access to the evaluated images by their positions."""
+
+    load_pixels: LoadPixels
+    """Loads images of one size, (M, side_px, side_px, 3) uint8."""
+
+    load_evidence: LoadEvidence
+
 
 def write(
     folder: Path,
     predictions: Predictions,
     scores: Scores,
     header: ReportHeader,
-    load_pixels: LoadPixels,
+    images: Images,
 ) -> Path:
     """Writes report.html, metrics.json, predictions.csv and the figures into a folder.
 
@@ -68,8 +83,7 @@ def write(
         predictions: Predictions of the model.
         scores: Metrics of the predictions.
         header: What was evaluated.
-        load_pixels: Loads images at some positions, (M, side_px, side_px, 3) uint8, all of one
-            size.
+        images: The images.
 
     Returns:
         Path of the report.
@@ -85,7 +99,7 @@ def write(
         conditions.table(header.card).to_csv(folder / "conditions.csv", index=False)
     metrics = json.dumps(_metrics(scores, header), indent=1) + "\n"
     (folder / "metrics.json").write_text(metrics, "utf-8")
-    gallery = _gallery(predictions, load_pixels)
+    gallery = _gallery(predictions, images)
     target = folder / "report.html"
     html = _render(predictions, scores, header, figures, gallery)
     # The folder that was evaluated may have a name that is not UTF-8.
@@ -113,6 +127,7 @@ def _render(
         figures=figures,
         gallery=gallery,
         max_gallery=_MAX_GALLERY,
+        heat_map=heat_map_script(),
     )
 
 
@@ -139,6 +154,8 @@ def _metrics(scores: Scores, header: ReportHeader) -> dict[str, Any]:
     # Scores last: a fact of the same name must not replace one that the gate reads.
     metrics = {"title": header.title, **header.facts, **scores.as_dict()}
     metrics["known"] = header.known.as_dict()
+    if header.outside_boxes:
+        metrics["outside_boxes"] = header.outside_boxes.as_dict()
     if header.comparisons:
         metrics["by_size"] = header.by_size.to_dict("records")
         metrics["comparisons"] = [asdict(comparison) for comparison in header.comparisons]
@@ -165,26 +182,27 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
         float(row["images"]), int(row["side_px"])
 
 
-def _gallery(predictions: Predictions, load_pixels: LoadPixels) -> dict[str, dict[str, object]]:
+def _gallery(predictions: Predictions, images: Images) -> dict[str, dict[str, object]]:
     """Returns the worst mistakes of each class, with thumbnails."""
     gallery: dict[str, dict[str, object]] = {}
     for index, name in enumerate(predictions.classes):
-        positions = worst_mistakes(predictions, index, _MAX_GALLERY)
-        of_class = predictions.labels_N == index
         # With its type, since an empty list would become an array of floats.
-        images = load_pixels(np.array(positions, dtype=np.int64))
+        positions_M = np.array(worst_mistakes(predictions, index, _MAX_GALLERY), dtype=np.int64)
+        of_class = predictions.labels_N == index
+        pixels_M, maps_M = images.load_pixels(positions_M), images.load_evidence(positions_M)
         gallery[name] = {
             "wrong": int((of_class & (predictions.predicted_N != index)).sum()),
             "support": int(of_class.sum()),
             "items": [
                 {
                     "image": _thumbnail(pixels),
+                    "evidence": encode(normalised(maps_KHW[predictions.predicted_N[position]])),
                     "path": predictions.paths[position],
                     "predicted": predictions.classes[predictions.predicted_N[position]],
                     "confidence": float(predictions.confidence_N[position]),
                     "true_probability": float(predictions.probs_NK[position, index]),
                 }
-                for position, pixels in zip(positions, images, strict=True)
+                for position, pixels, maps_KHW in zip(positions_M, pixels_M, maps_M, strict=True)
             ],
         }
     return gallery

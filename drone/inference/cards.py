@@ -25,4 +25,6 @@ def card(row: Row) -> bytes:
         content["unsure"] = prediction.unsure
         content["probabilities"] = [round(p, 3) for p in prediction.probabilities.values()]
         content["image"] = base64.b64encode(row.thumbnail).decode()
+        if prediction.evidence:
+            content["evidence"] = prediction.evidence.encoded()
     return json.dumps(content).encode()

@@ -17,6 +17,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 
+from drone.data.embed import heat_map_script
 from drone.files import replacing_folder, write_whole
 from drone.inference.parts import Part
 from drone.labels import NONE
@@ -79,7 +80,9 @@ def write_contact_sheet(
     )
     # A class whose name contains "</script>" must not end the script element that holds the data.
     data = json.dumps(content).replace("<", "\\u003c")
-    html = environment.get_template("contact_sheet.html").render(data=data, facts=facts)
+    html = environment.get_template("contact_sheet.html").render(
+        data=data, facts=facts, heat_map=heat_map_script()
+    )
     write_whole(target, html.encode())
 
 

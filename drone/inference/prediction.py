@@ -218,7 +218,8 @@ def _predict_cut(predictor: Predictor, blank: Row, cut: _Cut) -> Row:
         return replace(row, reason=BAD_BOX, detail=cut.detail)
     return replace(
         row,
-        prediction=predictor.predict_one(cut.pixels_HWC),
+        # For the contact sheet.
+        prediction=predictor.predict_one(cut.pixels_HWC, evidence=True),
         thumbnail=_thumbnail(cut.pixels_HWC, cut.size),
     )
 

@@ -31,9 +31,9 @@ def evidence_maps(model: Classifier, activations_MCHW: Tensor, features_MC: Tens
         features_MC: The activations averaged over the cells.
     """
     height, width = activations_MCHW.shape[2:]
-    gradients_MKC = logit_gradients(model.head, features_MC) / (height * width)
+    gradients_MKC = logit_gradients(model.head, features_MC)
     maps_MKP = torch.matmul(gradients_MKC, activations_MCHW.flatten(2))
-    maps_MKHW = maps_MKP.reshape(*maps_MKP.shape[:2], height, width)
+    maps_MKHW = maps_MKP.reshape(*maps_MKP.shape[:2], height, width) / (height * width)
     if not model.config.test_time_flip:
         return maps_MKHW
     count = maps_MKHW.shape[0] // 2

@@ -22,13 +22,13 @@ class Evidence:
         return encode(np.array(self.map))
 
 
-def normalised(map_HW: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalised(map_HW: NDArray[np.floating]) -> NDArray[np.floating]:
     """Returns an evidence map on the scale 0 to 1.
 
     Evidence against the class becomes 0. The rest is divided by its maximum; a map without any
     evidence for the class is all 0.
     """
-    positive_HW: NDArray[np.float32] = np.maximum(map_HW, 0)
+    positive_HW: NDArray[np.floating] = np.maximum(map_HW, 0)
     highest = float(positive_HW.max())
     return positive_HW / highest if highest > 0 else positive_HW
 

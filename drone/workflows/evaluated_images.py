@@ -21,6 +21,7 @@ from drone.evaluation.batch_inference import (
     predict_in_batches,
     predict_outputs_in_batches,
 )
+from drone.evaluation.evidence import LoadEvidence, OutsideBoxes, evidence_loader
 from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.metrics import Predictions, Proportion, proportion
 from drone.evaluation.mixed_resolution import Comparison, Variant
@@ -43,6 +44,15 @@ OWN_TEST_SPLIT = "test"
 
 
 @dataclass(frozen=True)
+class ImageFile:
+    """Where an image lies, and its size in pixels with its EXIF rotation applied."""
+
+    path: Path
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class EvaluatedImages:
     """Images, and what the model predicted for them."""
 
@@ -52,6 +62,8 @@ class EvaluatedImages:
     title: str
     predictions: Predictions
     load_pixels: LoadPixels
+    load_evidence: LoadEvidence
+    files: tuple[ImageFile, ...]
     facts: dict[str, str]
     known: KnownScores
     """How well images of the classes are told from negatives."""
@@ -70,6 +82,9 @@ class EvaluatedImages:
 
     comparisons: tuple[Comparison, ...] = ()
     """Of a model of mixed resolutions, against all images squashed to one size."""
+
+    outside_boxes: OutsideBoxes | None = None
+    """How much of the evidence lies outside of boxes; None without any."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,8 @@ def predict_test_split(
         title="its test split" if own else f"the test split of {dataset.folder}",
         predictions=predictions,
         load_pixels=squashed.gather,
+        load_evidence=evidence_loader(predictor, test.sides_N, test.gather),
+        files=_files(dataset.rows("test")),
         facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
         known=_score_known(predictor, predictions, dataset.negatives("test"), track),
         by_labels=_accuracy_by_labels(predictor, test, predictions, dataset, track),
@@ -201,12 +218,23 @@ def predict_folder(
         title=str(folder),
         predictions=predictions,
         load_pixels=squashed,
+        load_evidence=evidence_loader(predictor, sides_N, load_pixels),
+        files=_files(pd.DataFrame(map(asdict, unseen.records))),
         facts={"images": str(folder), "left out": f"{unseen.num_left_out} files"},
         known=_score_known(predictor, predictions, None, track),
         left_out=unseen.left_out,
         folders_left_out=unseen.folders_left_out,
     )
     return _with_comparisons(evaluated, sides_N, predictor, track, baseline)
+
+
+def _files(rows: pd.DataFrame) -> tuple[ImageFile, ...]:
+    """Returns the files of images from the columns root, path, width and height."""
+    columns = zip(rows["root"], rows["path"], rows["width"], rows["height"], strict=True)
+    return tuple(
+        ImageFile(Path(root, path), int(width), int(height))
+        for root, path, width, height in columns
+    )
 
 
 def _predict(

@@ -16,6 +16,7 @@ from drone.tracking.history import metric_history
 from drone.tracking.model import fetch_onnx, resolve_model, run_of
 from drone.tracking.runs import Run
 from drone.workflows.display import SILENT, Display
+from drone.workflows.evaluated_boxes import with_boxes
 from drone.workflows.evaluated_images import (
     OWN_TEST_SPLIT,
     Baseline,
@@ -54,6 +55,7 @@ class EvaluationResult:
             "by_labels": {name: asdict(part) for name, part in evaluated.by_labels.items()},
             "known": evaluated.known.as_dict(),
             "conditions": self.card.as_dict() if self.card else None,
+            "outside_boxes": evaluated.outside_boxes and evaluated.outside_boxes.as_dict(),
             **self.scores.as_dict(),
         }
 
@@ -85,6 +87,8 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
                 )
         if request.negatives:
             evaluated = with_negatives(evaluated, run, predictor, request.negatives, display.track)
+        if request.boxes:
+            evaluated = with_boxes(evaluated, request.boxes)
         card = None
         if request.conditions:
             champion = _champion(request.name, run, evaluated, predictor, Path(temporary), display)
@@ -166,10 +170,12 @@ def _write(
         by_size=evaluated.by_size,
         comparisons=evaluated.comparisons,
         card=card,
+        outside_boxes=evaluated.outside_boxes,
     )
     # Run names repeat; the id keeps the reports apart. A run can be renamed to anything.
     folder = out / f"{file_name(str(run.info.run_name))}-{run_id[:8]}" / evaluated.name
-    file = report.write(folder, evaluated.predictions, scores, header, evaluated.load_pixels)
+    images = report.Images(evaluated.load_pixels, evaluated.load_evidence)
+    file = report.write(folder, evaluated.predictions, scores, header, images)
     # Last, so that an evaluation that fails leaves no trace on the run.
     with runs.reopen_run(run_id) as reopened:
         reopened.log_final(_metrics(evaluated, scores, card))

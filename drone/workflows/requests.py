@@ -153,6 +153,10 @@ class EvaluateRequest:
     subfolder per kind (default: the negatives of the test split); those that the model was trained
     on are left out."""
 
+    boxes: Path | None = None
+    """Boxes around the objects in these images (CSV, YOLO or COCO): the report tells how much of
+    the evidence for the true class lies outside of them."""
+
     against: str | None = None
     """Run of a model for 224 px (such as preset finetune) to compare a multi-resolution model with,
     image by image."""

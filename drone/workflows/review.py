@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from drone.curation import (
@@ -14,13 +15,19 @@ from drone.curation import (
     probe,
     review,
 )
+from drone.curation.frozen_features import FrozenFeatures
 from drone.curation.label_issues import Ceiling
 from drone.curation.learning_curve import LearningCurve
+from drone.curation.probe import OutOfFold
+from drone.data.dataset import Dataset
 from drone.data.prepare import ledger
 from drone.data.prepare.ledger import Decision
 from drone.data.prepare.plan import command_for
 from drone.errors import DataError
+from drone.evaluation.batch_inference import Track
 from drone.model import weights
+from drone.model.weights import Weights
+from drone.serving.evidence import encode, normalised
 from drone.storage import dataset_cache
 from drone.workflows.display import SILENT, Display
 from drone.workflows.requests import ReviewRequest
@@ -75,7 +82,9 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
     # The user is not asked about an image again.
     suspects = suspects[~suspects["md5"].isin(decided)]
     suspects.to_csv(request.out.with_suffix(".csv"), index=False)
-    items = review.build_items(dataset.manifest, suspects.head(request.max_suspects), decided)
+    shown = suspects.head(request.max_suspects)
+    maps = _evidence(shown, features, predictions, dataset, backbone, display.track)
+    items = review.build_items(dataset.manifest, shown.assign(evidence=maps), decided)
     facts = {
         "images to decide on": str(len(items)),
         "decided before": str(len(decisions)),
@@ -96,6 +105,28 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
         advice=improvements.sentences,
         prepare_again=command_for(dataset, decisions="DECISIONS.jsonl"),
     )
+
+
+def _evidence(
+    suspects: pd.DataFrame,
+    features: FrozenFeatures,
+    predictions: OutOfFold,
+    dataset: Dataset,
+    backbone: Weights,
+    track: Track,
+) -> list[str]:
+    """Returns the evidence for the suggested class of each suspect, encoded for the page."""
+    if suspects.empty:
+        return []
+    predicted_N = predictions.probs_NK.argmax(axis=1)
+    weights_ND = probe.held_out_weights(predictions, features.labels_N, predicted_N)
+    rows = features.rows
+    positions = rows.reset_index().set_index("md5")["index"].loc[suspects["md5"]].to_numpy()
+    pixel_rows = rows["pixel_row"].to_numpy(np.int64)[positions]
+    maps = frozen_features.evidence_maps(
+        dataset, pixel_rows, weights_ND[positions], backbone, track
+    )
+    return [encode(normalised(map_HW)) for map_HW in maps]
 
 
 def _with_copies(decisions: Mapping[str, Decision], manifest: pd.DataFrame) -> set[str]:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from drone.evaluation.metrics import Predictions
+from drone.evaluation.report import Images
 from drone.labels import CLASSES
 
 
@@ -14,3 +15,9 @@ def random_predictions(count: int = 200, seed: int = 0) -> Predictions:
     paths = tuple(f"{CLASSES[label]}/{number}.jpg" for number, label in enumerate(labels))
     known = rng.random(count).astype(np.float32)
     return Predictions(paths, labels, probs.astype(np.float32), CLASSES, known)
+
+
+def images_of(pixels_NHWC: np.ndarray) -> Images:
+    """Images whose evidence is random."""
+    maps_NKHW = np.random.default_rng(0).normal(size=(len(pixels_NHWC), 4, 7, 7))
+    return Images(lambda at: pixels_NHWC[at], lambda at: maps_NKHW[at])

@@ -1,4 +1,6 @@
+import base64
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +9,10 @@ import pandas as pd
 import pytest
 
 from drone.evaluation import report
+from drone.evaluation.evidence import OutsideBoxes, OutsideShare
 from drone.evaluation.metrics import describe, score
 from drone.evaluation.none_of_these import score_known
-from tests.evaluation.made_predictions import random_predictions
+from tests.evaluation.made_predictions import images_of, random_predictions
 
 
 def test_the_report_is_complete_and_self_contained(tmp_path: Path) -> None:
@@ -26,7 +29,7 @@ def test_the_report_is_complete_and_self_contained(tmp_path: Path) -> None:
     header = report.ReportHeader("Run <x>", {"run": "1 & 2"}, history, best_epoch=2, known=known)
     pixels = np.zeros((400, 32, 32, 3), np.uint8)
     scores = score(predictions)
-    written = report.write(tmp_path, predictions, scores, header, lambda at: pixels[at])
+    written = report.write(tmp_path, predictions, scores, header, images_of(pixels))
     html = written.read_text()
     assert "Run &lt;x&gt;" in html and "1 &amp; 2" in html
     assert "No mistakes." in html
@@ -35,6 +38,7 @@ def test_the_report_is_complete_and_self_contained(tmp_path: Path) -> None:
     assert html.count("<figure>") == sum(
         min(25, int(((predictions.labels_N == k) & wrong_N).sum())) for k in range(4)
     )
+    assert html.count("</heat-map>") == html.count("<figure>")
     assert 'src="data:' in html and "http" not in html
     assert describe(scores)[:4] in html
     table = pd.read_csv(tmp_path / "predictions.csv")
@@ -42,3 +46,38 @@ def test_the_report_is_complete_and_self_contained(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text())["macro_f1"] == scores.macro_f1
     for name in ("confusion", "curves", "reliability"):
         assert (tmp_path / f"{name}.png").stat().st_size > 3000
+
+
+def test_the_gallery_has_the_evidence_for_what_was_predicted(tmp_path: Path) -> None:
+    predictions = random_predictions(40)
+    known = score_known(predictions.known_N, 0.5, np.float32([]), [])
+    header = report.ReportHeader("x", {}, pd.DataFrame(), best_epoch=None, known=known)
+    images = images_of(np.zeros((40, 32, 32, 3), np.uint8))
+    html = report.write(tmp_path, predictions, score(predictions), header, images).read_text()
+    maps_NKHW = images.load_evidence(np.arange(40))
+    wrong = np.flatnonzero(predictions.labels_N != predictions.predicted_N)
+    for position in wrong:
+        (encoded,) = re.findall(
+            rf'values="([^"]*)"></heat-map></div><figcaption>.*{predictions.paths[position]}<', html
+        )
+        map_HW = np.frombuffer(base64.b64decode(encoded), np.uint8).reshape(7, 7)
+        of_predicted = maps_NKHW[position, predictions.predicted_N[position]]
+        assert map_HW.argmax() == of_predicted.argmax() and map_HW.max() == 255
+        np.testing.assert_array_equal(map_HW[of_predicted < 0], 0)
+
+
+def test_evidence_outside_of_boxes_is_in_the_report_and_the_metrics(tmp_path: Path) -> None:
+    predictions = random_predictions(40)
+    known = score_known(predictions.known_N, 0.5, np.float32([]), [])
+    share = OutsideShare(evidence=0.25, area=0.5, images=8)
+    found = OutsideBoxes(share, {"<birds>": share})
+    header = report.ReportHeader(
+        "x", {}, pd.DataFrame(), best_epoch=None, known=known, outside_boxes=found
+    )
+    images = images_of(np.zeros((40, 32, 32, 3), np.uint8))
+    html = report.write(tmp_path, predictions, score(predictions), header, images).read_text()
+    assert "Of the evidence for the true class, 25% lies where no box is" in html
+    assert "<td>&lt;birds&gt;</td><td>25.0 %</td><td>50.0 %</td><td>8</td>" in html
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    expected = {"evidence": 0.25, "area": 0.5, "images": 8}
+    assert metrics["outside_boxes"] == {**expected, "by_class": {"<birds>": expected}}

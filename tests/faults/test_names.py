@@ -30,6 +30,7 @@ from drone.synth.drawing import draw
 from ray_jobs import console
 from tests.browser import chromium
 from tests.conftest import ROOT, RunJob
+from tests.evaluation.made_predictions import images_of
 from tests.faults.tracked_model import TrackedModel, call, stored, tracked
 from tests.jobs.test_command_line import fails
 
@@ -261,7 +262,7 @@ def pages(
     dataset, classes = hostile_set
     folder = tmp_path_factory.mktemp("pages")
     suspects = dataset.manifest[dataset.manifest["kept"]].head(6)[["md5"]]
-    suspects = suspects.assign(suggested=classes[1], confidence=0.9)
+    suspects = suspects.assign(suggested=classes[1], confidence=0.9, evidence="/w==")
     items = review.build_items(dataset.manifest, suspects, ())
     facts = {name: name for name in (*SCRIPTS, "folder")}
     load = review.image_loader(dataset)
@@ -280,7 +281,7 @@ def pages(
     )
     pixels = np.zeros((count, 32, 32, 3), np.uint8)
     scores = score(predictions)
-    evaluation_report.write(folder / "e", predictions, scores, header, lambda at: pixels[at])
+    evaluation_report.write(folder / "e", predictions, scores, header, images_of(pixels))
     trials = {"trial": [0], "score": [0.5], "state": ["finished\"'><img src=x onerror=hit()>"]}
     study = study_report.StudyReport(
         title=SCRIPTS[1],

@@ -243,6 +243,13 @@ def test_the_contact_sheet(
     # The image is drawn, with its own aspect ratio.
     size = page.locator("#grid img").first.evaluate("e => [e.naturalWidth, e.naturalHeight]")
     assert size[0] == 144 and 50 < size[1] < 144
+    # What the answers rest on is drawn over each image once it is asked for.
+    maps = page.locator("#grid heat-map")
+    assert maps.count() == len(tiles(page)) and not maps.first.is_visible()
+    page.get_by_label("show what answers rest on").check()
+    assert maps.first.bounding_box() == page.locator("#grid img").first.bounding_box()
+    evidence = Predictor(onnx).predict(Path(tiles(page)[0]).read_bytes(), evidence=True).evidence
+    assert evidence is not None and maps.first.get_attribute("values") == evidence.encoded()
     limit = round(rows[paths[4]]["confidence"], 4)
     page.get_by_label("Order").select_option("surest")
     page.get_by_label("Confidence from").fill(str(limit))

@@ -123,6 +123,19 @@ def test_deciding_by_keys_and_clicks(
     assert num_decided(page) == 3 and current(page) == fourth
     assert page.get_by_label("Your name").input_value() == "Ada"
 
+    # What a suggestion rests on is drawn over its image, if it is switched on.
+    page.locator("#kind").select_option("suspect")
+    overlay = page.locator("#heat")
+    assert not overlay.is_visible()
+    page.keyboard.press("e")
+    assert overlay.bounding_box() == page.locator("#image").bounding_box()
+    items = {item["md5"]: item for item in json.loads(embedded(reviewed / "review.html"))["items"]}
+    assert overlay.get_attribute("values") == items[current(page)]["evidence"]
+    assert items[current(page)]["suggested"] in page.locator("#rests").inner_text()
+    page.keyboard.press("e")
+    assert not overlay.is_visible()
+    page.locator("#kind").select_option("")
+
     # In the grid the keys act on the tile that was clicked.
     page.keyboard.press("g")
     tiles = page.locator(".tile")
