@@ -2,42 +2,42 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drone.errors import DataError
 from drone.evaluation.evidence import outside_boxes
-from drone.inference.box_files import read_boxes
 from drone.inference.boxes import Box, assign_boxes, visible_part
 from drone.workflows.evaluated_images import EvaluatedImages, ImageFile
 
 
-def with_boxes(evaluated: EvaluatedImages, source: Path) -> EvaluatedImages:
+def with_boxes(evaluated: EvaluatedImages, boxes: Sequence[Box]) -> EvaluatedImages:
     """Returns an evaluation with the share of the evidence that is outside of boxes.
 
     Args:
         evaluated: Images, with the model's predictions.
-        source: File of boxes; see `read_boxes`.
+        boxes: Boxes, from `read_boxes`.
 
     Raises:
-        DataError: The file cannot be read, no box is for any of the images, or one is outside of
-            its image.
+        DataError: No box is for any of the images, or one is outside of its image.
     """
-    boxes = assign_boxes(read_boxes(source), [file.path for file in evaluated.files])
-    positions = [at for at, file in enumerate(evaluated.files) if file.path in boxes]
-    positions_M = np.array(positions, np.int64)
+    assigned = assign_boxes(boxes, [file.path for file in evaluated.files])
+    positions_M = np.flatnonzero([file.path in assigned for file in evaluated.files])
+    files_M = [evaluated.files[position] for position in positions_M]
     labels_M = evaluated.predictions.labels_N[positions_M]
     maps_MKHW = evaluated.load_evidence(positions_M)
     found = outside_boxes(
         maps_MKHW[np.arange(len(positions_M)), labels_M],
-        [_shares(boxes[file.path], file) for file in map(evaluated.files.__getitem__, positions)],
+        [_shares(assigned[file.path], file) for file in files_M],
         [evaluated.predictions.classes[label] for label in labels_M],
     )
     if found is None:
-        raise DataError(f"{source}: no image with a box has any evidence for its class.")
-    facts = {**evaluated.facts, "boxes": f"{source}, on {len(positions)} images"}
+        raise DataError(
+            "The model has no evidence for the true class in any image with a box, so there is no "
+            "share of it. Evaluate without --boxes."
+        )
+    facts = {**evaluated.facts, "boxes": f"on {len(positions_M)} images"}
     return replace(evaluated, outside_boxes=found, facts=facts)
 
 

@@ -9,6 +9,7 @@ from drone.errors import RunError
 from drone.evaluation import report
 from drone.evaluation.conditions import Card, make_card
 from drone.evaluation.metrics import Scores, score
+from drone.inference.box_files import read_boxes
 from drone.names import file_name
 from drone.serving.predictor import Predictor
 from drone.tracking import artifacts, registry, runs
@@ -67,6 +68,8 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
         RunError: There is no such model, or it was trained on the images.
         DroneError: Anything else that the user can fix.
     """
+    # Read first: the predictions take minutes.
+    boxes = read_boxes(request.boxes) if request.boxes else []
     runs.connect(request.experiment)
     model = resolve_model(request.model, request.run)
     run = runs.find_run(model.run_id)
@@ -87,8 +90,8 @@ def evaluate(request: EvaluateRequest, display: Display = SILENT) -> EvaluationR
                 )
         if request.negatives:
             evaluated = with_negatives(evaluated, run, predictor, request.negatives, display.track)
-        if request.boxes:
-            evaluated = with_boxes(evaluated, request.boxes)
+        if boxes:
+            evaluated = with_boxes(evaluated, boxes)
         card = None
         if request.conditions:
             champion = _champion(request.name, run, evaluated, predictor, Path(temporary), display)

@@ -11,6 +11,7 @@ import pytest
 from drone.data.dataset import Dataset
 from drone.errors import DataError
 from drone.evaluation.batch_inference import no_progress
+from drone.inference.box_files import read_boxes
 from drone.serving.predictor import Predictor
 from drone.tracking import runs
 from drone.workflows.evaluated_boxes import with_boxes
@@ -60,7 +61,8 @@ def test_boxes_are_in_pixels_of_the_original_images(
         f"{quoted(third)},{third['width'] / 2},0,{third['width'] / 2},{third['height']}",
         "elsewhere/other.png,0,0,1,1",
     ]
-    found = with_boxes(evaluated, write_boxes(tmp_path / "boxes.csv", *lines)).outside_boxes
+    boxes = read_boxes(write_boxes(tmp_path / "boxes.csv", *lines))
+    found = with_boxes(evaluated, boxes).outside_boxes
     assert found is not None and found.overall.images == 3
     assert found.overall.evidence == pytest.approx(1 / 3)
     assert found.overall.area == pytest.approx((3 / 4 + 1 / 2 + 1 / 4) / 3)
@@ -69,7 +71,7 @@ def test_boxes_are_in_pixels_of_the_original_images(
 def test_boxes_of_other_images_are_an_error(evaluated: EvaluatedImages, tmp_path: Path) -> None:
     boxes = write_boxes(tmp_path / "boxes.csv", "elsewhere/other.png,0,0,1,1")
     with pytest.raises(DataError, match="line 2: the box is for elsewhere/other.png"):
-        with_boxes(evaluated, boxes)
+        with_boxes(evaluated, read_boxes(boxes))
 
 
 def test_the_report_of_an_evaluation_has_the_share(
