@@ -5,17 +5,12 @@ from typing import Any, Literal
 History = list[dict[str, Any]]
 """One entry per completed epoch: "epoch" (from 1), "time_ms" and "metrics" by name."""
 
-BestEpochBy = Literal["loss", "macro_f1", "last"]
+BestEpochBy = Literal["loss", "macro_f1"]
 
 
-def _epoch_rank(macro_f1: float, loss: float, by: BestEpochBy) -> tuple[float, float]:
+def epoch_rank(macro_f1: float, loss: float, by: BestEpochBy) -> tuple[float, float]:
     """A sort key for epochs: the best epoch has the highest rank; the other metric breaks ties."""
     return (-loss, macro_f1) if by == "loss" else (macro_f1, -loss)
-
-
-def is_better(new: tuple[float, float], best: tuple[float, float], by: BestEpochBy) -> bool:
-    """Whether a later epoch is better than the best so far, each by its macro F1 and its loss."""
-    return by == "last" or _epoch_rank(*new, by) > _epoch_rank(*best, by)
 
 
 def best_epoch(history: History, by: BestEpochBy) -> dict[str, Any]:
@@ -28,10 +23,9 @@ def best_epoch(history: History, by: BestEpochBy) -> dict[str, Any]:
 
     def rank(entry: dict[str, Any]) -> tuple[float, float]:
         metrics = entry["metrics"]
-        # Without validation nothing tells the epochs apart.
-        if by == "last" or "validation/loss" not in metrics:
+        if "validation/loss" not in metrics:  # Nothing tells the epochs apart: the last counts.
             return entry["epoch"], 0.0
-        return _epoch_rank(metrics["validation/macro_f1"], metrics["validation/loss"], by)
+        return epoch_rank(metrics["validation/macro_f1"], metrics["validation/loss"], by)
 
     # Of equal epochs max() returns the first, the one whose weights the loop saved.
     return max(history, key=rank)

@@ -149,9 +149,7 @@ class TrainConfig:
     Weights are always fp32."""
 
     best_epoch_by: BestEpochBy = "loss"
-    """Validation metric that selects the best epoch, or last for the last one. With few images the
-    loss is less noisy. Validation images are not augmented, so none of them says when a model has
-    learned distance or weather."""
+    """Validation metric that selects the best epoch; with few images the loss is less noisy."""
 
     checkpoint_interval_s: float = 300.0
     """Seconds between checkpoints within an epoch; every epoch ends with one anyway."""

@@ -25,7 +25,7 @@ from drone.model.inference import probabilities_at_cut
 from drone.model.mobilenet import Classifier
 from drone.training import checkpoint, predictions
 from drone.training.activation_cache.store import CacheSpec
-from drone.training.best_epoch import History, is_better
+from drone.training.best_epoch import History, epoch_rank
 from drone.training.checkpoint import Identity, Position
 from drone.training.config import TrainConfig
 from drone.training.context import Context, Progress, Stop
@@ -229,7 +229,7 @@ class _Run:
             return
         score, loss = metrics["validation/macro_f1"], metrics["validation/loss"]
         best, by = self.position.best, self.config.best_epoch_by
-        if best and not is_better((score, loss), (best["macro_f1"], best["loss"]), by):
+        if best and epoch_rank(score, loss, by) <= epoch_rank(best["macro_f1"], best["loss"], by):
             return
         self.position.best = {"epoch": epoch, "macro_f1": score, "loss": loss}
         self.learner.best = self.learner.evaluated_weights()
