@@ -22,6 +22,11 @@ NONE = "none of these"
 """The label of an image that shows none of the classes."""
 
 
+def tells_drones(classes: Sequence[str]) -> bool:
+    """Whether the classes tell drones from birds: one is a bird, and another is not."""
+    return BIRD in classes and len(classes) > 1
+
+
 def short_names(classes: Sequence[str]) -> list[str]:
     """Returns the classes' abbreviations if each of them has one, else their names."""
     # All or none: a class that is called FB must differ from the abbreviation of another.

@@ -2,6 +2,7 @@
 
     python ray_jobs/export.py --model models:/drone-classifier@champion --out export
     python ray_jobs/export.py --run finetune-s0 --out export --page public
+    python ray_jobs/export.py --run finetune-s0 --out export --alarm-recall 0.95
 
 The exported model is compared with the trained one on the test split and calibrated on images that
 it was not trained on. --int8 also tries 8-bit integers, which are kept if they cost at most half a
@@ -12,6 +13,7 @@ it, for S3 or any web server.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # `ray submit` copies a job alone to the cluster: find the project beside it, here or in ~/app.
 ROOTS = (*Path(__file__).resolve().parents, Path.cwd(), Path.home() / "app")
@@ -24,6 +26,9 @@ bug_report.install(__name__)
 from drone.commands import command
 from drone.workflows.requests import ExportRequest
 from ray_jobs import cli, console
+
+if TYPE_CHECKING:
+    from drone.evaluation.operating_point import Alarms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +62,23 @@ def main(job: Export) -> cli.Result:
     console.show(
         f"Temperature {info['temperature']}, unsure below {info['unsure_below']}, none of these "
         f"below a known score of {info['known_above']}.",
+        *_alarm_sentences(result.alarms),
         f"Wrote {job.out}. Next: {command('serve', onnx=job.out / 'model.onnx')}",
     )
     if job.page:
         console.show(f"The page: {job.page}")
     return result.as_dict()
+
+
+def _alarm_sentences(alarms: "Alarms | None") -> list[str]:
+    if alarms is None:
+        return []
+    birds, drones = alarms.false_alarms.get("birds"), alarms.drones
+    text = f"Alarm from a drone probability of {alarms.threshold:g}: on the test split "
+    text += f"{drones.value:.1%} of {drones.support} drones ({drones.low:.1%} to {drones.high:.1%})"
+    if birds:
+        text += f", and {birds.value:.0f} per 1,000 birds ({birds.low:.0f} to {birds.high:.0f})"
+    return [f"{text}."]
 
 
 if __name__ == "__main__":

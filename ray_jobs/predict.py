@@ -51,6 +51,7 @@ def main(job: Predict) -> cli.Result:
         console.warn(f"{count} {'file' if count == 1 else 'files'} not read: {reason}")
     console.show(
         f"Files: {result.num_images}, new: {result.num_new}, unsure: {result.num_unsure}"
+        + ("" if result.num_alarms is None else f", alarms: {result.num_alarms}")
         + (f", speed: {result.images_per_s:g} images/s" if result.num_new else ""),
         f"Table: {result.table}",
         f"Contact sheet: {result.page.resolve()}",

@@ -11,6 +11,7 @@ from ray_jobs import console, dataset_tables
 if TYPE_CHECKING:
     from drone.cluster.doctor import Finding
     from drone.evaluation.evidence import OutsideBoxes
+    from drone.evaluation.operating_point import OperatingPoint
     from drone.workflows.evaluation import EvaluationResult
 
 _MARKS = {
@@ -60,6 +61,8 @@ def show_evaluation(result: "EvaluationResult") -> None:
                 for kind in evaluated.known.kinds
             ],
         )
+    if evaluated.operating_point:
+        _show_operating_point(evaluated.operating_point)
     if result.card:
         console.table(
             f"Conditions, the mildest and the worst of each, on {result.card.num_images} images",
@@ -87,6 +90,25 @@ def _show_outside_boxes(found: "OutsideBoxes") -> None:
     rows = [[name, *astuple(share)] for name, share in found.by_class.items()]
     console.table("Outside of the boxes", ["class", "evidence", "area", "images"], rows)
     console.show(found.sentence)
+
+
+def _show_operating_point(point: "OperatingPoint") -> None:
+    rows: list[list[object]] = []
+    for recall, alarms in point.at.items():
+        if alarms is None:
+            caught = f"at most {point.reachable:.1%}; the others are none of these"
+            rows.append([f"{recall:.0%}", "", caught, "", ""])
+            continue
+        false_alarms = [alarms.false_alarms.get(name) for name in ("birds", "negatives")]
+        rates = [
+            f"{part.value:.0f} ({part.low:.0f} to {part.high:.0f})" if part else ""
+            for part in false_alarms
+        ]
+        rows.append([f"{recall:.0%}", alarms.threshold, f"{alarms.drones.value:.1%}", *rates])
+    columns = ["drones to catch", "threshold", "recall", "per 1,000 birds", "per 1,000 negatives"]
+    console.table("Operating point: drones that raise an alarm, and false alarms", columns, rows)
+    if point.few_birds:
+        console.show(point.few_birds)
 
 
 def show_findings(findings: "list[Finding]") -> None:

@@ -96,7 +96,7 @@ function applyTemperature(probabilities, temperature) {
 }
 
 function toPrediction(classes, probabilities, known, model) {
-  const { unsure_below: unsureBelow = 0, known_above: knownAbove = 0.5 } = model;
+  const { unsure_below: unsureBelow = 0, known_above: knownAbove = 0.5, alarm_above: alarmAbove = null } = model;
   const confidence = Math.max(...probabilities);
   const index = probabilities.indexOf(confidence);
   const byClass = Object.fromEntries(classes.map((name, at) => [name, probabilities[at]]));
@@ -112,6 +112,7 @@ function toPrediction(classes, probabilities, known, model) {
     kind: hasBirds && !isNone ? (drone > 0.5 ? "drone" : "bird") : null,
     unsure: confidence < unsureBelow,
     known,
+    ...(alarmAbove !== null && { alarm: !isNone && drone >= alarmAbove }),
     model,
   };
 }

@@ -33,9 +33,14 @@ class Calibration:
     known_above: float = THRESHOLD
     """Threshold on the known score, below which an image is none of the classes."""
 
+    alarm_above: float | None = None
+    """Threshold on the probability of a drone, from which an image raises an alarm; None for no
+    alarms."""
+
     def as_metadata(self) -> dict[str, str]:
         """Returns the entries for the metadata of the model file; floats keep all digits."""
-        return {name: repr(value) for name, value in asdict(self).items()}
+        values = asdict(self).items()
+        return {name: repr(value) for name, value in values if value is not None}
 
 
 def calibrate(

@@ -17,6 +17,9 @@ from scipy.stats import binomtest
 from drone.data.prepare.class_names import ALL_KINDS
 from drone.errors import DataError
 from drone.evaluation.limits import Limits
+from drone.evaluation.metrics import ALARM_COLUMN
+from drone.evaluation.operating_point import AlarmScores, judge
+from drone.labels import BIRD
 from drone.names import printable
 
 _NUM_RESAMPLES = 2000
@@ -31,7 +34,8 @@ class Contender:
     """Its run or version, for messages."""
 
     predictions: pd.DataFrame
-    """One row per test image: path, true, predicted and right, as predictions.csv has them."""
+    """One row per test image: path, true, predicted and right, as predictions.csv has them, and
+    alarm_score if the classes are of birds and drones."""
 
     metrics: dict[str, Any]
     """Content of metrics.json."""
@@ -95,6 +99,7 @@ def _absolute_rules(candidate: Contender, limits: Limits) -> list[Rule]:
         ),
         Rule("calibration", ece <= limits.max_ece, f"ECE {ece:.3f}; at most {limits.max_ece:g}"),
         _accepted_rule(candidate, limits),
+        *_false_alarm_rules(candidate, limits),
         Rule(
             "ONNX parity",
             candidate.onnx_difference <= limits.max_onnx_difference,
@@ -122,6 +127,20 @@ def _accepted_rule(candidate: Contender, limits: Limits) -> Rule:
         f"{accepted:.1%} of the images of classes are taken for one; at least "
         f"{limits.min_accepted:.0%}",
     )
+
+
+def _false_alarm_rules(candidate: Contender, limits: Limits) -> list[Rule]:
+    """Returns the rule on false alarms, if a limit is set."""
+    if limits.max_false_alarms is None:
+        return []
+    table = candidate.predictions
+    is_bird_N = (table["true"] == BIRD).to_numpy()
+    if ALARM_COLUMN not in table or not is_bird_N.any() or is_bird_N.all():
+        return [Rule("false alarms", False, "the test split has no birds and drones to count")]
+    scores_N = table[ALARM_COLUMN].to_numpy(np.float64)
+    scores = AlarmScores(scores_N[~is_bird_N], scores_N[is_bird_N], np.zeros(0))
+    passed, figures = judge(scores, limits.max_false_alarms, limits.alarm_recall)
+    return [Rule("false alarms", passed, figures)]
 
 
 def _relative_rules(candidate: Contender, champion: Contender, limits: Limits) -> list[Rule]:

@@ -34,6 +34,15 @@ class Limits:
     max_auroc_drop: float = 0.03
     """Maximum drop below the champion's AUROC against the negatives of the test split, 0 to 1."""
 
+    max_false_alarms: float | None = None
+    """Maximum false alarms per 1,000 birds of the test split, at the threshold at which a share
+    alarm_recall of its drones raise an alarm (default: not required). A test split of fewer than
+    3,000 birds divided by this limit cannot tell, and does not pass."""
+
+    alarm_recall: float = 0.95
+    """Share of the drones of the test split that max_false_alarms holds for, above 0 and at most
+    1."""
+
     max_onnx_difference: float = MAX_PROBABILITY_DIFFERENCE
     """Maximum probability difference between the trained and the exported model."""
 
@@ -58,6 +67,17 @@ class Limits:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)}; it must be 0 to 1.")
-        for name in ("max_onnx_difference", "max_size_mb", "max_latency_ms", "max_slowdown"):
-            if getattr(self, name) <= 0:
+        if not 0 < self.alarm_recall <= 1:
+            raise ConfigError(
+                f"limits.alarm_recall is {self.alarm_recall}; it must be above 0 and at most 1."
+            )
+        for name in (
+            "max_false_alarms",
+            "max_onnx_difference",
+            "max_size_mb",
+            "max_latency_ms",
+            "max_slowdown",
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)}; it must be above 0.")

@@ -16,6 +16,10 @@ _NORMAL_QUANTILE = 1.959963984540054
 """Of 97.5 %."""
 
 
+ALARM_COLUMN = "alarm_score"
+"""Column of predictions.csv; empty for an image that raises no alarm at any threshold."""
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A model's predictions for labelled images."""
@@ -30,6 +34,9 @@ class Predictions:
 
     known_N: NDArray[np.float32]
     """Known scores."""
+
+    alarm_N: NDArray[np.float64] | None = None
+    """Alarm scores; None if the classes are not of birds and drones."""
 
     @property
     def predicted_N(self) -> NDArray[np.int64]:
@@ -56,6 +63,8 @@ class Predictions:
                 "known": self.known_N,
             }
         )
+        if self.alarm_N is not None:
+            frame[ALARM_COLUMN] = self.alarm_N
         for index, name in enumerate(self.classes):
             frame[f"p {name}"] = self.probs_NK[:, index]
         return frame

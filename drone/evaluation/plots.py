@@ -7,11 +7,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from drone.evaluation.conditions import Card
-from drone.evaluation.metrics import Predictions
+from drone.evaluation.metrics import Predictions, Proportion
+from drone.evaluation.operating_point import OperatingPoint, per_1000
 from drone.labels import short_names
 from drone.names import printable
 
@@ -103,6 +105,43 @@ def conditions(card: Card) -> Figure:
     axes.legend(fontsize=7, loc="lower left")
     figure.tight_layout()
     return figure
+
+
+def operating_point(point: OperatingPoint) -> Figure:
+    """Plots drone recall against false alarms per 1,000 birds, and per 1,000 negatives beside it.
+
+    The bands are the 95 % intervals of both axes.
+    """
+    parts = {"birds": [alarms.birds for alarms in point.curve]}
+    parts["negatives"] = [alarms.negatives for alarms in point.curve]
+    shown = {name: part for name, part in parts.items() if part[0].support}
+    recalls = [alarms.drones for alarms in point.curve]
+    figure = Figure(figsize=(5 * max(len(shown), 1), 3.8))
+    for position, (name, part) in enumerate(shown.items(), start=1):
+        axes = figure.add_subplot(1, len(shown), position)
+        _plot_curve(axes, [per_1000(item) for item in part], recalls)
+        axes.set(xlabel=f"false alarms per 1,000 {name}", ylabel="drone recall", ylim=(0, 1.02))
+        axes.set_title(f"{part[0].support} {name}, {recalls[0].support} drones", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def _plot_curve(
+    axes: Axes, false_alarms: Sequence[Proportion], recalls: Sequence[Proportion]
+) -> None:
+    # The upper edge of the band has the better end of both intervals, the lower edge the worse.
+    left = [part.low for part in false_alarms]
+    right = [part.high for part in false_alarms]
+    axes.fill(
+        [*left, *reversed(right)],
+        [*(part.high for part in recalls), *(part.low for part in reversed(recalls))],
+        color="tab:blue",
+        alpha=0.2,
+        lw=0,
+    )
+    values = [part.value for part in false_alarms]
+    axes.plot(values, [part.value for part in recalls], ".-", color="tab:blue", ms=3)
+    axes.grid(alpha=0.3)
 
 
 def reliability(predictions: Predictions) -> Figure:

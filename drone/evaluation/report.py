@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drone.data.embed import data_uri, heat_map_script, jpeg_data_uri
-from drone.evaluation import conditions, plots
+from drone.evaluation import conditions, operating_point, plots
 from drone.evaluation.batch_inference import LoadPixels
 from drone.evaluation.conditions import Card
 from drone.evaluation.evidence import LoadEvidence, OutsideBoxes
 from drone.evaluation.metrics import Predictions, Scores, describe, worst_mistakes
 from drone.evaluation.mixed_resolution import Comparison
 from drone.evaluation.none_of_these import KnownScores
+from drone.evaluation.operating_point import OperatingPoint
 from drone.serving.evidence import encode, normalised
 
 _MAX_GALLERY = 25
@@ -54,6 +55,9 @@ class ReportHeader:
 
     card: Card | None = None
     """Scores under worse conditions, if they were measured."""
+
+    operating_point: OperatingPoint | None = None
+    """Drones that raise an alarm, and false alarms; None if there are no drones to tell."""
 
     outside_boxes: OutsideBoxes | None = None
     """How much of the evidence lies outside of boxes; None without any."""
@@ -97,6 +101,9 @@ def write(
         header.by_size.to_csv(folder / "by_size.csv", index=False)
     if header.card:
         conditions.table(header.card).to_csv(folder / "conditions.csv", index=False)
+    if header.operating_point:
+        points = operating_point.table(header.operating_point)
+        points.to_csv(folder / "operating_point.csv", index=False)
     metrics = json.dumps(_metrics(scores, header), indent=1) + "\n"
     (folder / "metrics.json").write_text(metrics, "utf-8")
     gallery = _gallery(predictions, images)
@@ -143,6 +150,9 @@ def _save_figures(
         figures["curves"] = plots.curves(header.history, header.best_epoch)
     if header.card:
         figures["conditions"] = plots.conditions(header.card)
+    point = header.operating_point
+    if point and (point.num_birds or point.num_negatives):
+        figures["operating_point"] = plots.operating_point(point)
     # Also as files: MLflow shows images that are artifacts of their own.
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
@@ -161,6 +171,8 @@ def _metrics(scores: Scores, header: ReportHeader) -> dict[str, Any]:
         metrics["comparisons"] = [asdict(comparison) for comparison in header.comparisons]
     if header.card:
         metrics["conditions"] = header.card.as_dict()
+    if header.operating_point:
+        metrics["operating_point"] = header.operating_point.as_dict()
     return metrics
 
 

@@ -23,6 +23,7 @@ def card(row: Row) -> bytes:
         content["confidence"] = round(prediction.confidence, 4)
         content["known"] = round(prediction.known, 4)
         content["unsure"] = prediction.unsure
+        content["alarm"] = prediction.alarm
         content["probabilities"] = [round(p, 3) for p in prediction.probabilities.values()]
         content["image"] = base64.b64encode(row.thumbnail).decode()
         if prediction.evidence:

@@ -53,7 +53,12 @@ class _Index:
 
 
 def write_contact_sheet(
-    parts: Iterator[Part], classes: Sequence[str], target: Path, facts: Sequence[str]
+    parts: Iterator[Part],
+    classes: Sequence[str],
+    target: Path,
+    facts: Sequence[str],
+    *,
+    alarms: bool = False,
 ) -> None:
     """Writes the page and the folder of its files, in memory for a few numbers per image.
 
@@ -62,6 +67,7 @@ def write_contact_sheet(
         classes: Class names.
         target: HTML file to write; the folder beside it has its name and "_pages".
         facts: Sentences to show at the top.
+        alarms: Whether the model has an alarm, by which images can be filtered.
 
     Raises:
         OSError: They cannot be written.
@@ -74,7 +80,12 @@ def write_contact_sheet(
     sheet = [
         {"name": name, "pages": of_group} for name, of_group in zip(groups, pages, strict=True)
     ]
-    content = {"groups": sheet, "classes": list(classes), "folder": folder.name}
+    content = {
+        "groups": sheet,
+        "classes": list(classes),
+        "folder": folder.name,
+        "alarms": alarms,
+    }
     environment = Environment(
         loader=PackageLoader("drone.inference"), autoescape=select_autoescape()
     )

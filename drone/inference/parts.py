@@ -20,7 +20,7 @@ from drone.files import SchemaError, seal, unseal, write_whole
 from drone.inference.cards import card
 from drone.inference.rows import Row, record_of, schema, table_of
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 _RUN_FILE = "run.json"
 

@@ -13,8 +13,8 @@ from drone.files import replacing
 from drone.inference.parts import Part
 from drone.inference.rows import schema
 
-_OPTIONAL = ("sequence", "frame", "time_s", "x", "y", "w", "h", "track")
-"""Columns that only frames and boxes have."""
+_OPTIONAL = ("sequence", "frame", "time_s", "x", "y", "w", "h", "track", "alarm")
+"""Columns that only frames, boxes and models with an alarm have."""
 
 
 @dataclass
@@ -29,12 +29,16 @@ class Counts:
 
     num_unsure: int = 0
 
+    num_alarms: int = 0
+
     def add(self, table: pa.Table) -> None:
         """Adds some rows."""
         is_predicted = compute.is_valid(table["label"])
         self.labels.update(table["label"].filter(is_predicted).to_pylist())
         self.reasons.update(table["reason"].filter(compute.invert(is_predicted)).to_pylist())
         self.num_unsure += compute.sum(table["unsure"]).as_py() or 0
+        if "alarm" in table.column_names:
+            self.num_alarms += compute.sum(table["alarm"]).as_py() or 0
 
 
 def columns_of(classes: Sequence[str], optional: Collection[str] = ()) -> list[str]:
@@ -48,7 +52,7 @@ def columns_of(classes: Sequence[str], optional: Collection[str] = ()) -> list[s
 
 
 def optional_columns(parts: Iterator[Part]) -> set[str]:
-    """Returns the columns of frames and boxes that some row has."""
+    """Returns the columns of `_OPTIONAL` that some row has."""
     return {
         name
         for part in parts

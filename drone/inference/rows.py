@@ -65,6 +65,7 @@ def schema(classes: Sequence[str]) -> pa.Schema:
             ("confidence", pa.float32()),
             ("unsure", pa.bool_()),
             ("known", pa.float32()),
+            ("alarm", pa.bool_()),
             *((probability_column(name), pa.float32()) for name in classes),
             ("reason", pa.string()),
             ("detail", pa.string()),
@@ -114,6 +115,7 @@ def record_of(row: Row) -> dict[str, Any]:
         "confidence": prediction.confidence,
         "unsure": prediction.unsure,
         "known": prediction.known,
+        "alarm": prediction.alarm,
         **{probability_column(name): p for name, p in prediction.probabilities.items()},
     }
 

@@ -44,9 +44,10 @@ class SequenceResult:
             answer = prediction.label
         else:
             answer = f"{prediction.label} ({prediction.confidence:.0%}), a {prediction.kind}"
+        alarm = "alarm; " if prediction.alarm else ""
         return (
-            f"{name}: {answer}; {by_class.num_frames} of {self.consensus.num_frames} frames; "
-            f"{_sure(by_class)}"
+            f"{name}: {alarm}{answer}; {by_class.num_frames} of {self.consensus.num_frames} "
+            f"frames; {_sure(by_class)}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,6 +62,7 @@ class SequenceResult:
             "confidence": prediction.confidence,
             "unsure": prediction.unsure,
             "known": prediction.known,
+            **({} if prediction.alarm is None else {"alarm": prediction.alarm}),
             **{probability_column(name): p for name, p in prediction.probabilities.items()},
             "frames": consensus.num_frames,
             "frames_of_label": consensus.by_class.num_frames,

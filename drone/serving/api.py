@@ -238,6 +238,8 @@ def _prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
     if prediction.evidence:
         rows = [[round(value, 3) for value in row] for row in prediction.evidence.map]
         content["evidence"] = {"class": prediction.evidence.class_name, "map": rows}
+    if prediction.alarm is not None:
+        content["alarm"] = prediction.alarm
     return content
 
 

@@ -46,6 +46,11 @@ _PREDICTION = {
             "description": "How much the image is like those that the model was trained on.",
         },
         "evidence": _EVIDENCE,
+        "alarm": {
+            "type": "boolean",
+            "description": "Whether drone is at least the model's alarm_above and the label is not "
+            f"{NONE!r}; only for a model with alarm_above.",
+        },
         "model": {"$ref": "#/components/schemas/ModelIdentity"},
         "request_id": {"type": "string"},
     },
@@ -76,6 +81,11 @@ _MODEL = {
         "temperature": {"type": "number"},
         "unsure_below": _PROBABILITY,
         "known_above": _PROBABILITY,
+        "alarm_above": {
+            **_PROBABILITY,
+            "type": ["number", "null"],
+            "description": "Probability of a drone that raises an alarm; null for no alarms.",
+        },
         "limits": {"type": "object", "additionalProperties": {"type": "integer"}},
     },
 }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drone.errors import ConfigError, RunError
-from drone.labels import BIRD, NONE
+from drone.labels import BIRD, NONE, tells_drones
 from drone.serving.evidence import Evidence, normalised
 from drone.serving.many import FileResult, predict_files
 from drone.serving.preprocess import Preprocessing, decode_input, decode_opened, open_header, resize
@@ -75,6 +75,9 @@ class Prediction:
 
     evidence: Evidence | None = None
     """Evidence for the most probable class; None unless it was requested."""
+
+    alarm: bool | None = None
+    """Whether the image raises an alarm; None for a model without `alarm_above`."""
 
     @property
     def kind(self) -> str | None:
@@ -135,6 +138,10 @@ class ModelInfo:
     known_above: float
     """Threshold on the known score, below which an image is none of the classes."""
 
+    alarm_above: float | None = None
+    """Threshold on the probability of a drone of any kind, from which an image of one of the
+    classes raises an alarm; None for no alarms."""
+
     def __post_init__(self) -> None:
         if not self.classes or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"classes are {list(self.classes)}; they must be names")
@@ -149,6 +156,11 @@ class ModelInfo:
         for name in ("unsure_below", "known_above"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 1")
+        if self.alarm_above is not None:
+            if not 0 <= self.alarm_above <= 1:
+                raise ValueError(f"alarm_above is {self.alarm_above}; it must be 0 to 1")
+            if not tells_drones(self.classes):
+                raise ValueError("alarm_above is set, but the classes are not of birds and drones")
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "ModelInfo":
@@ -169,11 +181,24 @@ class ModelInfo:
             temperature=float(metadata.get("temperature", 1.0)),
             unsure_below=float(metadata.get("unsure_below", 0.0)),
             known_above=float(metadata.get("known_above", 0.5)),
+            alarm_above=float(metadata["alarm_above"]) if "alarm_above" in metadata else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as JSON values, as GET /model and the page's model.json have them."""
         return {**asdict(self), "classes": list(self.classes), "sides_px": list(self.sides_px)}
+
+
+def alarm_scores(outputs: Outputs, info: ModelInfo) -> NDArray[np.float64] | None:
+    """Returns what decides on an alarm for each image, (N,): at least `alarm_above` raises one.
+
+    It is the probability of a drone of any kind. An image that is none of the classes has NaN, and
+    raises no alarm at any threshold. None if the classes are not of birds and drones.
+    """
+    if not tells_drones(info.classes):
+        return None
+    drones_N = 1 - outputs.probs_NK[:, info.classes.index(BIRD)].astype(np.float64)
+    return np.where(outputs.known_N >= info.known_above, drones_N, np.nan)
 
 
 class Predictor:
@@ -382,12 +407,18 @@ class Predictor:
             self._to_prediction(probs_K, float(known))
             for probs_K, known in zip(outputs.probs_NK, outputs.known_N, strict=True)
         ]
-        if outputs.evidence_NKHW is None:
-            return predictions
-        return [
-            replace(prediction, evidence=self._evidence(maps_KHW, prediction.index))
-            for prediction, maps_KHW in zip(predictions, outputs.evidence_NKHW, strict=True)
-        ]
+        alarm_above, scores_N = self.info.alarm_above, alarm_scores(outputs, self.info)
+        if alarm_above is not None and scores_N is not None:
+            predictions = [
+                replace(prediction, alarm=bool(score >= alarm_above))
+                for prediction, score in zip(predictions, scores_N, strict=True)
+            ]
+        if outputs.evidence_NKHW is not None:
+            predictions = [
+                replace(prediction, evidence=self._evidence(maps_KHW, prediction.index))
+                for prediction, maps_KHW in zip(predictions, outputs.evidence_NKHW, strict=True)
+            ]
+        return predictions
 
     def _evidence(self, maps_KHW: NDArray[np.float32], index: int) -> Evidence:
         rows = tuple(map(tuple, normalised(maps_KHW[index]).tolist()))

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from drone.commands import command
 from drone.data.dataset import Dataset, Split
-from drone.data.images import Negatives
 from drone.data.prepare.listing import LeftOut
-from drone.data.prepare.negatives import list_negatives
-from drone.errors import ConfigError, DataError, RunError
+from drone.errors import ConfigError, RunError
 from drone.evaluation import mixed_resolution
 from drone.evaluation.batch_inference import (
     LoadPixels,
@@ -26,17 +24,22 @@ from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.metrics import Predictions, Proportion, proportion
 from drone.evaluation.mixed_resolution import Comparison, Variant
 from drone.evaluation.none_of_these import KnownScores, score_known
+from drone.evaluation.operating_point import AlarmScores, OperatingPoint, find_operating_point
 from drone.evaluation.unseen import Unseen, load_unseen
-from drone.inference.items import Item
-from drone.inference.prediction import predict_rows
+from drone.labels import BIRD
 from drone.names import short_key
-from drone.serving.predictor import ModelInfo, Predictor
+from drone.serving.predictor import ModelInfo, Predictor, alarm_scores
 from drone.serving.preprocess import Preprocessing
 from drone.storage import dataset_cache
-from drone.storage.raw_roots import open_root
 from drone.tracking import artifacts
 from drone.tracking.runs import Run
 from drone.workflows.moved import open_recorded
+from drone.workflows.negatives import (
+    PredictedNegatives,
+    no_negatives,
+    predict_negative_folders,
+    predict_negatives,
+)
 from drone.workflows.run_spec import read_spec
 
 OWN_TEST_SPLIT = "test"
@@ -67,6 +70,10 @@ class EvaluatedImages:
     facts: dict[str, str]
     known: KnownScores
     """How well images of the classes are told from negatives."""
+
+    operating_point: OperatingPoint | None
+    """How many drones raise an alarm, and how many birds and negatives; None without drones, or if
+    the classes are not of birds and drones."""
 
     left_out: dict[str, str] = field(default_factory=dict)
     """Path and reason of each file that was not evaluated."""
@@ -140,6 +147,7 @@ def predict_test_split(
     squashed = replace(dataset, at_own_sizes=False).split("test")
     test = dataset.split("test")
     predictions = _predict(predictor, test, test.sides_N, test.gather, track)
+    negatives = predict_negatives(predictor, dataset.negatives("test"), track)
     evaluated = EvaluatedImages(
         name=test_split_name(dataset.fingerprint, own),
         title="its test split" if own else f"the test split of {dataset.folder}",
@@ -148,7 +156,8 @@ def predict_test_split(
         load_evidence=evidence_loader(predictor, test.sides_N, test.gather),
         files=_files(dataset.rows("test")),
         facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
-        known=_score_known(predictor, predictions, dataset.negatives("test"), track),
+        known=_score_known(predictor, predictions, negatives),
+        operating_point=_operating_point(predictor, predictions, negatives),
         by_labels=_accuracy_by_labels(predictor, test, predictions, dataset, track),
     )
     return _with_comparisons(evaluated, test.sides_N, predictor, track, baseline)
@@ -213,6 +222,7 @@ def predict_folder(
     sides_N = unseen.sides_N if mixed else np.full(len(unseen.paths), side_px)
     load_pixels = unseen.at_own_sizes if mixed else squashed
     predictions = _predict(predictor, unseen, sides_N, load_pixels, track)
+    negatives = no_negatives(len(predictor.info.classes))
     evaluated = EvaluatedImages(
         name=f"images-{short_key(folder.resolve().name)}",
         title=str(folder),
@@ -221,7 +231,8 @@ def predict_folder(
         load_evidence=evidence_loader(predictor, sides_N, load_pixels),
         files=_files(pd.DataFrame(map(asdict, unseen.records))),
         facts={"images": str(folder), "left out": f"{unseen.num_left_out} files"},
-        known=_score_known(predictor, predictions, None, track),
+        known=_score_known(predictor, predictions, negatives),
+        operating_point=_operating_point(predictor, predictions, negatives),
         left_out=unseen.left_out,
         folders_left_out=unseen.folders_left_out,
     )
@@ -251,6 +262,7 @@ def _predict(
         probs_NK=outputs.probs_NK,
         classes=predictor.info.classes,
         known_N=outputs.known_N,
+        alarm_N=alarm_scores(outputs, predictor.info),
     )
 
 
@@ -273,35 +285,18 @@ def with_negatives(
     Raises:
         DataError: A folder cannot be read, or holds no image that is new to the model.
     """
-    files = list_negatives(folders, predictor.info.classes, open_root).files
     images = artifacts.images_of(run.info.run_id)
     seen = set(images.loc[images["split"] != "test", "md5"])
-    rows = predict_rows(
-        predictor, (Item(root=file.root, name=file.path) for file in files), open_root
-    )
-    known, kinds, left_out = [], [], dict(evaluated.left_out)
-    for number, row in zip(track(range(len(files)), "negatives", len(files)), rows, strict=True):
-        if row.prediction is None or row.md5 in seen:
-            left_out[row.item.path] = row.detail or "It was trained on."
-            continue
-        known.append(row.prediction.known)
-        kinds.append(files[number].kind)
-    if not known:
-        raise DataError(f"{', '.join(folders)}: no image is new to the model. Name other ones.")
-    scores = score_known(
-        evaluated.predictions.known_N,
-        predictor.info.known_above,
-        np.array(known, np.float32),
-        kinds,
-    )
+    negatives, left_out = predict_negative_folders(predictor, folders, seen, track)
     names = [short_key(Path(folder).name) for folder in folders]
     return replace(
         evaluated,
         # Not over the evaluation without them, from which the gate reads.
         name="-".join([evaluated.name, "negatives", *names]),
         facts={**evaluated.facts, "negatives": ", ".join(folders)},
-        known=scores,
-        left_out=left_out,
+        known=_score_known(predictor, evaluated.predictions, negatives),
+        operating_point=_operating_point(predictor, evaluated.predictions, negatives),
+        left_out={**evaluated.left_out, **left_out},
     )
 
 
@@ -381,13 +376,21 @@ def _with_comparisons(
 
 
 def _score_known(
-    predictor: Predictor, predictions: Predictions, negatives: Negatives | None, track: Track
+    predictor: Predictor, predictions: Predictions, negatives: PredictedNegatives
 ) -> KnownScores:
-    known_M, kinds_M = np.zeros(0, np.float32), np.zeros(0, np.str_)
-    if negatives is not None and len(negatives):
-        outputs = predict_outputs_in_batches(predictor, negatives.sides_N, negatives.gather, track)
-        known_M, kinds_M = outputs.known_N, negatives.kinds_N
-    return score_known(predictions.known_N, predictor.info.known_above, known_M, kinds_M.tolist())
+    threshold, known_M = predictor.info.known_above, negatives.outputs.known_N
+    return score_known(predictions.known_N, threshold, known_M, negatives.kinds)
+
+
+def _operating_point(
+    predictor: Predictor, predictions: Predictions, negatives: PredictedNegatives
+) -> OperatingPoint | None:
+    scores_N, classes = predictions.alarm_N, predictions.classes
+    scores_M = alarm_scores(negatives.outputs, predictor.info)
+    if scores_N is None or scores_M is None:
+        return None
+    is_bird_N = predictions.labels_N == classes.index(BIRD)
+    return find_operating_point(AlarmScores(scores_N[~is_bird_N], scores_N[is_bird_N], scores_M))
 
 
 def _accuracy_by_labels(

@@ -29,6 +29,9 @@ from drone.workflows.evaluated_images import (
 )
 from drone.workflows.requests import EvaluateRequest
 
+_LOGGED_RECALL = 0.95
+"""Recall of the drones whose false alarms are metrics of the run."""
+
 
 @dataclass(frozen=True)
 class EvaluationResult:
@@ -55,6 +58,7 @@ class EvaluationResult:
             "comparisons": [asdict(comparison) for comparison in evaluated.comparisons],
             "by_labels": {name: asdict(part) for name, part in evaluated.by_labels.items()},
             "known": evaluated.known.as_dict(),
+            "operating_point": evaluated.operating_point and evaluated.operating_point.as_dict(),
             "conditions": self.card.as_dict() if self.card else None,
             "outside_boxes": evaluated.outside_boxes and evaluated.outside_boxes.as_dict(),
             **self.scores.as_dict(),
@@ -174,6 +178,7 @@ def _write(
         comparisons=evaluated.comparisons,
         card=card,
         outside_boxes=evaluated.outside_boxes,
+        operating_point=evaluated.operating_point,
     )
     # Run names repeat; the id keeps the reports apart. A run can be renamed to anything.
     folder = out / f"{file_name(str(run.info.run_name))}-{run_id[:8]}" / evaluated.name
@@ -199,6 +204,9 @@ def _metrics(evaluated: EvaluatedImages, scores: Scores, card: Card | None) -> d
     metrics[f"{name}/known_accepted"] = evaluated.known.accepted.value
     if evaluated.known.kinds:
         metrics[f"{name}/known_auroc"] = evaluated.known.kinds[0].auroc.value
+    alarms = evaluated.operating_point and evaluated.operating_point.at[_LOGGED_RECALL]
+    for images, part in alarms.false_alarms.items() if alarms else ():
+        metrics[f"{name}/false_alarms_per_1000_{images}"] = part.value
     if evaluated.comparisons:
         metrics[f"{name}/accuracy_squashed"] = evaluated.comparisons[0].baseline
     for condition, accuracy in (card.mean_accuracies if card else {}).items():

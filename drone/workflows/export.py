@@ -16,7 +16,9 @@ from drone.data.dataset import Dataset
 from drone.errors import ConfigError, DataError, RunError
 from drone.evaluation import parity
 from drone.evaluation.batch_inference import predict_outputs_in_batches
+from drone.evaluation.calibration import Calibration
 from drone.evaluation.latency import measure_latency_ms
+from drone.evaluation.operating_point import Alarms
 from drone.evaluation.parity import Parity
 from drone.files import locked
 from drone.model import export, quantization
@@ -26,6 +28,7 @@ from drone.serving.predictor import Predictor
 from drone.storage import checkpoints, dataset_cache
 from drone.tracking import runs
 from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
+from drone.workflows import alarms
 from drone.workflows.display import SILENT, Display
 from drone.workflows.model_logging import ONNX_FILE, calibrate, load_best_model
 from drone.workflows.moved import open_recorded
@@ -70,6 +73,9 @@ class ExportResult:
     quantization: Quantization | None
     """None if it was not tried."""
 
+    alarms: Alarms | None
+    """What raises an alarm on the test split; None for a model without alarms."""
+
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values, for JSON."""
         return {
@@ -77,6 +83,7 @@ class ExportResult:
             **self.info,
             "parity": asdict(self.parity) if self.parity else None,
             "int8": asdict(self.quantization) if self.quantization else None,
+            "alarms": self.alarms.as_dict() if self.alarms else None,
         }
 
 
@@ -111,12 +118,14 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
                 f"{model} was trained on the data set {logged.info.fingerprint[:12]}, and --data "
                 f"{request.data} is {dataset.fingerprint[:12]}. Name one of its own."
             )
+        alarms.check_request(request, spec.config, logged.info)
         measured = _check_parity(request, spec, logged, dataset, building, display)
-        calibrated = calibrate(logged, spec.config, dataset, request.unsure_below)
-        if request.known_above is not None:
-            calibrated = replace(calibrated, known_above=request.known_above)
+        calibrated = _calibrate(request, spec, logged, dataset)
         identity = {"name": model.name, "version": model.version}
         export.add_metadata(target, {**identity, **calibrated.as_metadata()})
+        if request.alarm_recall is not None:
+            alarms.add_threshold(target, dataset, request.alarm_recall)
+        on_test = alarms.test_alarms(Predictor(target), dataset)
         quantized = None
         if request.int8:
             display.show("Trying 8-bit integers ...")
@@ -131,12 +140,22 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
             "run_id": model.run_id,
             "parity": asdict(measured) if measured else None,
             "int8": asdict(quantized) if quantized else None,
+            "alarms": on_test.as_dict() if on_test else None,
         }
         _write_json(building / REPORT_FILE, report)
         _install(building, request.out, names)
     if request.page:
         _write_page(request.page, request.out)
-    return ExportResult(request.out, request.page, info, measured, quantized)
+    return ExportResult(request.out, request.page, info, measured, quantized, on_test)
+
+
+def _calibrate(
+    request: ExportRequest, spec: RunSpec, logged: Predictor, dataset: Dataset
+) -> Calibration:
+    calibrated = calibrate(logged, spec.config, dataset, request.unsure_below)
+    if request.known_above is not None:
+        calibrated = replace(calibrated, known_above=request.known_above)
+    return replace(calibrated, alarm_above=request.alarm_above)
 
 
 def _open_dataset(
@@ -204,6 +223,11 @@ def _quantize(source: Path, target: Path, dataset: Dataset) -> Quantization:
     unknown = float((outputs_fp32.known_N < fp32.info.known_above).mean())
     known_above = float(np.quantile(outputs_int8.known_N, unknown))
     export.add_metadata(target, {"known_above": repr(known_above)})
+    if fp32.info.alarm_above is not None:
+        # Likewise, as many of the drones must raise an alarm.
+        scores = alarms.validation_scores(fp32, dataset)
+        if recall := scores.alarms(fp32.info.alarm_above).drones.value:
+            alarms.add_threshold(target, dataset, recall)
     speedup = measure_latency_ms(fp32) / measure_latency_ms(int8)
     return Quantization(
         accuracy_int8=accuracy_int8,

@@ -53,6 +53,9 @@ class PredictionResult:
 
     num_unsure: int
 
+    num_alarms: int | None
+    """Images, frames and boxes that raise an alarm; None for a model without alarms."""
+
     images_per_s: float
     """Images, frames and boxes per second of this run; 0 if nothing was new."""
 
@@ -216,8 +219,12 @@ def _write_results(job: _Job, num_new: int, images_per_s: float) -> PredictionRe
     columns = results.columns_of(classes, optional)
     counts = results.write_tables(job.parts.read(by_key), columns, out)
     page = out / "predictions.html"
+    alarms = job.predictor.info.alarm_above is not None
     facts = [f"{len(job.items)} files", f"{counts.num_unsure} unsure", f"model {_name(job)}"]
-    contact_sheet.write_contact_sheet(job.parts.read(by_key), classes, page, facts)
+    if alarms:
+        facts.insert(2, f"{counts.num_alarms} alarms")
+    parts = job.parts.read(by_key)
+    contact_sheet.write_contact_sheet(parts, classes, page, facts, alarms=alarms)
     found = sequences.find_sequences(job.parts.read(by_key), job.predictor)
     if found:
         sequences.write_sequences(found, job.predictor.info, out)
@@ -227,6 +234,7 @@ def _write_results(job: _Job, num_new: int, images_per_s: float) -> PredictionRe
         labels=dict(counts.labels.most_common()),
         not_read=dict(counts.reasons.most_common()),
         num_unsure=counts.num_unsure,
+        num_alarms=counts.num_alarms if alarms else None,
         images_per_s=round(images_per_s, 1),
         table=out / "predictions.parquet",
         page=page,

@@ -15,6 +15,7 @@ from drone.errors import RunError
 from drone.evaluation.gate import Contender, apply_gate, markdown
 from drone.evaluation.latency import measure_latency_ms
 from drone.evaluation.limits import Limits
+from drone.evaluation.metrics import ALARM_COLUMN
 from drone.names import check_model_name
 from drone.serving.predictor import Predictor
 from drone.storage import dataset_cache
@@ -220,9 +221,7 @@ def _contender(model: ModelRef, run: Run, fingerprint: str, name: str) -> Conten
         table = artifacts.download(run_id, artifact, folder)
         onnx_file = fetch_onnx(model, folder / "model")
         try:
-            # A class may be called NA or 01, which pandas would read as missing or as a number.
-            text = dict.fromkeys(("path", "true", "predicted"), str)
-            predictions = pd.read_csv(table, keep_default_na=False, dtype=text)[_COLUMNS]
+            predictions = _read_predictions(table)
         except (OSError, ValueError, KeyError) as error:
             raise artifacts.damaged(run_id, artifact, error) from error
         return Contender(
@@ -234,6 +233,13 @@ def _contender(model: ModelRef, run: Run, fingerprint: str, name: str) -> Conten
             # Measured here for both models: latencies of other machines cannot be compared.
             latency_ms=_latency_ms(Predictor(onnx_file), metrics),
         )
+
+
+def _read_predictions(table: Path) -> pd.DataFrame:
+    # A class may be called NA or 01, which pandas would read as missing or as a number.
+    text = dict.fromkeys(("path", "true", "predicted"), str)
+    values = pd.read_csv(table, keep_default_na=False, na_values={ALARM_COLUMN: [""]}, dtype=text)
+    return values[[*_COLUMNS, *([ALARM_COLUMN] if ALARM_COLUMN in values else [])]]
 
 
 def _latency_ms(predictor: Predictor, metrics: Mapping[str, Any]) -> float:

@@ -207,6 +207,13 @@ class ExportRequest:
     """Known score below which the label is "none of these" (default: 0.5, which 95 % of validation
     images reach)."""
 
+    alarm_recall: float | None = None
+    """Share of the drones that have to raise an alarm: the threshold is selected on validation
+    images (default: the model has no alarm)."""
+
+    alarm_above: float | None = None
+    """Probability of a drone of any kind from which an image raises an alarm, instead."""
+
     unchecked: bool = False
     """Export although the trained weights to compare with are gone."""
 
@@ -219,7 +226,13 @@ class ExportRequest:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.run is None):
             raise ConfigError("Name what to export: either --model URI or --run RUN.")
-        for name in ("unsure_below", "known_above"):
+        if self.alarm_recall is not None and self.alarm_above is not None:
+            raise ConfigError("--alarm-recall and --alarm-above exclude each other.")
+        if self.alarm_recall is not None and not 0 < self.alarm_recall <= 1:
+            raise ConfigError(
+                f"--alarm-recall is {self.alarm_recall}; it must be above 0 and at most 1."
+            )
+        for name in ("unsure_below", "known_above", "alarm_above"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 flag = f"--{name.replace('_', '-')}"
