@@ -197,8 +197,9 @@ def alarm_scores(outputs: Outputs, info: ModelInfo) -> NDArray[np.float64] | Non
     """
     if not tells_drones(info.classes):
         return None
+    # In float64, as `Prediction` has both values.
     drones_N = 1 - outputs.probs_NK[:, info.classes.index(BIRD)].astype(np.float64)
-    return np.where(outputs.known_N >= info.known_above, drones_N, np.nan)
+    return np.where(outputs.known_N.astype(np.float64) >= info.known_above, drones_N, np.nan)
 
 
 class Predictor:

@@ -45,7 +45,8 @@ def contender(
     probs[np.arange(count), predicted] = accuracy
     paths = tuple(f"{number}.jpg" for number in range(count))
     known_N = np.full(count, known, np.float32)
-    predictions = Predictions(paths, labels, probs, CLASSES, known_N)
+    alarm_N = 1 - probs[:, 0].astype(float)
+    predictions = Predictions(paths, labels, probs, CLASSES, known_N, alarm_N)
     scores = score_known(known_N, 0.5, np.float32(negatives), ["sky"] * len(negatives))
     return Contender(
         name=name,
@@ -156,6 +157,10 @@ def test_limits_out_of_range() -> None:
         Limits(min_recall=2)
     with pytest.raises(ConfigError, match=r"limits.max_size_mb is 0; it must be above 0"):
         Limits(max_size_mb=0)
+    with pytest.raises(ConfigError, match=r"limits.max_false_alarms is 0; it must be above 0"):
+        Limits(max_false_alarms=0)
+    with pytest.raises(ConfigError, match=r"limits.alarm_recall is 0; it must be above 0"):
+        Limits(alarm_recall=0)
 
 
 def test_predictions_are_paired_by_path() -> None:
@@ -178,3 +183,23 @@ def test_a_model_that_takes_more_negatives_for_classes_does_not_pass() -> None:
     assert apply_gate(worse, champion, Limits(max_auroc_drop=0.5)).passed
     # Without negatives in one of the evaluations there is nothing to compare.
     assert apply_gate(contender(0.95), champion, Limits()).passed
+
+
+def test_false_alarms_count_only_if_a_limit_is_set() -> None:
+    # Drones have 0.97 or more, and one bird in ten is taken for a drone.
+    model = contender(0.9, count=800)
+    assert "false alarms" not in [rule.name for rule in apply_gate(model, None, Limits()).rules]
+    assert apply_gate(model, None, Limits(max_false_alarms=150, alarm_recall=0.9)).passed
+    strict = apply_gate(model, None, Limits(max_false_alarms=20, alarm_recall=0.9))
+    assert failed(strict) == ["false alarms"]
+    figures = next(rule.figures for rule in strict.rules if rule.name == "false alarms")
+    assert "per 1,000 birds" in figures and "at most 20" in figures
+
+
+def test_a_test_split_without_birds_fails_a_limit_on_false_alarms() -> None:
+    model = contender(0.9)
+    limits = Limits(max_false_alarms=500)
+    without_scores = replace(model, predictions=model.predictions.drop(columns="alarm_score"))
+    assert failed(apply_gate(without_scores, None, limits)) == ["false alarms"]
+    drones = model.predictions[model.predictions["true"] != CLASSES[0]]
+    assert failed(apply_gate(replace(model, predictions=drones), None, limits)) == ["false alarms"]

@@ -12,6 +12,7 @@ from drone.evaluation import report
 from drone.evaluation.evidence import OutsideBoxes, OutsideShare
 from drone.evaluation.metrics import describe, score
 from drone.evaluation.none_of_these import score_known
+from drone.evaluation.operating_point import AlarmScores, find_operating_point
 from tests.evaluation.made_predictions import images_of, random_predictions
 
 
@@ -26,7 +27,19 @@ def test_the_report_is_complete_and_self_contained(tmp_path: Path) -> None:
         {"train/loss": [1.0, 0.5], "validation/loss": [0.9, 0.6]}, index=pd.Index([1, 2])
     )
     known = score_known(predictions.known_N, 0.5, np.float32([0.1, 0.9]), ["sky", "<kind>"])
-    header = report.ReportHeader("Run <x>", {"run": "1 & 2"}, history, best_epoch=2, known=known)
+    drones_N = 1 - probs[:, 0].astype(float)
+    drones_N[~birds & (predictions.known_N < 0.03)] = np.nan
+    predictions = replace(predictions, alarm_N=drones_N)
+    alarm_scores = AlarmScores(drones_N[~birds], drones_N[birds], np.array([0.1, 0.9]))
+    point = find_operating_point(alarm_scores)
+    header = report.ReportHeader(
+        "Run <x>",
+        {"run": "1 & 2"},
+        history,
+        best_epoch=2,
+        known=known,
+        operating_point=point,
+    )
     pixels = np.zeros((400, 32, 32, 3), np.uint8)
     scores = score(predictions)
     written = report.write(tmp_path, predictions, scores, header, images_of(pixels))
@@ -42,9 +55,14 @@ def test_the_report_is_complete_and_self_contained(tmp_path: Path) -> None:
     assert 'src="data:' in html and "http" not in html
     assert describe(scores)[:4] in html
     table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table["alarm_score"].isna().sum() == np.isnan(drones_N).sum() > 0
     assert len(table) == 400 and table["right"].mean() == pytest.approx(scores.accuracy)
-    assert json.loads((tmp_path / "metrics.json").read_text())["macro_f1"] == scores.macro_f1
-    for name in ("confusion", "curves", "reliability"):
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["macro_f1"] == scores.macro_f1
+    assert point is not None and metrics["operating_point"] == point.as_dict()
+    assert point.few_birds in html and "not reached: " in html
+    assert len(pd.read_csv(tmp_path / "operating_point.csv")) == len(point.curve)
+    for name in ("confusion", "curves", "reliability", "operating_point"):
         assert (tmp_path / f"{name}.png").stat().st_size > 3000
 
 
@@ -81,3 +99,14 @@ def test_evidence_outside_of_boxes_is_in_the_report_and_the_metrics(tmp_path: Pa
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     expected = {"evidence": 0.25, "area": 0.5, "images": 8}
     assert metrics["outside_boxes"] == {**expected, "by_class": {"<birds>": expected}}
+
+
+def test_a_report_without_birds_has_no_operating_point(tmp_path: Path) -> None:
+    predictions = replace(random_predictions(), classes=("a", "b", "c", "d"))
+    known = score_known(predictions.known_N, 0.5, np.float32([]), [])
+    header = report.ReportHeader("x", {}, pd.DataFrame(), best_epoch=None, known=known)
+    pixels = np.zeros((200, 32, 32, 3), np.uint8)
+    written = report.write(tmp_path, predictions, score(predictions), header, images_of(pixels))
+    assert "Operating point" not in written.read_text()
+    assert "operating_point" not in json.loads((tmp_path / "metrics.json").read_text())
+    assert "alarm_score" not in pd.read_csv(tmp_path / "predictions.csv")

@@ -68,6 +68,9 @@ def test_the_table(predictor: Predictor) -> None:
     assert table[0][probability_column(CLASSES[0])] == pytest.approx(0.7)
     assert table[1]["path"] == "/r/x" and table[1]["reason"] == "empty"
     assert table[1]["label"] is None and table[1]["unsure"] is None
+    assert table[0]["alarm"] is None
+    alarm = replace(part, prediction=replace(prediction, alarm=True))
+    assert to_table([alarm], CLASSES)["alarm"].to_pylist() == [True]
 
 
 def test_a_pandas_frame(mess: Path, predictor: Predictor) -> None:

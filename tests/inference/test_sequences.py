@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from drone.errors import DataError
 from drone.inference.boxes import MARGIN
 from drone.inference.prediction import EVERY_S
+from drone.model.export import add_metadata
 from drone.workflows.prediction import PredictionResult, predict
 from drone.workflows.requests import PredictRequest
 from tests.inference.conftest import write_image
@@ -23,7 +25,8 @@ def run(onnx: Path, tmp_path: Path):
     def run(*names: str, **settings: object) -> tuple[PredictionResult, list[dict[str, str]]]:
         out = tmp_path / "out"
         images = tuple(str(tmp_path / name) for name in names)
-        result = predict(PredictRequest(onnx=onnx, images=images, out=out, **settings))
+        request = {"onnx": onnx, "images": images, "out": out, **settings}
+        result = predict(PredictRequest(**request))
         with (out / "predictions.csv").open(newline="") as stream:
             return result, list(csv.DictReader(stream))
 
@@ -40,6 +43,7 @@ def test_frames_of_a_clip_and_one_answer_for_it(run, tmp_path: Path) -> None:
         [number * EVERY_S for number in range(6)]
     )
     assert len(rows) == 7 and result.num_images == 2
+    assert "alarm" not in rows[0] and result.num_alarms is None
     (sequence,) = result.sequences
     assert sequence.path == str(tmp_path / "in" / "clip.mp4")
     assert sequence.consensus.num_frames == 6
@@ -87,6 +91,24 @@ def test_the_first_frame_with_a_box_of_each_step(run, tmp_path: Path) -> None:
     _, rows = run("clip.mp4", boxes=boxes, every_s=2.0)
     assert [row["reason"] for row in rows] == ["bad-box"]
     assert rows[0]["detail"] == "The clip has none of the frames that its boxes name."
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_clip_raises_an_alarm_as_an_image_does(
+    run, onnx: Path, tmp_path: Path, threshold: float
+) -> None:
+    write_clip(tmp_path / "clip.mp4")
+    shutil.copy(onnx, tmp_path / "alarming.onnx")
+    add_metadata(tmp_path / "alarming.onnx", {"alarm_above": repr(threshold)})
+    result, rows = run("clip.mp4", onnx=tmp_path / "alarming.onnx")
+    raised = threshold == 0
+    assert {row["alarm"] for row in rows} == {str(raised).lower()}
+    assert result.num_alarms == (len(rows) if raised else 0)
+    (sequence,) = result.sequences
+    assert sequence.as_dict()["alarm"] is raised is ("alarm; " in sequence.sentence)
+    with (tmp_path / "out" / "sequences.csv").open(newline="") as stream:
+        assert next(csv.DictReader(stream))["alarm"] == str(raised)
+    assert f"{result.num_alarms} alarms" in (tmp_path / "out" / "predictions.html").read_text()
 
 
 def test_numbered_images_are_frames_of_one_clip(run, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ FLAGS = {
     "review": ["--data", "--out", "--weights"],
     "train": ["--data", "--weights", "--seed", "--num-workers", "--resume", "--config"],
     "evaluate": ["--run", "--model", "--data", "--images"],
-    "export": ["--model", "--run", "--out", "--page"],
+    "export": ["--model", "--run", "--out", "--page", "--alarm-recall", "--alarm-above"],
     "predict": ["--model", "--run", "--onnx", "--images", "--out", "--sort", "--ray-from"],
     "serve": ["--model", "--onnx", "--host", "--port", "--replicas", "--replica-cpus"],
     "promote": ["--run", "--rollback", "--name", "--dry-run"],

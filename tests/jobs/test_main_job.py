@@ -232,7 +232,8 @@ def test_the_logged_model_predicts_over_http(
 def test_export_checks_calibrates_and_describes(
     folder: Path, finished: str, call_job: RunJob
 ) -> None:
-    done = call_job("export", "--run", finished, "--out", "export", "--int8", "--json", cwd=folder)
+    args = ["--run", finished, "--out", "export", "--int8", "--alarm-recall", 0.5, "--json"]
+    done = call_job("export", *args, cwd=folder)
     assert done.code == 0, done.err
     parity, int8 = done.result["parity"], done.result["int8"]
     assert parity["max_difference"] < 1e-3 and parity["top1_agreement"] == 1
@@ -248,6 +249,7 @@ def test_export_checks_calibrates_and_describes(
         int8["accuracy_int8"] >= int8["accuracy_fp32"] - 0.005 and int8["speedup"] > 1
     )
     assert int8["size_mb"] < 0.5 * (folder / "export" / "model.onnx").stat().st_size / 1e6
+    assert 0 < facts["alarm_above"] == predictor.info.alarm_above
     # The temperature makes validation likelier, and the file is_up what it says.
     validation = open_dataset(folder / "dataset").split("validation")
     pixels = validation.gather(np.arange(len(validation)))

@@ -1,12 +1,15 @@
 """The predict job as users run it, and its contact sheet in a real browser."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 from pyarrow import csv, parquet
@@ -15,6 +18,7 @@ from drone.files import locked
 from drone.inference import contact_sheet
 from drone.inference.rows import probability_column
 from drone.labels import CLASSES, NONE
+from drone.model.export import add_metadata
 from drone.serving.predictor import Predictor
 from tests.browser import chromium
 from tests.conftest import ROOT, RunJob, job_environment
@@ -256,6 +260,7 @@ def test_the_contact_sheet(
     page.get_by_label("Confidence from").press("Enter")
     page.wait_for_function("document.querySelectorAll('#grid figure').length == 5")
     assert tiles(page) == paths[:5]
+    assert page.get_by_label("only alarms").is_hidden()
     page.get_by_role("button", name="not read 6").click()
     page.wait_for_function("document.querySelectorAll('#grid figure').length == 6")
     assert "The file is empty." in page.locator("#grid").inner_text()
@@ -264,4 +269,38 @@ def test_the_contact_sheet(
     (mess.parent / "out" / "predictions_pages").rename(mess.parent / "moved")
     page.reload()
     page.get_by_text("belongs beside this page").wait_for()
+    page.close()
+
+
+def test_the_contact_sheet_can_show_alarms_alone(
+    call_job: RunJob, onnx: Path, mess: Path, browser: Browser
+) -> None:
+    for number in range(20):
+        write_image(mess / f"{number}.png", number)
+    predictor = Predictor(onnx)
+    answers = {
+        file: predictor.predict(file.read_bytes())
+        for file in mess.glob("*.png")
+        if file.stem.isdigit()
+    }
+    label = Counter(answer.label for answer in answers.values()).most_common(1)[0][0]
+    drones = [answer.drone for answer in answers.values() if answer.label == label]
+    alarming = mess.parent / "alarming.onnx"
+    shutil.copy(onnx, alarming)
+    add_metadata(alarming, {"alarm_above": repr(float(np.median(drones)))})
+    out = mess.parent / "out"
+    done = call_job("predict", "--onnx", alarming, "--images", mess, "--out", out, "--json")
+    assert done.code == 0, done.err
+    of_class = [row for row in table(out).values() if row["label"] == label]
+    expected = {row["path"] for row in of_class if row["alarm"]}
+    assert 0 < len(expected) < len(of_class)
+    assert done.result["num_alarms"] == sum(bool(row["alarm"]) for row in table(out).values())
+    page = browser.new_page()
+    page.goto((out / "predictions.html").as_uri())
+    page.get_by_role("button", name=f"{label} {len(of_class)}").click()
+    page.locator("#grid figure").first.wait_for()
+    assert len(tiles(page)) == len(of_class)
+    page.get_by_label("only alarms").check()
+    page.wait_for_function(f"document.querySelectorAll('#grid figure').length === {len(expected)}")
+    assert set(tiles(page)) == expected
     page.close()

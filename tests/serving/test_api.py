@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ import pytest
 
 from drone.errors import ConfigError, ImageError
 from drone.labels import CLASSES
+from drone.model.export import add_metadata
 from drone.serving.api import Api, ApiSettings, Request, Response
 from drone.serving.predictor import Predictor, apply_temperature
 from tests.serving import hostile
@@ -243,3 +245,22 @@ def test_a_temperature_keeps_the_order_and_the_sum() -> None:
         np.testing.assert_allclose(scaled_NK.sum(axis=1), 1, rtol=1e-5)
         np.testing.assert_array_equal(scaled_NK.argsort(axis=1), probs_NK.argsort(axis=1))
     assert (apply_temperature(probs_NK, 2.0).max(axis=1) <= probs_NK.max(axis=1) + 1e-6).all()
+
+
+def test_alarms(api: Api, exported: Path, tmp_path: Path) -> None:
+    assert "alarm" not in json.loads(post(api, JPEG).body)
+    assert model_info(api)["alarm_above"] is None
+    answers = []
+    for threshold in (0.0, 1.0):
+        shutil.copy(exported, tmp_path / f"{threshold}.onnx")
+        add_metadata(tmp_path / f"{threshold}.onnx", {"alarm_above": repr(threshold)})
+        alarming = Api(Predictor(tmp_path / f"{threshold}.onnx", threads=1), ApiSettings())
+        assert model_info(alarming)["alarm_above"] == threshold
+        answers.append(json.loads(post(alarming, JPEG).body)["alarm"])
+    assert answers == [True, False]
+
+
+def model_info(api: Api) -> dict:
+    info = json.loads(api.handle(Request("GET", "/model")).body)
+    assert isinstance(info, dict)
+    return info

@@ -20,7 +20,7 @@ from drone.errors import ImageError, RunError
 from drone.labels import CLASSES, NONE
 from drone.model import export, mobilenet
 from drone.serving import predictor as predicting
-from drone.serving.predictor import Predictor
+from drone.serving.predictor import Outputs, Predictor, alarm_scores
 from drone.serving.preprocess import to_pixels
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
@@ -251,3 +251,43 @@ def test_a_multi_resolution_model_takes_each_image_at_its_nearest_side(
         np.testing.assert_allclose(list(prediction.probabilities.values()), expected_K, atol=1e-5)
     with pytest.raises(ValueError, match="not 300"):
         predictor.predict_pixels(np.zeros((1, 300, 300, 3), np.uint8))
+
+
+def with_metadata(exported: Path, target: Path, **entries: str) -> Predictor:
+    shutil.copy(exported, target)
+    export.add_metadata(target, entries)
+    return Predictor(target, threads=1)
+
+
+def test_alarms(exported: Path, tmp_path: Path) -> None:
+    predictor = with_metadata(exported, tmp_path / "m.onnx", alarm_above="0.75", known_above="0.5")
+    # The first two reach the threshold; so does the last one, but it is none of the classes.
+    birds = np.float32([0.125, 0.25, 0.375, 0.125])
+    probs_NK = np.stack([birds, 1 - birds, 0 * birds, 0 * birds], axis=1)
+    outputs = Outputs(probs_NK, np.float32([0.9, 0.5, 0.9, 0.49]))
+    predictions = predictor.to_predictions(outputs)
+    assert [prediction.alarm for prediction in predictions] == [True, True, False, False]
+    assert predictions[3].label == NONE
+    # The kind is that of more than one half, whatever the threshold of the alarm.
+    assert [prediction.kind for prediction in predictions[:3]] == ["drone"] * 3
+    scores_N = alarm_scores(outputs, predictor.info)
+    assert scores_N == pytest.approx([0.875, 0.75, 0.625, np.nan], nan_ok=True)
+    assert Predictor(exported).to_predictions(outputs)[0].alarm is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ({"alarm_above": "1.5"}, "alarm_above is 1.5; it must be 0 to 1"),
+        ({"alarm_above": "nan"}, "alarm_above is nan; it must be 0 to 1"),
+        (
+            {"alarm_above": "0.5", "classes": '["a", "b", "c", "d"]'},
+            "alarm_above is set, but the classes are not of birds and drones",
+        ),
+    ],
+)
+def test_an_alarm_that_cannot_be(
+    exported: Path, tmp_path: Path, entries: dict[str, str], problem: str
+) -> None:
+    with pytest.raises(RunError, match=problem):
+        with_metadata(exported, tmp_path / "model.onnx", **entries).start()

@@ -50,7 +50,7 @@ def test_a_model_of_mixed_resolutions_takes_images_at_their_own_sizes(
 def test_predictions_match_the_predictor(
     visit: Visit, site: Site, made_up: MadeUp, small_model: Path, small_info: dict[str, Any]
 ) -> None:
-    site.add_model(small_model.read_bytes(), small_info)
+    site.add_model(small_model.read_bytes(), {**small_info, "alarm_above": 0.8})
     site.config["api"] = None
     predictor = Predictor(small_model)
     page = visit()
@@ -59,7 +59,7 @@ def test_predictions_match_the_predictor(
     expect(page.locator("#model-info")).to_contain_text("Model small 3: Flying Birds")
     files = drawings(made_up)
     assert {file.suffix for file in files} == {".jpg", ".png"} and len(files) >= 24
-    labels, differences = set(), []
+    labels, differences, alarms = set(), [], set()
     for file in files:
         probs = classify(page, file)
         expected = apply_temperature(predictor.predict(file.read_bytes()).probabilities, 1.7)
@@ -71,9 +71,12 @@ def test_predictions_match_the_predictor(
         drone = 1 - expected[CLASSES[0]]
         kind = "A drone" if drone > 0.5 else "A bird"
         expect(page.locator("#kind")).to_contain_text(kind)
+        assert page.locator("#alarm").is_visible() == (drone >= 0.8)
+        alarms.add(drone >= 0.8)
         assert page.locator("#unsure").is_visible() == (expected[label] < 0.45)
         labels.add(label)
     assert max(differences) <= TOLERANCE
+    assert alarms == {True, False}
     assert len(labels) >= 3  # The test model tells images apart.
     assert not site.uploads and "model" not in site.requests
 
@@ -82,11 +85,12 @@ def test_an_unknown_image_is_none_of_these(
     visit: Visit, site: Site, made_up: MadeUp, small_model: Path, small_info: dict[str, Any]
 ) -> None:
     # The model knows every image, but not that well.
-    site.add_model(small_model.read_bytes(), {**small_info, "known_above": 1.0})
+    site.add_model(small_model.read_bytes(), {**small_info, "known_above": 1.0, "alarm_above": 0.0})
     site.config["api"] = None
     page = visit()
     classify(page, drawings(made_up)[0])
     expect(page.get_by_role("heading", level=2)).to_have_text("None of these")
+    expect(page.locator("#alarm")).to_be_hidden()
     known = Predictor(small_model).predict(drawings(made_up)[0].read_bytes()).known
     assert 0.99 < known < 1
     expect(page.locator("#none")).to_contain_text("known score > 99.9 %")

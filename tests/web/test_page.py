@@ -58,6 +58,7 @@ def test_pick_submit_answer_remove(visit: Visit, site: Site) -> None:
     submit(page)
     expect(page.get_by_role("heading", name="Large QuadCopters: 85.0 %")).to_be_visible()
     expect(page.locator("#kind")).to_have_text("A drone (95.0 %)")
+    expect(page.locator("#alarm")).to_be_hidden()
     expect(page.locator("#unsure")).to_be_hidden()
     expect(page.locator("#predicted-by")).to_have_text(
         "Predicted by drone-classifier 7 on the service."
@@ -519,3 +520,15 @@ def test_the_resize_is_bit_identical_to_pillow(visit: Visit) -> None:
         image = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
         expected = np.asarray(image.resize((SMALL_PX, SMALL_PX), Image.Resampling.BILINEAR))
         assert np.array_equal(np.array(resized, np.uint8), expected.ravel()), (width, height)
+
+
+def test_an_alarm(visit: Visit, site: Site) -> None:
+    page = visit()
+    for alarm in (True, False):
+        site.predict_replies.append(Reply(200, prediction(alarm=alarm)))
+        choose(page, image_file(1))
+        submit(page)
+        expect(page.get_by_role("heading", level=2)).to_contain_text("Large QuadCopters")
+        expect(page.locator("#alarm")).to_be_visible(visible=alarm)
+        if alarm:
+            expect(page.locator("#alarm")).to_have_text("Alarm: this looks like a drone.")

@@ -47,6 +47,9 @@ def test_negatives_of_a_folder(tracked: TrackedModel, dataset: Dataset, tmp_path
     assert result.evaluated.name == "test-negatives-others"
     metrics = json.loads((result.report.parent / "metrics.json").read_text())
     assert metrics["known"]["kinds"]["wires"]["accepted"]["value"] == 1
+    at_90 = metrics["operating_point"]["at_recall"]["0.9"]
+    assert at_90["false_alarms_per_1000_negatives"]["support"] == 5
+    assert at_90["recall"]["value"] >= 0.9
     with pytest.raises(DataError, match="no image is new to the model"):
         for number in range(5):
             (folder / ("sky" if number < 3 else "wires") / f"{number}.png").unlink()

@@ -1,0 +1,126 @@
+"""The threshold of an exported model's alarm: where it comes from, and what refuses it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from drone.data.dataset import Dataset
+from drone.errors import ConfigError
+from drone.evaluation.known_fit import fit_known_score
+from drone.labels import BIRD
+from drone.model import export, mobilenet
+from drone.model.batchnorm import estimate_statistics
+from drone.model.config import ModelConfig
+from drone.presets import get_preset
+from drone.serving.predictor import Predictor
+from drone.training.config import CalibrationConfig
+from drone.workflows import alarms
+from drone.workflows.requests import ExportRequest
+from tests.conftest import RunJob
+from tests.faults.tracked_model import TrackedModel, call, stored, tracked, write_linear_of
+
+__all__ = ["call", "stored", "tracked"]  # Fixtures.
+
+REQUEST = ExportRequest(run="run", out=Path("out"), alarm_recall=0.9)
+
+
+def metadata_of(dataset: Dataset) -> dict[str, str]:
+    classes, preprocessing = json.dumps(dataset.classes), dataset.preprocessing.to_json()
+    return {"classes": classes, "preprocessing": preprocessing}
+
+
+@pytest.fixture
+def model(dataset: Dataset, tmp_path: Path) -> Path:
+    """A model that has no alarm yet."""
+    write_linear_of(tmp_path / "model.onnx", dataset)
+    return tmp_path / "model.onnx"
+
+
+def share_of_drones(model: Path, dataset: Dataset, split: str) -> float:
+    """The drones of a split that raise an alarm, each predicted by itself."""
+    images, predictor = dataset.split(split), Predictor(model)
+    bird = dataset.classes.index(BIRD)
+    return float(
+        np.mean(
+            [
+                predictor.predict_one(images.gather(np.array([position]))[0]).alarm
+                for position in np.flatnonzero(images.labels_N != bird)
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize("recall", [0.5, 0.9, 1.0])
+def test_the_threshold_comes_from_validation_images(
+    model: Path, dataset: Dataset, recall: float
+) -> None:
+    alarms.add_threshold(model, dataset, recall)
+    num_drones = (dataset.split("validation").labels_N != dataset.classes.index(BIRD)).sum()
+    found = share_of_drones(model, dataset, "validation")
+    assert recall <= found < recall + 1 / num_drones + 1e-9
+    on_test = alarms.test_alarms(Predictor(model), dataset)
+    assert on_test is not None
+    assert on_test.threshold == Predictor(model).info.alarm_above
+    assert on_test.drones.value == share_of_drones(model, dataset, "test")
+
+
+def test_a_recall_that_none_of_these_makes_impossible(dataset: Dataset, tmp_path: Path) -> None:
+    network = mobilenet.build(ModelConfig(test_time_flip=False), len(dataset.classes), 0, None)
+    train, validation = dataset.split("train"), dataset.split("validation")
+    pixels = torch.from_numpy(train.gather(np.arange(min(len(train), 64))))
+    # With the initial statistics every image would have the same features.
+    estimate_statistics(network.features, [export.Served(network).normalise(pixels)])
+    network.eval()
+    model = tmp_path / "model.onnx"
+    side = dataset.preprocessing.side_px
+    known = fit_known_score(network, dataset)
+    export.to_onnx(network, model, side, metadata_of(dataset), known)
+    rejected = Predictor(model).predict_outputs(validation.gather(np.arange(len(validation))))
+    assert ((rejected.known_N < 0.5) & (validation.labels_N > 0)).any()
+    with pytest.raises(ConfigError, match=r"--alarm-recall 1 cannot be reached: only \d\d"):
+        alarms.add_threshold(model, dataset, 1.0)
+    assert Predictor(model).info.alarm_above is None
+    alarms.add_threshold(model, dataset, 0.5)
+    assert Predictor(model).info.alarm_above is not None
+
+
+def test_a_model_without_birds_has_no_alarm(model: Path) -> None:
+    info = replace(Predictor(model).info, classes=("a", "b"))
+    with pytest.raises(ConfigError, match=r"An alarm needs the class Flying Birds .* are a, b"):
+        alarms.check_request(REQUEST, get_preset("smoke"), info)
+    alarms.check_request(replace(REQUEST, alarm_recall=None), get_preset("smoke"), info)
+
+
+def test_a_model_that_was_trained_on_validation_images_needs_a_threshold(model: Path) -> None:
+    config = replace(
+        get_preset("smoke"),
+        train_on="train+validation",
+        calibration=CalibrationConfig(temperature=1.0, unsure_below=0.5),
+    )
+    info = Predictor(model).info
+    with pytest.raises(ConfigError, match="set it by --alarm-above"):
+        alarms.check_request(REQUEST, config, info)
+    given = replace(REQUEST, alarm_recall=None, alarm_above=0.7)
+    alarms.check_request(given, config, info)
+
+
+def test_an_export_with_an_alarm(call: RunJob, tracked: TrackedModel) -> None:
+    args = ["export", "--run", "linear", "--out", "out", "--unchecked", "--json"]
+    plain = call(*args)
+    assert plain.code == 0 and plain.result["alarm_above"] is None is plain.result["alarms"]
+    done = call(*args, "--alarm-recall", "0.9")
+    assert done.code == 0, done.err
+    assert done.result["alarm_above"] == done.result["alarms"]["threshold"] < 1
+    assert f"Alarm from a drone probability of {done.result['alarm_above']:g}" in done.err
+    report = json.loads((tracked.folder / "out" / "export.json").read_text())
+    assert report["alarms"] == done.result["alarms"]
+    # The model in the store stays without one.
+    assert Predictor(tracked.onnx).info.alarm_above is None
+    given = call(*args, "--alarm-above", "0.25")
+    assert given.result["alarm_above"] == given.result["alarms"]["threshold"] == 0.25
+    both = call(*args, "--alarm-above", "0.25", "--alarm-recall", "0.9")
+    assert both.code == 2 and "exclude each other" in both.err + both.out
