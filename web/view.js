@@ -61,6 +61,7 @@ export function showPrediction(prediction, where) {
   const isNone = prediction.label === NONE;
   const confidence = formatPercent(prediction.confidence);
   $("prediction").textContent = isNone ? "None of these" : `${prediction.label}: ${confidence}`;
+  $("alarm").textContent = prediction.alarm ? `Alarm: drone with a probability of ${formatPercent(prediction.drone)}` : "";
   $("alarm").hidden = !prediction.alarm;
   $("none").textContent = isNone ? noneText(prediction) : "";
   $("none").hidden = !isNone;

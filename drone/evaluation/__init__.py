@@ -4,6 +4,7 @@
 - `metrics.score`: Accuracy, macro F1, calibration error and confusion matrix of `Predictions`.
 - `report.write`: The HTML report with its figures and tables.
 - `mixed_resolution.compare`: Multi-resolution inference against 224 px, paired.
+- `operating_point.find_operating_point`: Drones that raise an alarm, and false alarms.
 - `unseen.load_unseen`: Images of a folder that a model was not trained on.
 - `parity.measure`: The exported model against the trained one.
 - `calibration.calibrate`: Temperature and unsure threshold.

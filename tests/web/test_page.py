@@ -531,4 +531,4 @@ def test_an_alarm(visit: Visit, site: Site) -> None:
         expect(page.get_by_role("heading", level=2)).to_contain_text("Large QuadCopters")
         expect(page.locator("#alarm")).to_be_visible(visible=alarm)
         if alarm:
-            expect(page.locator("#alarm")).to_have_text("Alarm: this looks like a drone.")
+            expect(page.locator("#alarm")).to_have_text("Alarm: drone with a probability of 95.0 %")
