@@ -19,6 +19,7 @@ from drone.presets import get_preset
 from drone.serving.predictor import Predictor
 from drone.training.config import CalibrationConfig
 from drone.workflows import alarms
+from drone.workflows.export import _quantize
 from drone.workflows.requests import ExportRequest
 from tests.conftest import RunJob
 from tests.faults.tracked_model import TrackedModel, call, stored, tracked, write_linear_of
@@ -38,6 +39,21 @@ def model(dataset: Dataset, tmp_path: Path) -> Path:
     """A model that has no alarm yet."""
     write_linear_of(tmp_path / "model.onnx", dataset)
     return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def network(dataset: Dataset, tmp_path: Path) -> Path:
+    """A network of random weights to which some validation images are none of the classes."""
+    network = mobilenet.build(ModelConfig(test_time_flip=False), len(dataset.classes), 0, None)
+    train = dataset.split("train")
+    pixels = torch.from_numpy(train.gather(np.arange(min(len(train), 64))))
+    # With the initial statistics every image would have the same features.
+    estimate_statistics(network.features, [export.Served(network).normalise(pixels)])
+    network.eval()
+    target, side_px = tmp_path / "network.onnx", dataset.preprocessing.side_px
+    known = fit_known_score(network, dataset)
+    export.to_onnx(network, target, side_px, metadata_of(dataset), known)
+    return target
 
 
 def share_of_drones(model: Path, dataset: Dataset, split: str) -> float:
@@ -68,24 +84,27 @@ def test_the_threshold_comes_from_validation_images(
     assert on_test.drones.value == share_of_drones(model, dataset, "test")
 
 
-def test_a_recall_that_none_of_these_makes_impossible(dataset: Dataset, tmp_path: Path) -> None:
-    network = mobilenet.build(ModelConfig(test_time_flip=False), len(dataset.classes), 0, None)
-    train, validation = dataset.split("train"), dataset.split("validation")
-    pixels = torch.from_numpy(train.gather(np.arange(min(len(train), 64))))
-    # With the initial statistics every image would have the same features.
-    estimate_statistics(network.features, [export.Served(network).normalise(pixels)])
-    network.eval()
-    model = tmp_path / "model.onnx"
-    side = dataset.preprocessing.side_px
-    known = fit_known_score(network, dataset)
-    export.to_onnx(network, model, side, metadata_of(dataset), known)
-    rejected = Predictor(model).predict_outputs(validation.gather(np.arange(len(validation))))
-    assert ((rejected.known_N < 0.5) & (validation.labels_N > 0)).any()
+def test_a_recall_that_none_of_these_makes_impossible(network: Path, dataset: Dataset) -> None:
+    validation = dataset.split("validation")
+    outputs = Predictor(network).predict_outputs(validation.gather(np.arange(len(validation))))
+    assert ((outputs.known_N < 0.5) & (validation.labels_N > 0)).any()
     with pytest.raises(ConfigError, match=r"--alarm-recall 1 cannot be reached: only \d\d"):
-        alarms.add_threshold(model, dataset, 1.0)
-    assert Predictor(model).info.alarm_above is None
-    alarms.add_threshold(model, dataset, 0.5)
-    assert Predictor(model).info.alarm_above is not None
+        alarms.add_threshold(network, dataset, 1.0)
+    assert Predictor(network).info.alarm_above is None
+    alarms.add_threshold(network, dataset, 0.5)
+    assert Predictor(network).info.alarm_above is not None
+
+
+def test_as_many_drones_raise_an_alarm_in_8_bits(
+    network: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    alarms.add_threshold(network, dataset, 0.6)
+    small = tmp_path / "model.int8.onnx"
+    _quantize(network, small, dataset)
+    # Other probabilities, so another threshold.
+    assert Predictor(small).info.alarm_above != Predictor(network).info.alarm_above
+    whole, quantized = (share_of_drones(file, dataset, "validation") for file in (network, small))
+    assert whole <= quantized <= whole + 0.1
 
 
 def test_a_model_without_birds_has_no_alarm(model: Path) -> None:
