@@ -17,7 +17,8 @@ from PIL import Image
 
 Pixels = NDArray[np.uint8]
 
-_REFERENCE_PX = 224
+REFERENCE_PX = 224
+"""Side of the images whose pixels lengths are given in."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of ITU-R BT.601."""
@@ -49,7 +50,7 @@ class Condition:
 def reduced(image_HWC: Pixels, side_px: float, _: np.random.Generator) -> Pixels:
     """Returns the image as if it had been `side_px` wide and was enlarged: an object far away."""
     side = image_HWC.shape[0]
-    small = max(1, round(side_px * side / _REFERENCE_PX))
+    small = max(1, round(side_px * side / REFERENCE_PX))
     if small >= side:
         return image_HWC
     shrunk = cv2.resize(image_HWC, (small, small), interpolation=cv2.INTER_AREA)
@@ -58,7 +59,7 @@ def reduced(image_HWC: Pixels, side_px: float, _: np.random.Generator) -> Pixels
 
 def blurred(image_HWC: Pixels, sigma_px: float, _: np.random.Generator) -> Pixels:
     """Returns the image out of focus: a Gaussian blur."""
-    sigma = sigma_px * image_HWC.shape[0] / _REFERENCE_PX
+    sigma = sigma_px * image_HWC.shape[0] / REFERENCE_PX
     if sigma <= 0:
         return image_HWC
     return _uint8(cv2.GaussianBlur(image_HWC, (0, 0), sigma, borderType=cv2.BORDER_REFLECT))

@@ -1,6 +1,8 @@
 """Fits the known score of a trained model; see `drone.model.known_score`."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -8,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from drone.data.augmentation import AugmentConfig
+from drone.data.conditions import REFERENCE_PX, reduced
 from drone.data.dataset import Dataset
 from drone.data.images import Images
 from drone.evaluation.batch_inference import predict_in_batches
@@ -34,7 +38,9 @@ _INVERSE_REGULARISATION = 10.0
 """Of the logistic regression against negatives; 1 to 1000 rank alike."""
 
 
-def fit_known_score(model: Classifier, dataset: Dataset) -> KnownScore:
+def fit_known_score(
+    model: Classifier, dataset: Dataset, augment: AugmentConfig | None = None
+) -> KnownScore:
     """Fits the known score on training images, and its threshold on validation images.
 
     That validation images may have been trained on too does not matter: the score ranks images of
@@ -43,15 +49,28 @@ def fit_known_score(model: Classifier, dataset: Dataset) -> KnownScore:
     Args:
         model: A trained model, on the CPU.
         dataset: What it was trained on, read at the sizes that it takes.
+        augment: How. A model that was trained on objects far away is to know these too, so each
+            image counts twice: as it is, and as from far away.
     """
+    loaders = [_as_it_is]
+    if augment and augment.distance_p * augment.strength:
+        loaders.append(partial(_far_away, augment))
+
+    def features(images: Images) -> NDArray[np.float64]:
+        return np.concatenate([_features(model, images, load) for load in loaders])
+
     train, validation = (_sample(dataset.split(name)) for name in ("train", "validation"))
-    train_NF, validation_NF = (_features(model, split) for split in (train, validation))
-    means_KF = _class_means(train_NF, train.labels_N)
+    train_NF, validation_NF = features(train), features(validation)
+    # Means of their own for far views, since their features differ.
+    labels_N = np.concatenate(
+        [train.labels_N + number * len(dataset.classes) for number in range(len(loaders))]
+    )
+    means_KF = _class_means(train_NF, labels_N)
     nearest_N = (validation_NF @ means_KF.T).max(axis=1)
     negatives = _sample(dataset.negatives("train"))
     weights_F = np.zeros(train_NF.shape[1])
     if len(negatives):
-        weights_F = _weights_against(_features(model, negatives), train_NF)
+        weights_F = _weights_against(features(negatives), train_NF)
         # Brings both scores to standard deviations, in units of the first one.
         spreads = nearest_N.std(), (validation_NF @ weights_F).std()
         weights_F *= spreads[0] / max(spreads[1], 1e-9) / _NEAREST_WEIGHT
@@ -72,7 +91,27 @@ def _sample(split: _Sampled) -> _Sampled:
     return split.subset(split.name, np.sort(chosen_P))
 
 
-def _features(model: Classifier, split: Images) -> NDArray[np.float64]:
+def _as_it_is(images: Images, positions_B: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return images.gather(positions_B)
+
+
+def _far_away(
+    augment: AugmentConfig, images: Images, positions_B: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """Returns images reduced as in training, each by a fixed factor of its own."""
+    sides = np.log([augment.distance_min, augment.distance_max])
+    views = []
+    for position, image in zip(positions_B, images.gather(positions_B), strict=True):
+        rng = np.random.default_rng(int(position))
+        views.append(reduced(image, REFERENCE_PX * math.exp(rng.uniform(*sides)), rng))
+    return np.stack(views)
+
+
+def _features(
+    model: Classifier,
+    images: Images,
+    load: Callable[[Images, NDArray[np.int64]], NDArray[np.uint8]],
+) -> NDArray[np.float64]:
     """Returns the features of images, (N, 1280), each of length 1."""
     served = Served(model).eval()
 
@@ -81,7 +120,9 @@ def _features(model: Classifier, split: Images) -> NDArray[np.float64]:
         features_NF: NDArray[np.float32] = served.features(torch.from_numpy(pixels_NHWC)).numpy()
         return features_NF
 
-    return _unit(predict_in_batches(features, split.sides_N, split.gather).astype(np.float64))
+    return _unit(
+        predict_in_batches(features, images.sides_N, partial(load, images)).astype(np.float64)
+    )
 
 
 def _unit(vectors_NF: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -46,7 +46,7 @@ def export_and_log(
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary) / ONNX_FILE
         at_own_sizes = dataset.at_bins() if config.model.mixed else dataset
-        known = fit_known_score(model, at_own_sizes)
+        known = fit_known_score(model, at_own_sizes, config.augment)
         export.to_onnx(model, target, dataset.preprocessing.side_px, metadata, known)
         validation = at_own_sizes.split("validation")
         predictor = Predictor(target)

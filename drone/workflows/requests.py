@@ -312,7 +312,7 @@ class PredictRequest:
     """Boxes to classify in the images or clips: a CSV (path,x,y,w,h and maybe track and frame),
     YOLO or COCO file, or a folder of YOLO files. Files without a box are left out."""
 
-    margin: float = 0.65
+    margin: float = 0.5
     """Margin around boxes, as a share of their longer side."""
 
     every_s: float | None = None

@@ -28,7 +28,7 @@ def test_each_row_is_the_answer_of_predict(mess: Path, predictor: Predictor) -> 
         data = row.item.local_file.read_bytes()
         assert row.md5 == hashlib.md5(data).hexdigest()
         if row.prediction:
-            assert row.prediction == predictor.predict(data)
+            assert row.prediction == predictor.predict(data, evidence=True)
         else:
             with pytest.raises(ImageError) as raised:
                 predictor.predict(data)
