@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from drone.commands import command
 from drone.data.dataset import Dataset, Split
 from drone.errors import ConfigError, DataError
 from drone.evaluation.batch_inference import predict_outputs_in_batches
@@ -32,8 +33,9 @@ def check_request(request: ExportRequest, config: TrainConfig, info: ModelInfo) 
     if request.alarm_recall is not None and config.train_on != "train":
         raise ConfigError(
             "--alarm-recall selects the threshold on validation images, and this model was trained "
-            "on them, so fewer of other drones would raise an alarm. Choose a threshold from "
-            "evaluate.py --images with images that it has not seen, and set it by --alarm-above."
+            "on them, so fewer of other drones would raise an alarm. Evaluate it on images that it "
+            "has not seen, choose a threshold from the report, and set it by --alarm-above: "
+            + command("evaluate", run="RUN", images="FOLDER")
         )
 
 

@@ -122,7 +122,7 @@ def test_one_onnx_graph_predicts_for_all_sizes(tmp_path: Path, kind: str, flip: 
         pixels = np.random.default_rng(side).integers(0, 256, (count, side, side, 3), np.uint8)
         with torch.no_grad():
             expected = served(torch.from_numpy(pixels)).numpy()
-        actual, known = session.run(None, {"pixels": pixels})
+        actual, known, evidence = session.run(None, {"pixels": pixels})
         assert known.shape == (count,) and (known > 0.99).all()
         assert actual.shape == (count, 4) and np.abs(actual - expected).max() < 5e-4, side
         probabilities.append(actual[0])

@@ -84,7 +84,7 @@ def test_epoch_metrics() -> None:
 
 
 def test_the_presets() -> None:
-    ours = {"smoke", "frozen", "finetune", "scratch", "multires"}
+    ours = {"smoke", "frozen", "finetune", "distant", "scratch", "multires"}
     assert set(PRESETS) == ours | {f"seed-attempt-{number}" for number in (1, 2, 3)}
     assert all(preset.config.preset == name for name, preset in PRESETS.items())
     with pytest.raises(ConfigError, match="no preset 'finetun'. Did you mean 'finetune'"):
