@@ -124,6 +124,7 @@ def test_one_onnx_graph_predicts_for_all_sizes(tmp_path: Path, kind: str, flip: 
             expected = served(torch.from_numpy(pixels)).numpy()
         actual, known, evidence = session.run(None, {"pixels": pixels})
         assert known.shape == (count,) and (known > 0.99).all()
+        assert evidence.shape == (count, 4, 7, 7)
         assert actual.shape == (count, 4) and np.abs(actual - expected).max() < 5e-4, side
         probabilities.append(actual[0])
     assert np.std(probabilities, axis=0).max() > 1e-3  # Each size has its own resizer.
