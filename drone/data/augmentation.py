@@ -205,6 +205,8 @@ def far_away(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Te
 
 
 def _far_sides(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Tensor:
+    if not config.distance_p:  # Training asks in each step.
+        return torch.zeros(len(keys_N))
     happens_N, how_far_N = counter_rng.uniform(seed, epoch, _DISTANCE_STREAM, keys_N, 2).unbind(1)
     level_N = torch.floor(how_far_N * _NUM_DISTANCES) / (_NUM_DISTANCES - 1)
     # On a log scale: all octaves of size are equally likely.

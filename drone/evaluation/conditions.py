@@ -17,7 +17,7 @@ from drone.serving.predictor import Predictor
 _MAX_IMAGES = 200
 """Images of the sample; with more, a card would take minutes on a processor."""
 
-UNCHANGED = "as they are"
+_UNCHANGED = "as they are"
 """Text of the first row."""
 
 
@@ -59,19 +59,23 @@ class Card:
         return self.rows[0].accuracy.support
 
     @property
+    def conditions(self) -> list[str]:
+        """Names of the conditions, in order."""
+        return list(dict.fromkeys(row.condition for row in self.rows if row.condition))
+
+    @property
     def mean_accuracies(self) -> dict[str, float]:
         """Mean accuracy over the levels of each condition."""
-        names = dict.fromkeys(row.condition for row in self.rows if row.condition)
         return {
-            name: float(np.mean([row.accuracy.value for row in self._of(name)])) for name in names
+            name: float(np.mean([row.accuracy.value for row in self._of(name)]))
+            for name in self.conditions
         }
 
     @property
     def extremes(self) -> list[Row]:
         """The images as they are, then the mildest and the worst level of each condition."""
-        first, *rest = self.rows
-        parts = [self._of(name) for name in dict.fromkeys(row.condition for row in rest)]
-        return [first, *(row for part in parts for row in (part[0], part[-1]))]
+        parts = [self._of(name) for name in self.conditions]
+        return [self.rows[0], *(row for part in parts for row in (part[0], part[-1]))]
 
     def _of(self, condition: str) -> list[Row]:
         return [row for row in self.rows if row.condition == condition]
@@ -178,7 +182,7 @@ def _row(
     recall, birds = _bird_or_drone(probs_NK, labels_N, classes)
     accuracy = proportion(probs_NK.argmax(axis=1) == labels_N)
     if condition is None:
-        return Row("", 0, None, UNCHANGED, accuracy, recall, birds)
+        return Row("", 0, None, _UNCHANGED, accuracy, recall, birds)
     level = condition.levels[number]
     text = condition.text.format(level)
     return Row(condition.name, number + 1, level, text, accuracy, recall, birds)

@@ -138,7 +138,7 @@ def _false_alarm_rules(candidate: Contender, limits: Limits) -> list[Rule]:
     if ALARM_COLUMN not in table or not is_bird_N.any() or is_bird_N.all():
         return [Rule("false alarms", False, "the test split has no birds and drones to count")]
     scores_N = table[ALARM_COLUMN].to_numpy(np.float64)
-    scores = AlarmScores(scores_N[~is_bird_N], scores_N[is_bird_N], np.zeros(0))
+    scores = AlarmScores.split(scores_N, is_bird_N)
     passed, figures = judge(scores, limits.max_false_alarms, limits.alarm_recall)
     return [Rule("false alarms", passed, figures)]
 

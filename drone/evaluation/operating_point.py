@@ -73,6 +73,16 @@ class AlarmScores:
     birds: NDArray[np.float64]
     negatives: NDArray[np.float64]
 
+    @staticmethod
+    def split(
+        scores_N: NDArray[np.float64],
+        is_bird_N: NDArray[np.bool_],
+        negatives_M: NDArray[np.float64] | None = None,
+    ) -> "AlarmScores":
+        """Returns the scores of images of birds and drones, and of negatives if there are some."""
+        negatives = np.zeros(0) if negatives_M is None else negatives_M
+        return AlarmScores(scores_N[~is_bird_N], scores_N[is_bird_N], negatives)
+
     def alarms(self, threshold: float) -> Alarms:
         """Returns what raises an alarm at a threshold."""
         parts = (self.drones, self.birds, self.negatives)

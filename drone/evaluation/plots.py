@@ -84,7 +84,7 @@ def curves(history: pd.DataFrame, best_epoch: int) -> Figure:
 
 def conditions(card: Card) -> Figure:
     """Plots accuracy and drone recall by level, a panel per condition; other models are dashed."""
-    names = list(dict.fromkeys(row.condition for row in card.rows if row.condition))
+    names = card.conditions
     models = {"": card.rows, **card.beside}
     figure = Figure(figsize=(12, 2.6 * math.ceil(len(names) / 4)))
     for position, name in enumerate(names, start=1):

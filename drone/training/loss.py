@@ -6,15 +6,14 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from drone.labels import BIRD
+from drone.labels import BIRD, tells_drones
 
 
 def drone_classes(classes: Sequence[str], device: torch.device) -> Tensor | None:
     """Returns which classes are drones, (K,) bool; None if they are not both birds and drones."""
-    is_drone = [name != BIRD for name in classes]
-    if all(is_drone) or not any(is_drone):
+    if not tells_drones(classes):
         return None
-    return torch.tensor(is_drone, device=device)
+    return torch.tensor([name != BIRD for name in classes], device=device)
 
 
 def losses(

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from drone.commands import command
 from drone.data.dataset import Dataset, Split
 from drone.errors import ConfigError, DataError
@@ -82,4 +80,4 @@ def _scores(predictor: Predictor, split: Split) -> AlarmScores:
     scores_N = alarm_scores(outputs, predictor.info)
     assert scores_N is not None  # `check_request` has seen to it.
     is_bird_N = split.labels_N == predictor.info.classes.index(BIRD)
-    return AlarmScores(scores_N[~is_bird_N], scores_N[is_bird_N], np.zeros(0))
+    return AlarmScores.split(scores_N, is_bird_N)

@@ -390,7 +390,7 @@ def _operating_point(
     if scores_N is None or scores_M is None:
         return None
     is_bird_N = predictions.labels_N == classes.index(BIRD)
-    return find_operating_point(AlarmScores(scores_N[~is_bird_N], scores_N[is_bird_N], scores_M))
+    return find_operating_point(AlarmScores.split(scores_N, is_bird_N, scores_M))
 
 
 def _accuracy_by_labels(
