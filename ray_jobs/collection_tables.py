@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from drone.commands import command
 from drone.errors import DataError
-from drone.labels import short_names
+from drone.labels import abbreviated
 from ray_jobs import console
 
 if TYPE_CHECKING:  # They import Pillow and more, which --help must not wait for.
@@ -30,7 +30,7 @@ def show_plan(plan: "CollectionPlan", settings: "FetchSettings") -> None:
         rest = sum((counts for _, counts in hosts[_MAX_HOSTS:]), Counter[str]())
         rows.append(_row(f"{len(hosts) - _MAX_HOSTS} more hosts", rest, names))
     rows.append(_row("all", Counter(image_url.class_name for image_url in plan.pending), names))
-    console.table("URLs to download, by host", ["host", *short_names(names), "total"], rows)
+    console.table("URLs to download, by host", ["host", *abbreviated(names), "total"], rows)
     num_done = len(plan.image_urls) - len(plan.pending)
     console.show(
         f"{num_done} of {len(plan.image_urls)} URLs are done already. At "
@@ -62,7 +62,7 @@ def show_results(counts: Mapping[str, "ClassCounts"], out: Path, *, negatives: b
     for reason, _ in reasons.most_common():
         failed = Counter({name: each.failed.get(reason, 0) for name, each in counts.items()})
         rows.append(_row(f"failed: {reason}", failed, names))
-    console.table("Results", ["", *short_names(names), "total"], rows)
+    console.table("Results", ["", *abbreviated(names), "total"], rows)
     details = out / "provenance.jsonl"
     if not any(class_counts.kept for class_counts in counts.values()):
         # Only after the table, which has the number of URLs for each reason.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from drone.labels import nearest, short_names
+from drone.labels import nearest
 from ray_jobs import console
 
 if TYPE_CHECKING:  # They import pandas and more, which --help must not wait for.
@@ -20,12 +20,12 @@ _MAX_LINES = 20
 def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
     """Prints the results of the scan, and what happens to the files."""
     plan = preparation.plan
-    show_left_out(plan.left_out, plan.settings.classes)
+    show_left_out(plan.left_out, plan.classes)
     # Before the table: these files hold images, which a conversion would add to the data set.
     unsupported = plan.manifest.loc[plan.manifest["reason"] == "unsupported", "detail"]
     for detail, count in unsupported.value_counts().items():
         console.warn(f"{count} {'file is' if count == 1 else 'files are'} left out. {detail}")
-    classes = short_names(plan.settings.classes)
+    classes = plan.classes.short_names
     # The column of negatives has no abbreviation.
     names = [*classes, *plan.labels[len(classes) :], "total"]
     # Steps that changed nothing are not shown.

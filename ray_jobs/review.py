@@ -21,7 +21,6 @@ from ray_jobs import bug_report
 
 bug_report.install(__name__)
 
-from drone.labels import short_names
 from drone.workflows.requests import ReviewRequest
 from ray_jobs import cli, console, dataset_tables
 
@@ -45,9 +44,8 @@ def main(job: Review) -> cli.Result:
 
     result = review.write_review_page(job, console.ConsoleDisplay())
     table = result.true_classes
-    names = short_names(table.columns)
     title = "Of each given class (row), estimated share that is"
-    console.table(title, ["given", *names], dataset_tables.rows_of(table))
+    console.table(title, ["given", *result.short_names], dataset_tables.rows_of(table))
     console.show(
         f"{result.num_suspects} labels are doubtful. A model without errors would get "
         f"{review.describe(result.ceiling)} on the test split as it is labelled.",

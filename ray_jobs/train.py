@@ -29,9 +29,9 @@ from drone.commands import command
 from drone.config import differing, flatten, override, to_dict
 from drone.errors import ConfigError
 from drone.presets import PRESETS, get_preset
+from drone.settings_file import read_yaml
 from drone.training.config import TrainConfig
 from ray_jobs import cli, console
-from ray_jobs.settings_file import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,8 @@ bug_report.install(__name__)
 import tyro
 
 from drone.errors import ConfigError
+from drone.settings_file import read_yaml
 from ray_jobs import cli, console, results
-from ray_jobs.settings_file import read_yaml
 
 if TYPE_CHECKING:
     from drone.workflows.search import NewStudy

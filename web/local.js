@@ -4,8 +4,8 @@ import { NONE, validateModelInfo } from "./model-info.js";
 
 const RUNTIME_FOLDER = new URL("vendor/", import.meta.url);
 
-/** The one class that is not a drone, as in drone/labels.py. */
-const BIRD = "Flying Birds";
+/** What alarms take a class for, as in drone/labels.py. */
+const ROLES = ["bird", "drone", "other"];
 
 export class LocalModel {
   #onProgress = null;
@@ -100,21 +100,33 @@ function toPrediction(classes, probabilities, known, model) {
   const confidence = Math.max(...probabilities);
   const index = probabilities.indexOf(confidence);
   const byClass = Object.fromEntries(classes.map((name, at) => [name, probabilities[at]]));
-  const hasBirds = classes.includes(BIRD);
   const isNone = known < knownAbove;
-  const drone = hasBirds ? 1 - byClass[BIRD] : null;
+  const byRole = sumByRole(probabilities, model.roles);
+  const kinds = Object.keys(byRole);
+  const kind = kinds.length > 1 && !isNone ? kinds.reduce((best, role) => (byRole[role] > byRole[best] ? role : best)) : null;
+  const drone = kinds.length > 1 ? byRole.drone ?? null : null;
   return {
     label: isNone ? NONE : classes[index],
     index,
     probabilities: byClass,
     confidence,
     drone,
-    kind: hasBirds && !isNone ? (drone > 0.5 ? "drone" : "bird") : null,
+    kind,
+    kind_probability: kind && byRole[kind],
     unsure: confidence < unsureBelow,
     known,
     ...(alarmAbove !== null && { alarm: !isNone && drone >= alarmAbove }),
     model,
   };
+}
+
+/** Sums the probabilities of the classes of each role that a class has. */
+function sumByRole(probabilities, roles) {
+  const sums = {};
+  for (const role of ROLES.filter((name) => roles.includes(name))) {
+    sums[role] = probabilities.reduce((sum, value, at) => (roles[at] === role ? sum + value : sum), 0);
+  }
+  return sums;
 }
 
 /**

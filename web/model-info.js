@@ -14,7 +14,7 @@ const DEFAULT_LIMITS = { max_bytes: 20 * 2 ** 20, max_pixels: 64e6, min_side_px:
  */
 export function validateModelInfo(info, location) {
   const sidePx = info?.preprocessing?.side_px;
-  if (!Array.isArray(info?.classes) || !Number.isInteger(sidePx) || sidePx < 1) {
+  if (!Array.isArray(info?.classes) || !Array.isArray(info?.roles) || !Number.isInteger(sidePx) || sidePx < 1) {
     throw new UserError(`There is no model at ${location}.`, { notFound: true });
   }
   return info;

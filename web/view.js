@@ -87,11 +87,11 @@ function noneText({ known, probabilities }) {
     `so the probabilities of the ${Object.keys(probabilities).length} classes say little.`;
 }
 
-function kindText({ kind, drone }) {
+const KINDS = { bird: "A bird", drone: "A drone", other: "Neither a bird nor a drone" };
+
+function kindText({ kind, kind_probability: probability }) {
   if (!kind) return "";
-  const probability = kind === "drone" ? drone : 1 - drone;
-  const percent = drone == null ? "" : ` (${formatPercent(probability)})`;
-  return `${kind === "drone" ? "A drone" : "A bird"}${percent}`;
+  return `${KINDS[kind]}${probability == null ? "" : ` (${formatPercent(probability)})`}`;
 }
 
 function createBar(name, value, top) {

@@ -15,7 +15,7 @@ from drone.collect.urls import host_of
 from drone.commands import command
 from drone.errors import DataError
 from drone.files import write_whole
-from drone.labels import CLASSES
+from drone.labels import CLASSES, ClassSet
 
 _NO_HOST = "(not a url)"
 _PARTIAL_FILE = ".part"
@@ -89,7 +89,11 @@ def check_writable(folder: Path) -> None:
 
 
 def check_unmixed(
-    folder: Path, records: Mapping[UrlKey, Record], *, negatives: bool = False
+    folder: Path,
+    records: Mapping[UrlKey, Record],
+    classes: ClassSet = CLASSES,
+    *,
+    negatives: bool = False,
 ) -> None:
     """Checks that a folder was not collected for classes if it is for negatives now, or vice versa.
 
@@ -98,7 +102,7 @@ def check_unmixed(
     Raises:
         DataError: It was.
     """
-    if any((class_name in CLASSES) == negatives for class_name, _ in records):
+    if any((class_name in classes) == negatives for class_name, _ in records):
         held, flag = ("images of classes", "with") if negatives else ("negatives", "without")
         raise DataError(
             f"{folder} holds {held}, and this run is {flag} --negatives. Choose another --out: "
@@ -218,14 +222,16 @@ def _record(image_url: ImageUrl, outcome: Outcome, path: str) -> Record:
 
 
 def count_by_class(
-    image_urls: Iterable[ImageUrl], records: Mapping[UrlKey, Record]
+    image_urls: Iterable[ImageUrl],
+    records: Mapping[UrlKey, Record],
+    classes: ClassSet = CLASSES,
 ) -> dict[str, ClassCounts]:
     """Counts the results of URLs by class or kind, over this run and earlier ones."""
     by_class: dict[str, list[Record | None]] = {}
     for image_url in image_urls:
         by_class.setdefault(image_url.class_name, []).append(records.get(image_url.key))
-    kinds = [name for name in by_class if name not in CLASSES]
-    return {name: _count(by_class[name]) for name in (*CLASSES, *kinds) if name in by_class}
+    kinds = [name for name in by_class if name not in classes]
+    return {name: _count(by_class[name]) for name in (*classes, *kinds) if name in by_class}
 
 
 def _count(records: Sequence[Record | None]) -> ClassCounts:

@@ -14,14 +14,21 @@ from drone.collect.providers import PROVIDERS, ImageQuery, JsonFetcher
 from drone.collect.rate_limiter import Limiter
 from drone.collect.settings import FetchSettings, SearchSettings
 from drone.errors import ConfigError, DataError
+from drone.labels import CLASSES, ClassSet
 
-_DEFAULT_QUERIES = {
-    "Flying Birds": ("bird in flight", "bird of prey soaring", "gull flying", "flock of birds sky"),
-    "Large QuadCopters": ("DJI Inspire", "DJI Matrice", "large quadcopter drone", "cinema drone"),
-    "Small QuadCopters": ("DJI Mavic", "DJI Mini drone", "Parrot quadcopter", "small quadcopter"),
-    "Winged Drones": ("fixed wing drone", "fixed-wing UAV", "MQ-9 Reaper", "Bayraktar TB2"),
-}
-"""Search terms of each class if the user gives no query."""
+_DEFAULT_QUERIES = dict(
+    zip(
+        CLASSES,
+        (
+            ("bird in flight", "bird of prey soaring", "gull flying", "flock of birds sky"),
+            ("DJI Inspire", "DJI Matrice", "large quadcopter drone", "cinema drone"),
+            ("DJI Mavic", "DJI Mini drone", "Parrot quadcopter", "small quadcopter"),
+            ("fixed wing drone", "fixed-wing UAV", "MQ-9 Reaper", "Bayraktar TB2"),
+        ),
+        strict=True,
+    )
+)
+"""Search terms of the default classes if the user gives no query; of others it is their name."""
 
 _NEGATIVE_QUERIES = {
     "airplane": ("airliner in flight", "propeller plane flying", "fighter jet", "sailplane"),
@@ -49,30 +56,34 @@ class ImageSearchResult:
     """Providers that failed, and classes with fewer URLs than requested."""
 
 
-def parse_queries(texts: Sequence[str], *, negatives: bool = False) -> tuple[ImageQuery, ...]:
+def parse_queries(
+    texts: Sequence[str], classes: ClassSet = CLASSES, *, negatives: bool = False
+) -> tuple[ImageQuery, ...]:
     """Parses queries of the form `CLASS=TERMS`; returns default queries if there are none.
 
     Args:
         texts: The queries.
+        classes: The classes.
         negatives: Whether they are for negatives: `KIND=TERMS`.
 
     Raises:
         ConfigError: A query has another form, an unknown class or no terms.
     """
     if not texts:
-        queries = _NEGATIVE_QUERIES if negatives else _DEFAULT_QUERIES
+        of_classes = {name: _DEFAULT_QUERIES.get(name, (name,)) for name in classes}
+        queries = _NEGATIVE_QUERIES if negatives else of_classes
         return tuple(ImageQuery(name, terms) for name in queries for terms in queries[name])
-    return tuple(_parse_query(text, negatives) for text in texts)
+    return tuple(_parse_query(text, classes, negatives) for text in texts)
 
 
-def _parse_query(text: str, negatives: bool) -> ImageQuery:
+def _parse_query(text: str, classes: ClassSet, negatives: bool) -> ImageQuery:
     name, separator, terms = text.partition("=")
     if not separator or not terms.strip():
         raise ConfigError(
-            f"--query is {text!r}; it must be CLASS=TERMS, as in 'Winged Drones=fixed wing drone'."
+            f"--query is {text!r}; it must be CLASS=TERMS, as in '{classes[-1]}=drone in the sky'."
         )
     try:
-        return ImageQuery(folder_of(name, negatives=negatives), terms.strip())
+        return ImageQuery(folder_of(name, classes, negatives=negatives), terms.strip())
     except ConfigError as error:
         raise ConfigError(f"--query is {text!r}; {error}") from error
 

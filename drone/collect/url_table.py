@@ -9,24 +9,29 @@ import pandas as pd
 from drone.collect.folders import folder_of
 from drone.collect.provenance import ImageUrl
 from drone.errors import ConfigError, DataError
-from drone.labels import normalised
+from drone.labels import CLASSES, ClassSet, normalised
 
 _COLUMNS = ("url", "class", "source", "licence")
 _OPTIONAL_COLUMNS = ("creator", "attribution", "landing_page")
 
 
-def read_table(file: Path, *, negatives: bool = False) -> list[ImageUrl]:
+def read_table(
+    file: Path, classes: ClassSet = CLASSES, *, negatives: bool = False
+) -> list[ImageUrl]:
     """Reads the image URLs of a table.
 
     Args:
         file: CSV (UTF-8) or parquet file with the columns url, class, source and licence;
             creator, attribution and landing_page are optional.
+        classes: The classes.
         negatives: Whether the column class holds kinds of negatives.
 
     Raises:
         DataError: The table cannot be read, lacks a column, has no row or has an invalid one.
     """
-    image_urls = [_image_url(file, location, row, negatives) for location, row in _rows(file)]
+    image_urls = [
+        _image_url(file, location, row, classes, negatives) for location, row in _rows(file)
+    ]
     if not image_urls:
         raise DataError(f"{file} has no rows. Add one per image: {', '.join(_COLUMNS)}.")
     return image_urls
@@ -82,12 +87,14 @@ def _column_names(file: Path, header: Sequence[str]) -> list[str]:
     return names
 
 
-def _image_url(file: Path, location: str, row: Mapping[str, str], negatives: bool) -> ImageUrl:
+def _image_url(
+    file: Path, location: str, row: Mapping[str, str], classes: ClassSet, negatives: bool
+) -> ImageUrl:
     values = {name: (row.get(name) or "").strip() for name in (*_COLUMNS, *_OPTIONAL_COLUMNS)}
     if not values["url"]:
         raise DataError(f"{file}, {location}: the url is empty. Fill it in or delete the row.")
     name = values.pop("class")
     try:
-        return ImageUrl(class_name=folder_of(name, negatives=negatives), **values)
+        return ImageUrl(class_name=folder_of(name, classes, negatives=negatives), **values)
     except ConfigError as error:
         raise DataError(f"{file}, {location}: {error}") from error

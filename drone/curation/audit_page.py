@@ -101,7 +101,7 @@ def _tables(plan: PreparePlan) -> dict[str, pd.DataFrame]:
 def _sections(plan: PreparePlan, tables: Mapping[str, pd.DataFrame]) -> dict[str, _Section]:
     """Returns the images to show in each section of the page."""
     return {
-        "samples": _samples(plan.manifest, "class_name", plan.settings.classes),
+        "samples": _samples(plan.manifest, "class_name", plan.classes),
         "negatives": _samples(_negative_rows(plan.manifest), "kind", plan.kinds),
         "across": _sets(tables["copies"].query("across"), "content"),
         "within": _sets(tables["copies"].query("not across"), "content"),

@@ -3,6 +3,7 @@
 dataset.json        settings, classes, counts, fingerprint, checksums of the manifest and the pixels
 manifest.parquet    one row per file seen, with its class or kind, its verdict and its split
 ledger.jsonl        every decision, oldest first
+classes.yaml        the classes, as --classes takes them
 pixels/             the images as the model sees them, at 224 px and, with --bins, at the side of
                     the bin nearest to their own size
 tables/             counts by step and class, tables of the audit, the original's duplicate list
@@ -27,16 +28,17 @@ from drone.data.images import Images, Negatives
 from drone.data.pixels import BinnedStore, PixelStore, damaged
 from drone.errors import ConfigError, DataError
 from drone.files import SchemaError, checksum, unseal
-from drone.labels import NONE, nearest
+from drone.labels import NONE, ClassSet, nearest
 from drone.serving.preprocess import Preprocessing
 
-SCHEMA = 6
+SCHEMA = 7
 """Raised whenever a program of another version could misread the folder."""
 
 SPLITS = ("train", "validation", "test")
 
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
+CLASSES_FILE = "classes.yaml"
 PIXELS_FOLDER = "pixels"
 
 
@@ -84,9 +86,9 @@ class Dataset:
         return str(self.description["fingerprint"])
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of their indices."""
-        return tuple(self.description["settings"]["classes"])
+    def classes(self) -> ClassSet:
+        """Classes in the order of their indices."""
+        return ClassSet.of(**self.description["classes"])
 
     @property
     def preprocessing(self) -> Preprocessing:

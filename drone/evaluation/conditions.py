@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from drone.data.conditions import CONDITIONS, Condition
 from drone.evaluation.batch_inference import LoadPixels, Track, no_progress, predict_in_batches
-from drone.evaluation.metrics import Proportion, proportion
-from drone.labels import BIRD
+from drone.evaluation.metrics import Proportion, called_drones, proportion
+from drone.labels import ClassSet
 from drone.serving.predictor import Predictor
 
 _MAX_IMAGES = 200
@@ -92,7 +92,7 @@ class Card:
 def make_card(
     predictors: Mapping[str, Predictor],
     labels_N: NDArray[np.int64],
-    classes: Sequence[str],
+    classes: ClassSet,
     load_pixels: LoadPixels,
     track: Track = no_progress,
 ) -> Card:
@@ -102,7 +102,7 @@ def make_card(
         predictors: Models by name; the first one is the one that is evaluated. All have the same
             classes and preprocessing.
         labels_N: Class indices of all images.
-        classes: Class names.
+        classes: Classes in the order of their indices.
         load_pixels: Loads images at some positions.
         track: Shows progress.
     """
@@ -177,7 +177,7 @@ def _row(
     number: int,
     probs_NK: NDArray[np.float32],
     labels_N: NDArray[np.int64],
-    classes: Sequence[str],
+    classes: ClassSet,
 ) -> Row:
     recall, birds = _bird_or_drone(probs_NK, labels_N, classes)
     accuracy = proportion(probs_NK.argmax(axis=1) == labels_N)
@@ -189,13 +189,11 @@ def _row(
 
 
 def _bird_or_drone(
-    probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64], classes: Sequence[str]
+    probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64], classes: ClassSet
 ) -> tuple[Proportion | None, Proportion | None]:
-    if BIRD not in classes:
+    called_N = called_drones(probs_NK, classes)
+    roles_N = np.array(classes.roles)[labels_N]
+    is_drone_N, is_bird_N = roles_N == "drone", roles_N == "bird"
+    if called_N is None or not is_drone_N.any() or not is_bird_N.any():
         return None, None
-    bird = list(classes).index(BIRD)
-    called_drone_N = probs_NK[:, bird] < 0.5
-    is_bird_N = labels_N == bird
-    if is_bird_N.all() or not is_bird_N.any():
-        return None, None
-    return proportion(called_drone_N[~is_bird_N]), proportion(~called_drone_N[is_bird_N])
+    return proportion(called_N[is_drone_N]), proportion(~called_N[is_bird_N])

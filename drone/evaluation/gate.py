@@ -19,7 +19,7 @@ from drone.errors import DataError
 from drone.evaluation.limits import Limits
 from drone.evaluation.metrics import ALARM_COLUMN
 from drone.evaluation.operating_point import AlarmScores, judge
-from drone.labels import BIRD
+from drone.labels import ClassSet
 from drone.names import printable
 
 _NUM_RESAMPLES = 2000
@@ -35,7 +35,10 @@ class Contender:
 
     predictions: pd.DataFrame
     """One row per test image: path, true, predicted and right, as predictions.csv has them, and
-    alarm_score if the classes are of birds and drones."""
+    alarm_score if the classes tell drones."""
+
+    classes: ClassSet
+    """Classes of the model."""
 
     metrics: dict[str, Any]
     """Content of metrics.json."""
@@ -134,11 +137,12 @@ def _false_alarm_rules(candidate: Contender, limits: Limits) -> list[Rule]:
     if limits.max_false_alarms is None:
         return []
     table = candidate.predictions
-    is_bird_N = (table["true"] == BIRD).to_numpy()
-    if ALARM_COLUMN not in table or not is_bird_N.any() or is_bird_N.all():
+    roles = dict(zip(candidate.classes, candidate.classes.roles, strict=True))
+    roles_N = table["true"].map(roles).to_numpy(np.str_)
+    if ALARM_COLUMN not in table or not {"bird", "drone"} <= set(roles_N):
         return [Rule("false alarms", False, "the test split has no birds and drones to count")]
     scores_N = table[ALARM_COLUMN].to_numpy(np.float64)
-    scores = AlarmScores.split(scores_N, is_bird_N)
+    scores = AlarmScores.split(scores_N, roles_N)
     passed, figures = judge(scores, limits.max_false_alarms, limits.alarm_recall)
     return [Rule("false alarms", passed, figures)]
 

@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from drone.labels import BIRD
+from drone.labels import ClassSet
+from drone.serving.roles import role_probabilities
 
 _ECE_BINS = 15
 _NORMAL_QUANTILE = 1.959963984540054
@@ -29,14 +30,19 @@ class Predictions:
     """True class indices."""
 
     probs_NK: NDArray[np.float32]
-    classes: tuple[str, ...]
-    """Class names in the order of their indices."""
+    classes: ClassSet
+    """Classes in the order of their indices."""
 
     known_N: NDArray[np.float32]
     """Known scores."""
 
     alarm_N: NDArray[np.float64] | None = None
-    """Alarm scores; None if the classes are not of birds and drones."""
+    """Alarm scores; None if the classes do not tell drones."""
+
+    @property
+    def roles_N(self) -> NDArray[np.str_]:
+        """Roles of the true classes."""
+        return np.array(self.classes.roles)[self.labels_N]
 
     @property
     def predicted_N(self) -> NDArray[np.int64]:
@@ -118,7 +124,7 @@ class Scores:
     """Expected calibration error; see `calibration_error`."""
 
     bird_or_drone: float | None
-    """Accuracy of telling birds from drones of any kind; None if no class is a bird."""
+    """Accuracy of telling birds from drones, each of any kind; None without images of both."""
 
     support: int
     """Number of images."""
@@ -187,13 +193,30 @@ def calibration_error(confidence_N: NDArray[np.float32], right_N: NDArray[np.boo
 
 
 def _bird_or_drone(predictions: Predictions) -> float | None:
-    if BIRD not in predictions.classes:
+    called_N = called_drones(predictions.probs_NK, predictions.classes)
+    if called_N is None:
         return None
-    bird = predictions.classes.index(BIRD)
-    # The probabilities of all kinds of drones add up, so a bird needs more than half by itself,
-    # even where it is the most probable class.
-    predicted_bird = predictions.probs_NK[:, bird] > 0.5
-    return float((predicted_bird == (predictions.labels_N == bird)).mean())
+    is_drone_N = predictions.roles_N == "drone"
+    counted_N = is_drone_N | (predictions.roles_N == "bird")
+    if not counted_N.any():
+        return None
+    return float((called_N == is_drone_N)[counted_N].mean())
+
+
+def called_drones(probs_NK: NDArray[np.float32], classes: ClassSet) -> NDArray[np.bool_] | None:
+    """Returns which images are rather drones than birds; None if the classes are not of both.
+
+    The probabilities of all kinds of drones add up, so that an image can be called a drone although
+    a bird is its most probable class.
+    """
+    roles = classes.present_roles
+    if "bird" not in roles or "drone" not in roles:
+        return None
+    probs_NR = role_probabilities(probs_NK, classes)
+    called_N: NDArray[np.bool_] = (
+        probs_NR[:, roles.index("drone")] >= probs_NR[:, roles.index("bird")]
+    )
+    return called_N
 
 
 def worst_mistakes(predictions: Predictions, class_index: int, max_count: int) -> list[int]:

@@ -42,13 +42,16 @@ class Alarms:
     birds: Proportion
     """Share of the birds; of no birds it is NaN."""
 
+    others: Proportion
+    """Share of the images of other classes; of no such images it is NaN."""
+
     negatives: Proportion
     """Share of the negatives; of no negatives it is NaN."""
 
     @property
     def false_alarms(self) -> dict[str, Proportion]:
-        """False alarms per 1,000 birds and per 1,000 negatives; without those of no images."""
-        parts = {"birds": self.birds, "negatives": self.negatives}
+        """False alarms per 1,000 birds, others and negatives; without those of no images."""
+        parts = {"birds": self.birds, "others": self.others, "negatives": self.negatives}
         return {name: per_1000(part) for name, part in parts.items() if part.support}
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,21 +74,25 @@ class AlarmScores:
 
     drones: NDArray[np.float64]
     birds: NDArray[np.float64]
+    others: NDArray[np.float64]
+    """Of images of classes that are neither birds nor drones."""
+
     negatives: NDArray[np.float64]
 
     @staticmethod
     def split(
         scores_N: NDArray[np.float64],
-        is_bird_N: NDArray[np.bool_],
+        roles_N: NDArray[np.str_],
         negatives_M: NDArray[np.float64] | None = None,
     ) -> "AlarmScores":
-        """Returns the scores of images of birds and drones, and of negatives if there are some."""
+        """Returns the scores of images by their roles, and of negatives if there are some."""
         negatives = np.zeros(0) if negatives_M is None else negatives_M
-        return AlarmScores(scores_N[~is_bird_N], scores_N[is_bird_N], negatives)
+        drones, birds, others = (scores_N[roles_N == role] for role in ("drone", "bird", "other"))
+        return AlarmScores(drones, birds, others, negatives)
 
     def alarms(self, threshold: float) -> Alarms:
         """Returns what raises an alarm at a threshold."""
-        parts = (self.drones, self.birds, self.negatives)
+        parts = (self.drones, self.birds, self.others, self.negatives)
         return Alarms(threshold, *(proportion(scores >= threshold) for scores in parts))
 
     @property

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from drone.evaluation.conditions import Card
 from drone.evaluation.metrics import Predictions, Proportion
 from drone.evaluation.operating_point import OperatingPoint, per_1000
-from drone.labels import short_names
+from drone.labels import ClassSet
 from drone.names import printable
 
 matplotlib.use("Agg")  # Servers have no display.
@@ -28,13 +28,13 @@ def save(figure: Figure, target: Path) -> None:
     figure.savefig(target, dpi=110, bbox_inches="tight", facecolor="white")
 
 
-def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+def confusion(matrix_KK: NDArray[np.int64], classes: ClassSet) -> Figure:
     """Plots the confusion matrix as counts and with normalised rows, side by side."""
     # Figure and not pyplot, which would keep every figure in memory until it is closed.
     figure = Figure(figsize=(10.5, 4.6))
     rows_K = matrix_KK.sum(axis=1, keepdims=True)
     shares_KK = matrix_KK / np.maximum(rows_K, 1)
-    names = [printable(name)[:_MAX_NAME] for name in short_names(classes)]
+    names = [printable(name)[:_MAX_NAME] for name in classes.short_names]
     for position, (title, values, form) in enumerate(
         [("Images", matrix_KK, "d"), ("Share of the true class", shares_KK, ".2f")], start=1
     ):

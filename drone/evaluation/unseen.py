@@ -18,6 +18,7 @@ from drone.data.prepare.roots import open_root
 from drone.data.prepare.scan import ScanRecord, scan_file
 from drone.errors import DataError, ImageError
 from drone.evaluation.batch_inference import Track
+from drone.labels import ClassSet
 from drone.names import storable
 from drone.serving.preprocess import Preprocessing, to_pixels
 
@@ -76,7 +77,7 @@ def _read_again(record: ScanRecord, settings: Preprocessing) -> NDArray[np.uint8
 
 def load_unseen(
     folder: Path,
-    classes: Sequence[str],
+    classes: ClassSet,
     preprocessing: Preprocessing,
     trained_on: pd.DataFrame | None,
     track: Track,
@@ -88,7 +89,7 @@ def load_unseen(
 
     Args:
         folder: Folder with one subfolder per class; not every class needs to be there.
-        classes: Class names in the order of their indices.
+        classes: Classes in the order of their indices.
         preprocessing: Preprocessing of the model.
         trained_on: Columns content, phash and split of the model's data set, or None if unknown.
         track: Shows progress.
@@ -109,7 +110,7 @@ def load_unseen(
     records = tuple(record for record, _ in new)
     return Unseen(
         paths=tuple(storable(record.path) for record in records),
-        labels_N=np.array([list(classes).index(record.class_name) for record in records]),
+        labels_N=np.array([classes.index(record.class_name) for record in records]),
         pixels_NHWC=np.stack([pixels for _, pixels in new]),
         sides_N=nearest_bin_side([max(record.width, record.height) for record in records]),
         records=records,

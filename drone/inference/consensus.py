@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drone.labels import BIRD
 from drone.serving.predictor import ModelInfo, Outputs
+from drone.serving.roles import role_probabilities
 
 _MIN_PROBABILITY = 1e-6
 """Smaller probabilities count as this one, so that no single frame can rule a class out."""
@@ -56,8 +56,8 @@ class Consensus:
     """On the class, or on none of the classes."""
 
     by_kind: Agreement | None
-    """On drone or bird, or on none of the classes; None if no class is a bird. It is sure of many a
-    distant drone whose class is not."""
+    """On drone, bird or other, or on none of the classes; None if all classes have one role. It is
+    sure of many a distant drone whose class is not."""
 
 
 def find_consensus(timeline: Timeline, info: ModelInfo) -> Consensus:
@@ -69,9 +69,8 @@ def find_consensus(timeline: Timeline, info: ModelInfo) -> Consensus:
     """
     frames, running = timeline.outputs, running_consensus(timeline)
     by_kind = None
-    if BIRD in info.classes:
-        bird = info.classes.index(BIRD)
-        by_kind = _agreement(timeline.times_s, _kinds(frames, bird), _kinds(running, bird), info)
+    if len(info.classes.present_roles) > 1:
+        by_kind = _agreement(timeline.times_s, _kinds(frames, info), _kinds(running, info), info)
     return Consensus(
         outputs=Outputs(running.probs_NK[-1:], running.known_N[-1:]),
         num_frames=len(timeline.times_s),
@@ -101,10 +100,10 @@ _NONE = -1
 """Stands for none of the classes among class indices."""
 
 
-def _kinds(outputs: Outputs, bird: int) -> Outputs:
-    """Returns outputs with two classes, bird and drone."""
-    birds_N = outputs.probs_NK[:, bird]
-    return Outputs(np.stack([birds_N, 1 - birds_N], axis=1), outputs.known_N)
+def _kinds(outputs: Outputs, info: ModelInfo) -> Outputs:
+    """Returns outputs with roles for classes."""
+    probs_NR = role_probabilities(outputs.probs_NK, info.classes)
+    return Outputs(probs_NR.astype(np.float32), outputs.known_N)
 
 
 def _agreement(

@@ -5,7 +5,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from drone.inference.consensus import Consensus, Timeline, running_consensus
-from drone.labels import short_names
 from drone.names import printable
 from drone.serving.predictor import ModelInfo
 
@@ -32,7 +31,7 @@ def answers_over_time(
     figure = Figure(figsize=(9, 5))
     probabilities, known = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     times_s, frames, running = timeline.times_s, timeline.outputs, running_consensus(timeline)
-    for index, name in enumerate(short_names(info.classes)):
+    for index, name in enumerate(info.classes.short_names):
         probabilities.plot(times_s, frames.probs_NK[:, index], f"C{index}.", alpha=0.35, ms=4)
         shown = printable(name)[:_MAX_NAME]
         probabilities.plot(times_s, running.probs_NK[:, index], f"C{index}", label=shown)
@@ -50,7 +49,7 @@ def answers_over_time(
 
 
 def _sure(consensus: Consensus) -> str:
-    agreements = {"class": consensus.by_class, "drone or bird": consensus.by_kind}
+    agreements = {"class": consensus.by_class, "drone, bird or other": consensus.by_kind}
     return "; ".join(
         f"{name} not sure"
         if agreement.sure_from_s is None

@@ -20,6 +20,9 @@ TABLE, PAGE = "sequences.csv", "sequences.html"
 
 _PLOTS = "sequences_plots"
 
+_KINDS = {"bird": "a bird", "drone": "a drone", "other": "neither a bird nor a drone"}
+"""Roles in sentences."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceResult:
@@ -43,7 +46,8 @@ class SequenceResult:
         if prediction.kind is None:
             answer = prediction.label
         else:
-            answer = f"{prediction.label} ({prediction.confidence:.0%}), a {prediction.kind}"
+            kind = _KINDS[prediction.kind]
+            answer = f"{prediction.label} ({prediction.confidence:.0%}), {kind}"
         alarm = "alarm; " if prediction.alarm else ""
         return (
             f"{name}: {alarm}{answer}; {by_class.num_frames} of {self.consensus.num_frames} "

@@ -8,7 +8,6 @@ image: what makes an image hard is the same for both, and cancels out.
 Axes: M held-out images that were predicted, K classes, R resamples of the images.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -19,7 +18,7 @@ from scipy import stats
 
 from drone.data.dataset import Dataset
 from drone.evaluation.calibration import fit_temperature
-from drone.labels import short_names
+from drone.labels import ClassSet
 from drone.names import key
 from drone.training.best_epoch import History
 from drone.training.predictions import decode
@@ -65,7 +64,7 @@ class HeldOut:
     labels: tuple[NDArray[np.int64], ...]
     """Class indices of the images of each fold."""
 
-    classes: tuple[str, ...]
+    classes: ClassSet
 
     @staticmethod
     def of(dataset: Dataset, num_folds: int) -> "HeldOut":
@@ -123,14 +122,14 @@ class Score:
         """Returns the standard error of the metric (bootstrap over images: Efron 1979)."""
         return float(self.samples(metric).std())
 
-    def metrics(self, classes: Sequence[str]) -> dict[str, float]:
+    def metrics(self, classes: ClassSet) -> dict[str, float]:
         """Returns all metrics and their standard errors, of each class too, by name."""
         named: dict[str, float] = {}
         for metric in METRICS:
             named[metric] = self.value(metric)
             named[f"{metric}_se"] = self.standard_error(metric)
         predicted_M = self.probs_MK.argmax(axis=1)
-        for number, name in enumerate(short_names(classes)):
+        for number, name in enumerate(classes.short_names):
             own_M = self.labels_M == number
             right_M = predicted_M[own_M] == number
             for metric, values in (("log_loss", self.losses_M[own_M]), ("recall", right_M)):

@@ -232,6 +232,7 @@ def _prediction_to_dict(prediction: Prediction) -> dict[str, Any]:
         "confidence": prediction.confidence,
         "drone": prediction.drone,
         "kind": prediction.kind,
+        "kind_probability": prediction.kind_probability,
         "unsure": prediction.unsure,
         "known": prediction.known,
     }

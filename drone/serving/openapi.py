@@ -4,7 +4,7 @@ import html
 import json
 from typing import Any
 
-from drone.labels import NONE
+from drone.labels import NONE, ROLES
 
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 
@@ -39,7 +39,13 @@ _PREDICTION = {
         "confidence": _PROBABILITY,
         # null for a model without a bird class, which cannot tell drones from birds.
         "drone": {**_PROBABILITY, "type": ["number", "null"]},
-        "kind": {"type": ["string", "null"], "enum": ["bird", "drone", None]},
+        "kind": {
+            "type": ["string", "null"],
+            "enum": [*ROLES, None],
+            "description": "The most probable role of a class; null for none of these, and if all "
+            "classes have one role.",
+        },
+        "kind_probability": {**_PROBABILITY, "type": ["number", "null"]},
         "unsure": {"type": "boolean", "description": "The confidence is below the threshold."},
         "known": {
             **_PROBABILITY,
@@ -72,6 +78,12 @@ _MODEL = {
     "properties": {
         **_MODEL_IDENTITY["properties"],  # type: ignore[dict-item]
         "classes": {"type": "array", "items": {"type": "string"}},
+        "short_names": {"type": "array", "items": {"type": "string"}},
+        "roles": {
+            "type": "array",
+            "items": {"type": "string", "enum": list(ROLES)},
+            "description": "What alarms take each class for.",
+        },
         "preprocessing": {"type": "object"},
         "sides_px": {
             "type": "array",
@@ -180,8 +192,8 @@ def openapi_schema(max_bytes: int) -> dict[str, Any]:
         "info": {
             "title": "Drones and birds",
             "version": "1",
-            "description": "Classifies an image as one of flying birds, large quadcopters, small "
-            f"quadcopters, winged drones. Images of at most {max_bytes / 2**20:g} MiB.",
+            "description": "Classifies an image as one of the classes that GET /model names, or as "
+            f"{NONE!r}. Images of at most {max_bytes / 2**20:g} MiB.",
         },
         "paths": {
             "/predict": {"post": predict},

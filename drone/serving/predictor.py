@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drone.errors import ConfigError, RunError
-from drone.labels import BIRD, NONE, tells_drones
+from drone.labels import NONE, ROLES, ClassSet, Role
 from drone.serving.evidence import Evidence, normalised
 from drone.serving.many import FileResult, predict_files
 from drone.serving.preprocess import Preprocessing, decode_input, decode_opened, open_header, resize
+from drone.serving.roles import drone_probabilities, role_probabilities
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
 _EXPORT = "Export the model again: python ray_jobs/export.py --run RUN --out FOLDER"
@@ -65,7 +66,15 @@ class Prediction:
     """Probability by class name, in the order of the class indices; they sum to 1."""
 
     drone: float | None
-    """Probability that the image shows a drone of any kind; None if no class is a bird."""
+    """Probability that the image shows a drone of any kind; None if the classes do not tell drones
+    from others."""
+
+    kind: Role | None
+    """The most probable of bird, drone and other, each with all of its classes; None for none of
+    the classes, or if all of them have one role."""
+
+    kind_probability: float | None
+    """Probability of `kind`."""
 
     known: float
     """How much the image is like those that the model was trained on, 0 to 1."""
@@ -78,13 +87,6 @@ class Prediction:
 
     alarm: bool | None = None
     """Whether the image raises an alarm; None for a model without `alarm_above`."""
-
-    @property
-    def kind(self) -> str | None:
-        """Returns "drone" or "bird"; None for none of the classes, or if no class is a bird."""
-        if self.drone is None or self.label == NONE:
-            return None
-        return "drone" if self.drone > 0.5 else "bird"
 
     @property
     def confidence(self) -> float:
@@ -120,8 +122,8 @@ class ModelInfo:
     fingerprint: str
     """Fingerprint of the dataset that the model was trained on; may be empty."""
 
-    classes: tuple[str, ...]
-    """Class names in the order of their indices."""
+    classes: ClassSet
+    """Classes in the order of their indices."""
 
     preprocessing: Preprocessing
     """How bytes become the pixels that the model was trained on."""
@@ -143,8 +145,6 @@ class ModelInfo:
     classes raises an alarm; None for no alarms."""
 
     def __post_init__(self) -> None:
-        if not self.classes or not all(isinstance(name, str) for name in self.classes):
-            raise ValueError(f"classes are {list(self.classes)}; they must be names")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes are {list(self.classes)}; each must differ")
         if not all(isinstance(side, int) and side > 0 for side in self.sides_px):
@@ -159,8 +159,8 @@ class ModelInfo:
         if self.alarm_above is not None:
             if not 0 <= self.alarm_above <= 1:
                 raise ValueError(f"alarm_above is {self.alarm_above}; it must be 0 to 1")
-            if not tells_drones(self.classes):
-                raise ValueError("alarm_above is set, but the classes are not of birds and drones")
+            if not self.classes.tells_drones:
+                raise ValueError("alarm_above is set, but the classes do not tell drones")
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "ModelInfo":
@@ -175,7 +175,7 @@ class ModelInfo:
             name=metadata.get("name", ""),
             version=metadata.get("version", ""),
             fingerprint=metadata.get("fingerprint", ""),
-            classes=tuple(json.loads(metadata["classes"])),
+            classes=_parse_classes(metadata),
             preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
             sides_px=tuple(json.loads(metadata.get("sides_px", "[]"))),
             temperature=float(metadata.get("temperature", 1.0)),
@@ -186,19 +186,49 @@ class ModelInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as JSON values, as GET /model and the page's model.json have them."""
-        return {**asdict(self), "classes": list(self.classes), "sides_px": list(self.sides_px)}
+        fields = {name: value for name, value in vars(self).items() if name != "classes"}
+        classes = self.classes
+        return {
+            **fields,
+            "preprocessing": asdict(self.preprocessing),
+            "sides_px": list(self.sides_px),
+            "classes": list(classes),
+            "short_names": list(classes.short_names),
+            "roles": list(classes.roles),
+        }
+
+
+def class_metadata(classes: ClassSet) -> dict[str, str]:
+    """Returns the entries of an ONNX file's metadata that have its classes."""
+    entries = {
+        "classes": classes.names,
+        "short_names": classes.short_names,
+        "roles": classes.roles,
+    }
+    return {name: json.dumps(values, ensure_ascii=False) for name, values in entries.items()}
+
+
+def _parse_classes(metadata: Mapping[str, str]) -> ClassSet:
+    """Returns the classes of an ONNX file's metadata; raises as `ModelInfo.from_metadata` does."""
+    names, short_names, roles = (
+        json.loads(metadata[name]) for name in ("classes", "short_names", "roles")
+    )
+    if not names or not all(isinstance(name, str) for name in (*names, *short_names)):
+        raise ValueError(f"classes are {names}, called {short_names}; they must be names")
+    if len({len(names), len(short_names), len(roles)}) > 1 or not set(roles) <= set(ROLES):
+        raise ValueError(f"roles are {roles} for the classes {names}")
+    return ClassSet.of(names, short_names, roles)
 
 
 def alarm_scores(outputs: Outputs, info: ModelInfo) -> NDArray[np.float64] | None:
     """Returns what decides on an alarm for each image, (N,): at least `alarm_above` raises one.
 
     It is the probability of a drone of any kind. An image that is none of the classes has NaN, and
-    raises no alarm at any threshold. None if the classes are not of birds and drones.
+    raises no alarm at any threshold. None if the classes do not tell drones.
     """
-    if not tells_drones(info.classes):
+    drones_N = drone_probabilities(outputs.probs_NK, info.classes)
+    if drones_N is None:
         return None
-    # In float64, as `Prediction` has both values.
-    drones_N = 1 - outputs.probs_NK[:, info.classes.index(BIRD)].astype(np.float64)
     return np.where(outputs.known_N.astype(np.float64) >= info.known_above, drones_N, np.nan)
 
 
@@ -429,10 +459,27 @@ class Predictor:
         info = self.info
         index = int(probs_K.argmax())
         by_name = {name: float(value) for name, value in zip(info.classes, probs_K, strict=True)}
-        drone = 1 - by_name[BIRD] if BIRD in by_name else None
-        unsure = float(probs_K.max()) < info.unsure_below
         label = info.classes[index] if known >= info.known_above else NONE
-        return Prediction(index, label, by_name, drone, known, unsure)
+        drones_N = drone_probabilities(probs_K[None], info.classes)
+        kind, kind_probability = self._kind(probs_K) if label != NONE else (None, None)
+        return Prediction(
+            index=index,
+            label=label,
+            probabilities=by_name,
+            drone=None if drones_N is None else float(drones_N[0]),
+            kind=kind,
+            kind_probability=kind_probability,
+            known=known,
+            unsure=float(probs_K.max()) < info.unsure_below,
+        )
+
+    def _kind(self, probs_K: NDArray[np.float32]) -> tuple[Role | None, float | None]:
+        roles = self.info.classes.present_roles
+        if len(roles) == 1:
+            return None, None
+        [sums_R] = role_probabilities(probs_K[None], self.info.classes)
+        best = int(sums_R.argmax())
+        return roles[best], float(sums_R[best])
 
     def _loaded(self) -> onnxruntime.InferenceSession:
         with self._lock:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drone.data.dataset import Dataset, Split
+from drone.labels import ClassSet
 from drone.training.config import TrainOn
 
 
@@ -38,7 +39,7 @@ class TrainingData:
     validation_N: NDArray[np.int64]
     """Positions of the validation images."""
 
-    classes: tuple[str, ...]
+    classes: ClassSet
     fingerprint: str
     """Of the data set, and of the fold if there is one."""
 

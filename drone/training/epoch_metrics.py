@@ -6,7 +6,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from drone.labels import short_names
+from drone.labels import ClassSet
 from drone.names import key
 
 
@@ -54,7 +54,7 @@ class EpochMetrics:
         """Images by true class (row) and predicted class (column)."""
         return self._sums[:-1].view(self.num_classes, -1).cpu()
 
-    def metrics(self, prefix: str, classes: Sequence[str]) -> dict[str, float]:
+    def metrics(self, prefix: str, classes: ClassSet) -> dict[str, float]:
         """Loss, accuracy, macro F1 and recall by class, named "prefix/...".
 
         A class without images has recall 0; F1 is 2 TP / (2 TP + FP + FN), 0 where that has
@@ -71,6 +71,6 @@ class EpochMetrics:
             f"{prefix}/accuracy": float(hits_K.sum() / total),
             f"{prefix}/macro_f1": float(f1_K.mean()),
         }
-        for name, recall in zip(short_names(classes), recall_K.tolist(), strict=True):
+        for name, recall in zip(classes.short_names, recall_K.tolist(), strict=True):
             metrics[f"{prefix}/recall_{key(name)}"] = recall
         return metrics

@@ -22,7 +22,7 @@ from drone.training.activation_cache.store import CacheSpec
 from drone.training.class_weights import class_weights
 from drone.training.config import TrainConfig
 from drone.training.data import TrainingData
-from drone.training.loss import drone_classes
+from drone.training.loss import class_roles
 
 _EVALUATION_BATCH = 128
 _STATISTICS_BATCH = 64
@@ -74,7 +74,7 @@ class Inputs:
         self.validation = Targets.of(data.validation, device)
         weights = class_weights(config.optim.class_weights, data.train.counts_K)
         self.class_weights_K = torch.from_numpy(weights).float().to(device)
-        self.is_drone_K = drone_classes(data.classes, device)
+        self.roles_RK = class_roles(data.classes, device)
         self.batch_size = min(config.batch_size, len(self.train))
         self.batches = _batches(config, data.train, self.batch_size)
         self._validation_batches = _batches(config, data.validation, _EVALUATION_BATCH)

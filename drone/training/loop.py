@@ -98,7 +98,7 @@ class _Run:
     ) -> None:
         self.config, self.data, self.context = config, data, context
         self.keep_predictions = keep_predictions
-        self.identity = Identity(to_dict(config), data.classes, data.fingerprint, commit)
+        self.identity = Identity(to_dict(config), data.classes.names, data.fingerprint, commit)
         model = model.to(context.device)
         # Before _resume: the activation cache copies the starting weights and names views by them.
         self.inputs = Inputs(config, data, model, context.device, cache)
@@ -164,7 +164,7 @@ class _Run:
         logits_NK, labels_N = logits_NK[:counted], labels_N[:counted]
         far_N = self.inputs.far_away(epoch, own)[:counted]
         smoothing = self.config.optim.label_smoothing
-        losses_N = losses(logits_NK, labels_N, far_N, self.inputs.is_drone_K, smoothing)
+        losses_N = losses(logits_NK, labels_N, far_N, self.inputs.roles_RK, smoothing)
         loss_sum = (losses_N * self.inputs.class_weights_K[labels_N]).sum()
         # DDP takes the mean of the ranks' gradients: this makes it the mean over the batch.
         (loss_sum * (context.world_size / batch_size)).backward()  # type: ignore[no-untyped-call]

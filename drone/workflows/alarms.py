@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from drone.commands import command
 from drone.data.dataset import Dataset, Split
 from drone.errors import ConfigError, DataError
 from drone.evaluation.batch_inference import predict_outputs_in_batches
 from drone.evaluation.operating_point import Alarms, AlarmScores, choose_threshold
-from drone.labels import BIRD, tells_drones
 from drone.model import export
 from drone.serving.predictor import ModelInfo, Predictor, alarm_scores
 from drone.training.config import TrainConfig
@@ -23,10 +24,11 @@ def check_request(request: ExportRequest, config: TrainConfig, info: ModelInfo) 
     """
     if request.alarm_recall is None and request.alarm_above is None:
         return
-    if not tells_drones(info.classes):
+    if not info.classes.tells_drones:
         raise ConfigError(
-            f"An alarm needs the class {BIRD} and one of drones; the model's classes are "
-            f"{', '.join(info.classes)}. Export it without an alarm."
+            f"An alarm needs classes that are drones and others that are not; the model's classes "
+            f"are {', '.join(info.classes)}. Export it without an alarm, or give the classes their "
+            f"roles in a YAML file for prepare.py --classes and train again."
         )
     if request.alarm_recall is not None and config.train_on != "train":
         raise ConfigError(
@@ -79,5 +81,5 @@ def _scores(predictor: Predictor, split: Split) -> AlarmScores:
     outputs = predict_outputs_in_batches(predictor, split.sides_N, split.gather)
     scores_N = alarm_scores(outputs, predictor.info)
     assert scores_N is not None  # `check_request` has seen to it.
-    is_bird_N = split.labels_N == predictor.info.classes.index(BIRD)
-    return AlarmScores.split(scores_N, is_bird_N)
+    roles_N = np.array(predictor.info.classes.roles)[split.labels_N]
+    return AlarmScores.split(scores_N, roles_N)

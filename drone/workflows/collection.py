@@ -18,7 +18,9 @@ from drone.collect.raw_folder import (
 from drone.collect.search import json_fetcher, parse_queries, search_images
 from drone.collect.settings import FetchSettings, SearchSettings
 from drone.collect.url_table import read_table
+from drone.data.prepare.class_source import named_classes
 from drone.errors import Interrupted
+from drone.labels import CLASSES, ClassSet
 from drone.workflows.display import SILENT, Display
 from drone.workflows.requests import CollectRequest
 
@@ -45,7 +47,7 @@ def plan(
     # Before the searches, which take minutes and count against the limits of their sites.
     check_writable(request.out)
     records = provenance.latest_records(request.out)
-    check_unmixed(request.out, records, negatives=request.negatives)
+    check_unmixed(request.out, records, _classes(request), negatives=request.negatives)
     image_urls = _image_urls(request, settings, display)
     return plan_collection(image_urls, records, retry_failed=request.retry_failed)
 
@@ -53,11 +55,12 @@ def plan(
 def _image_urls(
     request: CollectRequest, settings: CollectSettings, display: Display
 ) -> list[ImageUrl]:
-    queries = parse_queries(request.query, negatives=request.negatives)
+    classes = _classes(request)
+    queries = parse_queries(request.query, classes, negatives=request.negatives)
     image_urls = [
         image_url
         for file in request.table
-        for image_url in read_table(file, negatives=request.negatives)
+        for image_url in read_table(file, classes, negatives=request.negatives)
     ]
     num_unlicensed = sum(not image_url.licence for image_url in image_urls)
     if num_unlicensed:
@@ -106,4 +109,9 @@ def download(
 
 def results(planned: CollectionPlan, request: CollectRequest) -> dict[str, ClassCounts]:
     """Counts the results by class, over this run and earlier ones."""
-    return count_by_class(planned.image_urls, provenance.latest_records(request.out))
+    records = provenance.latest_records(request.out)
+    return count_by_class(planned.image_urls, records, _classes(request))
+
+
+def _classes(request: CollectRequest) -> ClassSet:
+    return named_classes(request.classes) if request.classes else CLASSES

@@ -26,7 +26,7 @@ from drone.evaluation.mixed_resolution import Comparison, Variant
 from drone.evaluation.none_of_these import KnownScores, score_known
 from drone.evaluation.operating_point import AlarmScores, OperatingPoint, find_operating_point
 from drone.evaluation.unseen import Unseen, load_unseen
-from drone.labels import BIRD
+from drone.labels import ClassSet
 from drone.names import short_key
 from drone.serving.predictor import ModelInfo, Predictor, alarm_scores
 from drone.serving.preprocess import Preprocessing
@@ -72,8 +72,8 @@ class EvaluatedImages:
     """How well images of the classes are told from negatives."""
 
     operating_point: OperatingPoint | None
-    """How many drones raise an alarm, and how many birds and negatives; None without drones, or if
-    the classes are not of birds and drones."""
+    """How many drones raise an alarm, and how many birds, others and negatives; None without
+    drones, or if the classes do not tell them."""
 
     left_out: dict[str, str] = field(default_factory=dict)
     """Path and reason of each file that was not evaluated."""
@@ -331,11 +331,9 @@ def _check_baseline(predictor: Predictor, baseline: Baseline | None) -> None:
         )
 
 
-def _difference(
-    info: ModelInfo, classes: Sequence[str], preprocessing: Preprocessing
-) -> str | None:
+def _difference(info: ModelInfo, classes: ClassSet, preprocessing: Preprocessing) -> str | None:
     """Returns how a model's classes or preprocessing differ from others; None if they do not."""
-    if info.classes != tuple(classes):
+    if info.classes.names != classes.names:
         return f"the classes {', '.join(info.classes)} are not {', '.join(classes)}"
     own, others = asdict(info.preprocessing), asdict(preprocessing)
     names = [name for name in own if own[name] != others[name]]
@@ -385,12 +383,11 @@ def _score_known(
 def _operating_point(
     predictor: Predictor, predictions: Predictions, negatives: PredictedNegatives
 ) -> OperatingPoint | None:
-    scores_N, classes = predictions.alarm_N, predictions.classes
+    scores_N = predictions.alarm_N
     scores_M = alarm_scores(negatives.outputs, predictor.info)
     if scores_N is None or scores_M is None:
         return None
-    is_bird_N = predictions.labels_N == classes.index(BIRD)
-    return find_operating_point(AlarmScores.split(scores_N, is_bird_N, scores_M))
+    return find_operating_point(AlarmScores.split(scores_N, predictions.roles_N, scores_M))
 
 
 def _accuracy_by_labels(

@@ -1,6 +1,5 @@
 """Logs a checkpoint's best weights as a model: exported, checked for parity, calibrated."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from drone.evaluation import calibration, parity
 from drone.evaluation.calibration import Calibration
 from drone.evaluation.known_fit import fit_known_score
 from drone.model import export, mobilenet
-from drone.serving.predictor import Predictor
+from drone.serving.predictor import Predictor, class_metadata
 from drone.tracking.model import log_model, log_model_metrics
 from drone.training import checkpoint
 from drone.training.config import TrainConfig
@@ -39,7 +38,7 @@ def export_and_log(
     metadata = {
         **metadata,
         "train_on": config.train_on,
-        "classes": json.dumps(dataset.classes, ensure_ascii=False),
+        **class_metadata(dataset.classes),
         "preprocessing": dataset.preprocessing.to_json(),
         "fingerprint": dataset.fingerprint,
     }

@@ -15,6 +15,7 @@ from drone.curation.audit_page import write_audit
 from drone.data.bins import bin_sides
 from drone.data.dataset import Dataset
 from drone.data.prepare import history, ledger
+from drone.data.prepare.class_source import read_classes
 from drone.data.prepare.plan import (
     Mapper,
     PreparePlan,
@@ -25,6 +26,7 @@ from drone.data.prepare.plan import (
 )
 from drone.data.prepare.write import check_content, undo_last, write_dataset, writing
 from drone.errors import ConfigError
+from drone.labels import CLASSES, ClassSet
 from drone.storage import dataset_cache
 from drone.storage.raw_roots import open_root
 from drone.workflows.requests import PrepareRequest
@@ -74,15 +76,17 @@ def prepare(
     Raises:
         DroneError: Anything that the user can fix.
     """
+    classes = _classes(request)
     decisions: list[ledger.Decision] = []
     if request.decisions:
-        decisions = ledger.read_by_hand(request.decisions, settings.classes)
+        decisions = ledger.read_by_hand(request.decisions, classes)
     with _opened(request, notify) as out, _ray_mapper() as mapper:
         plan = plan_dataset(
             request.raw,
             settings,
             mapper,
             out,
+            classes=classes,
             negatives=request.negatives,
             decisions=decisions,
             cache_folder=dataset_cache.cache_folder("scans"),
@@ -98,6 +102,13 @@ def prepare(
             plan, out, mapper, bins=request.bins, write_audit=write_audit, notify=notify
         )
     return preparation, written
+
+
+def _classes(request: PrepareRequest) -> ClassSet:
+    if request.classes:
+        return read_classes(request.classes, request.raw, request.negatives, open_root)
+    before = newest_intact(request.out) if request.out else None
+    return before.classes if before else CLASSES
 
 
 def _notify_of_lost_negatives(out: Path, plan: PreparePlan, notify: Callable[[str], None]) -> None:

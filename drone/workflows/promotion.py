@@ -224,14 +224,16 @@ def _contender(model: ModelRef, run: Run, fingerprint: str, name: str) -> Conten
             predictions = _read_predictions(table)
         except (OSError, ValueError, KeyError) as error:
             raise artifacts.damaged(run_id, artifact, error) from error
+        predictor = Predictor(onnx_file)
         return Contender(
             name=name,
             predictions=predictions,
             metrics=metrics,
+            classes=predictor.info.classes,
             onnx_difference=float(onnx_difference),
             size_mb=onnx_file.stat().st_size / 1e6,
             # Measured here for both models: latencies of other machines cannot be compared.
-            latency_ms=_latency_ms(Predictor(onnx_file), metrics),
+            latency_ms=_latency_ms(predictor, metrics),
         )
 
 

@@ -23,6 +23,11 @@ class PrepareRequest:
     """Folders, zip archives or URIs of images that show none of the classes, such as planes or
     empty sky, each with one subfolder per kind; images beside these are of the kind other."""
 
+    classes: tuple[str, ...] = ()
+    """Names of the classes; or a YAML file with a name for each and maybe short, role (bird, drone
+    or other) and folders; or the word folders, for all that the raw folders have (default: those of
+    an existing --out, else the four of the original project)."""
+
     out: Path | None = None
     """Folder of the data set; an existing one is updated, and its images stay in their splits."""
 
@@ -47,12 +52,15 @@ class PrepareRequest:
 
     def __post_init__(self) -> None:
         if self.diff is not None:
-            if self.raw or self.negatives or self.out or self.undo:
+            if self.raw or self.negatives or self.classes or self.out or self.undo:
                 raise ConfigError("--diff compares two data sets and takes no other flags.")
             return
         if self.out is None:
             raise ConfigError("--out is missing: name the folder of the data set.")
-        given = (self.raw, self.negatives, self.decisions, self.dry_run, self.bins, self.rescan)
+        given = (
+            *(self.raw, self.negatives, self.classes, self.decisions),
+            *(self.dry_run, self.bins, self.rescan),
+        )
         if self.undo and any(given):
             raise ConfigError("--undo takes --out alone: the data set knows its raw folders.")
         if not self.undo and not self.raw:
@@ -103,6 +111,10 @@ class CollectRequest:
     out: Path
     """Raw folder with one subfolder per class; an existing collection is added to."""
 
+    classes: tuple[str, ...] = ()
+    """Names of the classes, or a YAML file with them, as for prepare.py (default: the four of the
+    original project)."""
+
     negatives: bool = False
     """Collect images that show none of the classes, such as planes or empty sky, in one subfolder
     per kind, for prepare.py --negatives."""
@@ -116,7 +128,8 @@ class CollectRequest:
 
     query: tuple[str, ...] = ()
     """What to search for, as "CLASS=TERMS" or with --negatives "KIND=TERMS", for these alone
-    (default: built-in queries for all four classes, or for eleven kinds)."""
+    (default: built-in queries for the four default classes, or for eleven kinds; of your own
+    classes their names)."""
 
     retry_failed: bool = False
     """Retry the URLs that failed in an earlier run."""

@@ -47,6 +47,9 @@ class ReviewResult:
     true_classes: pd.DataFrame
     """Of each given class (row), the estimated share that is of each class (column)."""
 
+    short_names: Sequence[str]
+    """Abbreviations of the classes."""
+
     curve: LearningCurve
     """What more images or cleaner labels would add to the accuracy."""
 
@@ -101,6 +104,7 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
         accuracy=issues.accuracy,
         ceiling=issues.ceiling,
         true_classes=label_issues.true_class_table(issues, dataset.classes),
+        short_names=dataset.classes.short_names,
         curve=curve,
         advice=improvements.sentences,
         prepare_again=command_for(dataset, decisions="DECISIONS.jsonl"),

@@ -196,7 +196,7 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
             "weights_sha256": starting.sha256,
             "fingerprint": dataset.fingerprint,
             "commit": commit(),
-            "classes": json.dumps(dataset.classes, ensure_ascii=False),
+            "classes": json.dumps(dataset.classes.names, ensure_ascii=False),
             "class_weights": weights_text,
         }
     )

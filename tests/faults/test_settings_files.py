@@ -22,10 +22,10 @@ from drone.model.config import ModelConfig
 from drone.search.grammar import parse_changes
 from drone.search.space import DEFAULT, resolve_space
 from drone.serving.predictor import Predictor
+from drone.settings_file import read_yaml
 from drone.tracking import artifacts, sqlite_store
 from drone.training.config import TrainConfig
 from drone.workflows.run_spec import read_spec
-from ray_jobs.settings_file import read_yaml
 from tests.conftest import RunJob
 from tests.faults.tracked_model import TrackedModel, call, stored, tracked, write_linear_of
 from tests.jobs.test_command_line import fails

@@ -14,8 +14,8 @@ from drone.search import space
 from drone.search.domain import Choice, Range
 from drone.search.grammar import flatten_changes, parse_changes
 from drone.search.space import DEFAULT, has_effect, resolve_space, suggest_params
+from drone.settings_file import read_yaml
 from drone.training.config import TrainConfig
-from ray_jobs.settings_file import read_yaml
 
 BASE = get_preset("finetune")
 

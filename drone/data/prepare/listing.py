@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import mimetypes
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 from drone.commands import quoted
 from drone.data.prepare.roots import Entry, Opener, Root, escaped_name, join_root, open_root
 from drone.errors import DataError
-from drone.labels import CLASSES, match_class, normalised
+from drone.labels import CLASSES, ClassSet, normalised
 
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -91,7 +91,7 @@ class Listing:
 
 def list_raw_files(
     roots: Sequence[str | Path],
-    classes: Sequence[str] = CLASSES,
+    classes: ClassSet = CLASSES,
     *,
     require_all_classes: bool = True,
     opener: Opener = open_root,
@@ -121,6 +121,49 @@ def list_raw_files(
     return listing
 
 
+def class_folders(
+    roots: Sequence[str | Path], negatives: Sequence[str | Path], opener: Opener = open_root
+) -> list[str]:
+    """Returns the names of the folders that would be class folders, whatever they are called.
+
+    Args:
+        roots: Folders, archives or URIs with one folder per class; these may lie deeper, as
+            `list_raw_files` has it.
+        negatives: Folders that are none.
+        opener: Opens a root by its name.
+
+    Raises:
+        DataError: A root cannot be opened or is named twice.
+    """
+    excluded = {location(str(name)) for name in negatives}
+    return [
+        folder for name in root_names(roots) for folder in _class_folders(name, excluded, opener)
+    ]
+
+
+def _class_folders(
+    name: str, excluded: Collection[str], opener: Opener, depth: int = 0
+) -> list[str]:
+    folders = [
+        folder
+        for folder in opener(name).folders()
+        if not is_hidden(folder) and location(join_root(name, folder)) not in excluded
+    ]
+    inner = _inner_roots(folders) if depth < MAX_DEPTH else []
+    if not inner:
+        return folders
+    return [
+        found
+        for folder in inner
+        for found in _class_folders(join_root(name, folder), excluded, opener, depth + 1)
+    ]
+
+
+def location(name: str) -> str:
+    """Returns where a root is, the same for all ways to write it."""
+    return name.rstrip("/") if "://" in name else str(Path(name).resolve())
+
+
 def root_names(roots: Sequence[str | Path]) -> list[str]:
     """Returns the names of roots as a table can hold them.
 
@@ -140,15 +183,13 @@ def split_of_root(root: str) -> str:
 
 
 def _list_root(
-    listing: Listing, name: str, classes: Sequence[str], opener: Opener, depth: int = 0
+    listing: Listing, name: str, classes: ClassSet, opener: Opener, depth: int = 0
 ) -> bool:
     """Adds the files of a root, and those that are left out; returns whether a class is there."""
     root = opener(name)
     folders = root.folders()
     visible = [folder for folder in folders if not is_hidden(folder)]
-    class_of = {
-        folder: class_name for folder in visible if (class_name := match_class(folder, classes))
-    }
+    class_of = {folder: class_name for folder in visible if (class_name := classes.match(folder))}
     for folder, class_name in class_of.items():
         list_folder(listing, name, root, folder, class_name=class_name)
     listed = list(class_of)
@@ -255,7 +296,7 @@ def count_files(root: Root, folder: str) -> int:
 
 
 def _check_classes(
-    listing: Listing, roots: Sequence[str], classes: Sequence[str], *, require_all: bool
+    listing: Listing, roots: Sequence[str], classes: ClassSet, *, require_all: bool
 ) -> None:
     present = {file.class_name for file in listing.files}
     names = ", ".join(roots)
@@ -272,10 +313,10 @@ def _check_classes(
 
 
 def _no_class(
-    roots: Sequence[str], classes: Sequence[str], unknown: Sequence[str], *, may_choose: bool
+    roots: Sequence[str], classes: ClassSet, unknown: Sequence[str], *, may_choose: bool
 ) -> DataError:
     """Returns the error where no folder of a class holds a file."""
-    inside = [name for name in roots if match_class(Path(name).name, classes)]
+    inside = [name for name in roots if classes.match(Path(name).name)]
     if inside:
         return DataError(
             f"{inside[0]} is the folder of a class itself. Name the folder above it, which has "
@@ -290,7 +331,7 @@ def _no_class(
     shown = ", ".join(unknown[:_MAX_SHOWN])
     if len(unknown) > _MAX_SHOWN:
         shown += f" and {len(unknown) - _MAX_SHOWN} more"
-    hint = ", or name your own classes with --classes" if may_choose else ""
+    hint = ", or name your own classes with --classes; folders takes these" if may_choose else ""
     return DataError(
         f"No folder in {names} matches a class. Folders there: {shown}. Rename them to the "
         f"classes ({', '.join(classes)}){hint}."

@@ -14,13 +14,14 @@ from drone.data.prepare.listing import (
     is_image,
     list_folder,
     list_raw_files,
+    location,
     raw_file,
     root_names,
     split_of_root,
 )
 from drone.data.prepare.roots import Opener, Root, join_root, open_root
 from drone.errors import DataError
-from drone.labels import NONE, composed, match_class
+from drone.labels import NONE, ClassSet, composed, is_called
 
 OTHER = "other"
 """Kind of the images that lie in no folder of a kind."""
@@ -29,7 +30,7 @@ OTHER = "other"
 def list_all_files(
     roots: Sequence[str | Path],
     negatives: Sequence[str | Path],
-    classes: Sequence[str],
+    classes: ClassSet,
     opener: Opener = open_root,
 ) -> Listing:
     """Lists the files of class folders, then those of negatives, each sorted by path.
@@ -52,7 +53,7 @@ def list_all_files(
 
 
 def list_negatives(
-    roots: Sequence[str | Path], classes: Sequence[str], opener: Opener = open_root
+    roots: Sequence[str | Path], classes: ClassSet, opener: Opener = open_root
 ) -> Listing:
     """Lists every file of folders of negatives.
 
@@ -83,7 +84,7 @@ def list_negatives(
 
 
 def _list_root(
-    listing: Listing, name: str, classes: Sequence[str], opener: Opener, depth: int = 0
+    listing: Listing, name: str, classes: ClassSet, opener: Opener, depth: int = 0
 ) -> None:
     root = opener(name)
     folders = root.folders()
@@ -117,15 +118,13 @@ def _is_wrapper(folders: Sequence[str], opener: Opener) -> bool:
     return has_folders and not any(is_image(entry.path) for entry in root.loose_files())
 
 
-def _list_kind(
-    listing: Listing, name: str, root: Root, folder: str, classes: Sequence[str]
-) -> None:
-    location = join_root(name, folder)
-    class_name = match_class(folder, classes)
+def _list_kind(listing: Listing, name: str, root: Root, folder: str, classes: ClassSet) -> None:
+    class_name = classes.match(folder)
     if class_name:
         raise DataError(
-            f"{location} is a folder of the class {class_name!r}, and --negatives takes images "
-            f"that show none of the classes. Name {name} with --raw, or rename the folder."
+            f"{join_root(name, folder)} is a folder of the class {class_name!r}, and --negatives "
+            f"takes images that show none of the classes. Name {name} with --raw, or rename the "
+            f"folder."
         )
     check_kind(folder, f"A folder of {name}, which names a kind of negatives,")
     list_folder(listing, name, root, folder, class_name=NONE, kind=composed(folder))
@@ -133,20 +132,16 @@ def _list_kind(
 
 def _without_negatives(left_out: Iterable[LeftOut], negatives: Sequence[str]) -> list[LeftOut]:
     """Returns what is left out of raw folders, except for the folders of negatives in them."""
-    locations = {_location(name) for name in negatives}
+    locations = {location(name) for name in negatives}
     remaining = []
     for item in left_out:
         folder = join_root(item.root, item.folder)
-        if item.folder and _location(folder) in locations:
+        if item.folder and location(folder) in locations:
             continue
-        if match_class(item.folder, (NONE,)):
+        if is_called(item.folder, NONE):
             raise DataError(
                 f"{folder} is no class folder: images that show none of the classes are negatives. "
                 f"Name it as such: --negatives {quoted(folder)}"
             )
         remaining.append(item)
     return remaining
-
-
-def _location(name: str) -> str:
-    return name.rstrip("/") if "://" in name else str(Path(name).resolve())

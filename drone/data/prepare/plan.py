@@ -15,6 +15,7 @@ from drone.config import differing, flatten, to_dict
 from drone.data.dataset import Dataset, is_dataset, open_dataset
 from drone.data.prepare import history, ledger
 from drone.data.prepare.class_names import check_classes
+from drone.data.prepare.class_source import classes_argument
 from drone.data.prepare.clean import NearDuplicates, assign_verdicts, steps_table
 from drone.data.prepare.fingerprint import fingerprint
 from drone.data.prepare.listing import LeftOut, RawFile
@@ -28,10 +29,10 @@ from drone.data.prepare.scan_cache import ScanCache
 from drone.data.prepare.split import SplitSettings, assign_splits, splits_table
 from drone.data.prepare.verdicts import Policy, gets_split
 from drone.errors import ConfigError, DamagedError
-from drone.labels import CLASSES, NONE
+from drone.labels import CLASSES, NONE, ClassSet
 from drone.serving.preprocess import Preprocessing
 
-_DECIDE_SPLITS = ("classes", "near_duplicate_threshold", "keep_split", "split")
+_DECIDE_SPLITS = ("near_duplicate_threshold", "keep_split", "split")
 """Settings that decide the split of an image; others change only which images are kept."""
 
 Row = dict[str, Any]
@@ -47,9 +48,6 @@ The third argument labels a progress bar ("scanning", "packing", "audit").
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
     """Everything that decides which data set raw folders become."""
-
-    classes: tuple[str, ...] = CLASSES
-    """Classes to look for, in the order of their indices."""
 
     policy: Policy = "drop-all"
     """Policy for an image in several classes: drop-all copies, keep the first by path, keep the
@@ -73,7 +71,6 @@ class PrepareSettings:
     """How bytes become pixels, the same for training and serving."""
 
     def __post_init__(self) -> None:
-        check_classes(self.classes)
         if not 0 <= self.near_duplicate_threshold <= HASH_BITS:
             raise ConfigError(
                 f"--near-duplicate-threshold is {self.near_duplicate_threshold}; it must be 0 to "
@@ -92,6 +89,7 @@ class PreparePlan:
     """Files that are in no row, by folder."""
 
     settings: PrepareSettings
+    classes: ClassSet
     fingerprint: str
 
     new_decisions: tuple[ledger.Decision, ...]
@@ -113,7 +111,7 @@ class PreparePlan:
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes and, if there are negatives, `labels.NONE`."""
-        return (*self.settings.classes, NONE) if self.kinds else self.settings.classes
+        return (*self.classes, NONE) if self.kinds else self.classes.names
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -137,7 +135,7 @@ class PreparePlan:
     @property
     def original_counts(self) -> pd.DataFrame:
         """The counts that the original project would have given, by class."""
-        return original_counts(self.manifest, self.settings.classes)
+        return original_counts(self.manifest, self.classes)
 
     @property
     def near_group_sizes(self) -> "pd.Series[int]":
@@ -159,6 +157,7 @@ def plan_dataset(
     mapper: Mapper,
     out: Path | None = None,
     *,
+    classes: ClassSet = CLASSES,
     negatives: Sequence[str | Path] = (),
     decisions: Sequence[ledger.Decision] = (),
     cache_folder: Path | None = None,
@@ -173,6 +172,7 @@ def plan_dataset(
         mapper: Runs the scan.
         out: Data set to update. Its images stay in their splits, if it was split by the same
             settings, and the user's decisions in its ledger stay in force.
+        classes: Classes to look for.
         negatives: Folders, archives or URIs of images that show none of the classes, each with one
             folder per kind.
         decisions: The user's decisions since, as `ledger.read_by_hand` gives them.
@@ -181,9 +181,11 @@ def plan_dataset(
         opener: Opens a root by its name.
 
     Raises:
+        ConfigError: A class cannot be called so.
         DataError: A root is missing, a class is empty, or there are too few images to split.
     """
-    listing = list_all_files(roots, negatives, settings.classes, opener)
+    check_classes(classes)
+    listing = list_all_files(roots, negatives, classes, opener)
     cache = ScanCache(cache_folder, settings.preprocessing) if cache_folder else None
     cached = cache.lookup(listing.files) if cache and not rescan else {}
     records = _scan(listing.files, settings.preprocessing, mapper, cached, opener)
@@ -200,13 +202,13 @@ def plan_dataset(
         settings.policy,
         threshold,
         near_duplicates=settings.near_duplicates,
-        decisions=ledger.by_hand([*lines, *new_decisions]),
+        decisions=_in_force([*lines, *new_decisions], classes),
         previous=previous.keys(),
     )
     # The splits come last: they are balanced over what the verdicts keep.
     frame = assign_splits(
         frame,
-        settings.classes,
+        classes,
         settings.split,
         threshold,
         previous,
@@ -220,10 +222,20 @@ def plan_dataset(
         manifest=frame.drop(columns="problem"),
         left_out=tuple(listing.left_out),
         settings=settings,
-        fingerprint=fingerprint(frame, to_dict(settings)),
+        classes=classes,
+        fingerprint=fingerprint(frame, {**to_dict(settings), "classes": to_dict(classes)}),
         new_decisions=tuple(new_decisions),
         opener=opener,
     )
+
+
+def _in_force(lines: Sequence[ledger.Decision], classes: ClassSet) -> dict[str, ledger.Decision]:
+    """Returns the user's decisions in force, without those for a class that there is no more."""
+    return {
+        md5: decision
+        for md5, decision in ledger.by_hand(lines).items()
+        if decision.action != "relabel" or decision.class_name in (*classes, NONE)
+    }
 
 
 def command_for(dataset: Dataset, **flags: object) -> str:
@@ -239,7 +251,11 @@ def command_for(dataset: Dataset, **flags: object) -> str:
         list(dict.fromkeys(dataset.manifest.loc[rows, "root"]))
         for rows in (~is_negative, is_negative)
     )
-    roots = {"raw": raw, "negatives": negatives or None}
+    roots = {
+        "raw": raw,
+        "negatives": negatives or None,
+        "classes": classes_argument(dataset),
+    }
     return command("prepare", **roots, out=dataset.folder, **{**settings, **flags})
 
 

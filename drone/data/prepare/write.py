@@ -12,6 +12,7 @@ import pandas as pd
 from drone.config import override, to_dict
 from drone.data.bins import BIN_SIDES_PX
 from drone.data.dataset import (
+    CLASSES_FILE,
     DATASET_FILE,
     MANIFEST_FILE,
     PIXELS_FOLDER,
@@ -21,6 +22,7 @@ from drone.data.dataset import (
     open_dataset,
 )
 from drone.data.prepare import history, ledger
+from drone.data.prepare.class_source import write_classes
 from drone.data.prepare.listing import LeftOut
 from drone.data.prepare.original_tables import duplicate_table
 from drone.data.prepare.pack import pack_images
@@ -198,6 +200,7 @@ def undo_last(
         manifest=dataset.manifest,
         left_out=tuple(LeftOut(**item) for item in dataset.description["left_out"]),
         settings=override(PrepareSettings(), dataset.description["settings"], str(out)),
+        classes=dataset.classes,
         fingerprint=dataset.fingerprint,
         new_decisions=(),
         opener=opener,
@@ -298,8 +301,10 @@ def _write_files(build: _Build, building: Path) -> None:
     duplicates.to_csv(tables / "eda_duplicate_list.csv", index=False)
     plan.manifest.to_parquet(building / MANIFEST_FILE, index=False)
     checksums[building / MANIFEST_FILE] = checksum(building / MANIFEST_FILE)
+    write_classes(plan.classes, building / CLASSES_FILE)
     description = {
         "fingerprint": plan.fingerprint,
+        "classes": to_dict(plan.classes),
         "settings": to_dict(plan.settings),
         "counts": {
             "steps": _nested(plan.steps),

@@ -1,4 +1,4 @@
-"""Reads the YAML files that users write: settings, search spaces, first trials."""
+"""Reads the YAML files that users write: settings, classes, search spaces, first trials."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -39,8 +39,13 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-def read_yaml(file: Path, kind: type = dict) -> Any:
+def read_yaml(file: Path, kind: type = dict, entry: type | tuple[type, ...] = dict) -> Any:
     """Reads settings by name from a file, or a list of them if `kind` is list.
+
+    Args:
+        file: The file.
+        kind: Type of its content.
+        entry: Types that the entries of a list may have.
 
     Raises:
         ConfigError: The file cannot be read or holds something else.
@@ -55,7 +60,7 @@ def read_yaml(file: Path, kind: type = dict) -> Any:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"Cannot read {file}: {reason[:300]}.") from error
     entries = content if isinstance(content, list) else [content]
-    if not isinstance(content, kind) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(content, kind) or not all(isinstance(item, entry) for item in entries):
         raise ConfigError(
             f"{file} does not hold {'a list of ' if kind is list else ''}settings by name."
         )
