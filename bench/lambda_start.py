@@ -138,11 +138,12 @@ def _export(folder: Path) -> Path:
     from drone.labels import CLASSES
     from drone.model import export, mobilenet
     from drone.model.config import ModelConfig
+    from drone.serving.predictor import class_metadata
     from drone.serving.preprocess import Preprocessing
 
     settings = Preprocessing()
     model = mobilenet.build(ModelConfig(), len(CLASSES), seed=0, backbone=None).eval()
-    facts = {"classes": json.dumps(CLASSES), "preprocessing": settings.to_json()}
+    facts = {**class_metadata(CLASSES), "preprocessing": settings.to_json()}
     export.to_onnx(model, folder / "model.onnx", settings.side_px, facts)
     return folder / "model.onnx"
 

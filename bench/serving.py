@@ -223,10 +223,11 @@ def random_model(target: Path) -> Path:
     from drone.labels import CLASSES
     from drone.model import export, mobilenet
     from drone.model.config import ModelConfig
+    from drone.serving.predictor import class_metadata
     from drone.serving.preprocess import Preprocessing
 
     model = mobilenet.build(ModelConfig(test_time_flip=False), 4, 0, None).eval()
-    facts = {"classes": json.dumps(CLASSES), "preprocessing": Preprocessing().to_json()}
+    facts = {**class_metadata(CLASSES), "preprocessing": Preprocessing().to_json()}
     export.to_onnx(model, target, 224, facts)
     return target
 

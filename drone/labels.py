@@ -139,10 +139,6 @@ def abbreviated(names: Sequence[str], classes: ClassSet | None = None) -> list[s
     return [short[name] for name in names] if set(names) <= short.keys() else list(names)
 
 
-CLASSES = ClassSet.of(tuple(_SHORT_NAMES))
-"""The default classes: those of the original project."""
-
-
 def suggested_role(name: str) -> Role:
     """Returns the role of the last word in a name that suggests one: drone in "bird-like drone"."""
     # Words end at capitals too, unless they are a word with them: QuadCopters, FlyingBirds.
@@ -172,3 +168,7 @@ def nearest(name: str, allowed: Sequence[str]) -> str | None:
     """Returns the allowed name closest to a misspelt one, for "did you mean"; None without one."""
     matches = get_close_matches(name, allowed, n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+CLASSES = ClassSet.of(tuple(_SHORT_NAMES))
+"""The default classes: those of the original project."""

@@ -1,6 +1,5 @@
 """Models of random weights whose answers are worth comparing."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from drone.labels import CLASSES
 from drone.model import export, mobilenet
 from drone.model.batchnorm import estimate_statistics
 from drone.model.config import ModelConfig
+from drone.serving.predictor import class_metadata
 from drone.serving.preprocess import Preprocessing
 
 
@@ -43,5 +43,5 @@ def export_mixed(target: Path) -> None:
     """Exports a model of mixed resolutions."""
     model = mobilenet.build(ModelConfig(resizer="stack", test_time_flip=False), 4, 0, None)
     make_lively(model)
-    facts = {"classes": json.dumps(CLASSES), "preprocessing": Preprocessing().to_json()}
+    facts = {**class_metadata(CLASSES), "preprocessing": Preprocessing().to_json()}
     export.to_onnx(model.eval(), target, 224, facts)

@@ -2,7 +2,7 @@ import pytest
 
 from drone.config import differing, flatten, override, to_dict
 from drone.errors import ConfigError
-from drone.labels import CLASSES, match_class, nearest
+from drone.labels import CLASSES, ClassSet, nearest, suggested_role
 from drone.presets import get_preset
 from drone.training.config import TrainConfig
 
@@ -39,8 +39,19 @@ def test_numbers_as_yaml_gives_them() -> None:
 
 def test_class_names() -> None:
     for folder in ("flying_birds", "FlyingBirds", "FLYING BIRD", "flying-birds"):
-        assert match_class(folder) == CLASSES[0]
-    assert match_class("birds") is None
+        assert CLASSES.match(folder) == CLASSES[0]
+    assert CLASSES.match("birds") is None
+    gulls = ClassSet.of(("Gulls", "Drones"), aliases=[["Lari", "sea birds"], []])
+    assert [gulls.match(name) for name in ("lari", "SeaBird", "gull")] == ["Gulls"] * 3
+    both = ClassSet.of(("Gulls", "Drones"), aliases=[["flyers"], ["Flyer"]])
+    assert both.match("FLYERS") is None and both.match("flyers") == "Gulls"
+
+
+def test_roles_by_names() -> None:
+    assert CLASSES.roles == ("bird", "drone", "drone", "drone")
+    names = ("Seagulls", "UAVs", "FlyingBirds", "bird-like drones", "helicopters", "747", "🛸")
+    roles = ["bird", "drone", "bird", "drone", "other", "other", "other"]
+    assert [suggested_role(name) for name in names] == roles
     assert nearest("finetun", ["finetune", "frozen"]) == "finetune"
 
 

@@ -49,7 +49,7 @@ def answers_over_time(
 
 
 def _sure(consensus: Consensus) -> str:
-    agreements = {"class": consensus.by_class, "drone, bird or other": consensus.by_kind}
+    agreements = {"class": consensus.by_class, "kind": consensus.by_kind}
     return "; ".join(
         f"{name} not sure"
         if agreement.sure_from_s is None

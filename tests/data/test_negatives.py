@@ -17,6 +17,7 @@ from drone.curation import review
 from drone.curation.audit_page import write_audit
 from drone.data.dataset import SPLITS, Dataset
 from drone.data.prepare import ledger
+from drone.data.prepare.class_names import check_classes
 from drone.data.prepare.listing import Listing
 from drone.data.prepare.negatives import list_all_files, list_negatives
 from drone.data.prepare.plan import (
@@ -29,7 +30,7 @@ from drone.data.prepare.plan import (
 from drone.data.prepare.verdicts import ACROSS, WITHIN
 from drone.data.prepare.write import undo_last, write_dataset
 from drone.errors import ConfigError, DataError
-from drone.labels import CLASSES, NONE
+from drone.labels import CLASSES, NONE, ClassSet
 from drone.serving.preprocess import to_pixels
 from drone.storage import raw_roots
 from tests.conftest import MadeUp
@@ -144,7 +145,7 @@ class TestListing:
 
     def test_the_label_is_no_class(self) -> None:
         with pytest.raises(ConfigError, match="'None of these'.*Name their folder with --negat"):
-            PrepareSettings(classes=("birds", "None of these"))
+            check_classes(ClassSet.of(("birds", "None of these")))
 
 
 def test_counts_add_up(made_up: MadeUp, negatives: Path) -> None:
@@ -163,12 +164,13 @@ def test_counts_add_up(made_up: MadeUp, negatives: Path) -> None:
 
 def test_without_negatives_the_fingerprint_is_as_before(made_up: MadeUp) -> None:
     planned = plan_dataset([made_up.folder], SMALL, map_sequentially)
-    description = json.dumps(to_dict(SMALL), sort_keys=True)
+    settings = {**to_dict(SMALL), "classes": to_dict(CLASSES)}
+    description = json.dumps(settings, sort_keys=True)
     kept = planned.manifest[planned.manifest["kept"]]
     rows = sorted(kept[["md5", "class_name", "split", "group"]].itertuples(index=False, name=None))
     text = description + "".join("\t".join(row) + "\n" for row in rows)
     assert planned.fingerprint == hashlib.sha256(text.encode()).hexdigest()
-    assert set(planned.manifest["kind"]) == {""} and planned.labels == CLASSES
+    assert set(planned.manifest["kind"]) == {""} and planned.labels == CLASSES.names
 
 
 def test_negatives_move_no_image_of_a_class(made_up: MadeUp, negatives: Path) -> None:

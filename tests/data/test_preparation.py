@@ -11,6 +11,7 @@ import pytest
 from drone.curation.audit_page import write_audit
 from drone.data.dataset import SCHEMA, SPLITS, Dataset, open_dataset
 from drone.data.prepare import ledger
+from drone.data.prepare.class_names import check_classes
 from drone.data.prepare.clean import assign_verdicts, steps_table
 from drone.data.prepare.listing import RawFile, list_raw_files
 from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
@@ -20,7 +21,7 @@ from drone.data.prepare.verdicts import ACROSS, BRIDGE, WITHIN
 from drone.data.prepare.write import write_dataset, writing
 from drone.errors import ConfigError, DataError
 from drone.files import seal
-from drone.labels import CLASSES
+from drone.labels import CLASSES, ClassSet
 from drone.serving.preprocess import Preprocessing, to_pixels
 from drone.workflows.preparation import Preparation
 from drone.workflows.requests import PrepareRequest
@@ -281,7 +282,7 @@ class TestBadInput:
 
     def test_one_class_only(self) -> None:
         with pytest.raises(ConfigError, match="at least two different classes"):
-            PrepareSettings(classes=("Flying Birds",))
+            check_classes(ClassSet.of(("Flying Birds",)))
 
     def test_fewer_images_than_splits(self) -> None:
         records = [record(f"{name}/{number}") for name in CLASSES for number in range(5)]

@@ -7,7 +7,7 @@ import pytest
 
 from drone.data.conditions import CONDITIONS
 from drone.evaluation import conditions, plots
-from drone.labels import CLASSES
+from drone.labels import CLASSES, ClassSet
 
 
 class ByBrightness:
@@ -29,7 +29,7 @@ def load(positions: np.ndarray) -> np.ndarray:
     return np.broadcast_to(values[:, None, None, None], (len(positions), 32, 32, 3)).copy()
 
 
-def card(classes: tuple[str, ...] = CLASSES, **models: Any) -> conditions.Card:
+def card(classes: ClassSet = CLASSES, **models: Any) -> conditions.Card:
     return conditions.make_card(models or {"a": ByBrightness(100)}, LABELS, classes, load)
 
 
@@ -73,7 +73,7 @@ def test_the_sample_is_fixed_and_holds_each_class_by_its_share() -> None:
 
 
 def test_without_birds_there_is_no_recall_of_drones() -> None:
-    made = card(classes=("planes", "kites", "balloons", "moons"))
+    made = card(classes=ClassSet.of(("planes", "kites", "balloons", "moons")))
     assert made.rows[0].drone_recall is None and made.rows[0].birds_right is None
     assert "drone_recall" not in conditions.table(made)
     assert made.as_dict()["rows"][0]["drone_recall"] is None

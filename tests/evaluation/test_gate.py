@@ -52,6 +52,7 @@ def contender(
         name=name,
         predictions=predictions.table(),
         metrics={**score(predictions).as_dict(), "known": scores.as_dict()},
+        classes=CLASSES,
         onnx_difference=1e-6,
         size_mb=9.0,
         latency_ms=20.0,

@@ -3,12 +3,12 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from drone.evaluation.metrics import Predictions, calibration_error, score, worst_mistakes
-from drone.labels import CLASSES
+from drone.labels import CLASSES, ClassSet
 from tests.evaluation.made_predictions import random_predictions
 
 
 def predictions(
-    labels_N: np.ndarray, probs_NK: np.ndarray, classes: tuple[str, ...] = CLASSES
+    labels_N: np.ndarray, probs_NK: np.ndarray, classes: ClassSet = CLASSES
 ) -> Predictions:
     paths = tuple(map(str, range(len(labels_N))))
     return Predictions(paths, labels_N, probs_NK, classes, np.ones(len(labels_N), np.float32))
@@ -52,7 +52,7 @@ def test_bird_or_drone_ignores_the_kind_of_drone() -> None:
     scores = score(predictions(labels, probs))
     # The last is more likely some drone than a bird, although bird is its most probable class.
     assert scores.bird_or_drone == 0.75
-    no_birds = score(predictions(np.array([0, 1]), probs[:2, :2], ("x", "y")))
+    no_birds = score(predictions(np.array([0, 1]), probs[:2, :2], ClassSet.of(("x", "y"))))
     assert no_birds.bird_or_drone is None
 
 

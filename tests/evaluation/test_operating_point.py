@@ -21,7 +21,7 @@ def random_scores(num_drones: int = 300, num_birds: int = 80, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     drones, birds = rng.beta(4, 1, num_drones), rng.beta(1, 4, num_birds)
     drones[: num_drones // 50] = np.nan
-    return AlarmScores(drones, birds, rng.beta(2, 2, 40))
+    return AlarmScores(drones, birds, np.zeros(0), rng.beta(2, 2, 40))
 
 
 @pytest.mark.parametrize("recall", [0.1, 0.5, 0.9, 0.95, 0.98])
@@ -78,13 +78,13 @@ def test_the_curve_falls_as_the_threshold_rises() -> None:
 def test_what_there_are_no_images_of_is_left_out() -> None:
     nothing = np.zeros(0)
     drones = np.array([0.2, 0.9])
-    point = find_operating_point(AlarmScores(drones, nothing, nothing))
+    point = find_operating_point(AlarmScores(drones, nothing, nothing, nothing))
     assert point is not None
     assert list(table(point)) == ["threshold", "recall", "recall_low", "recall_high"]
     assert set(point.as_dict()["at_recall"]["0.9"]) == {"threshold", "recall"}
     assert point.few_birds == "There are no birds, so nothing is known of false alarms on birds."
-    assert find_operating_point(AlarmScores(nothing, drones, drones)) is None
-    assert find_operating_point(AlarmScores(np.array([np.nan]), drones, drones)) is None
+    assert find_operating_point(AlarmScores(nothing, drones, drones, drones)) is None
+    assert find_operating_point(AlarmScores(np.array([np.nan]), drones, drones, drones)) is None
 
 
 def test_the_rule_of_three() -> None:

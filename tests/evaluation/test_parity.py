@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from drone.evaluation import parity
 from drone.evaluation.limits import MAX_PROBABILITY_DIFFERENCE, Limits
 from drone.model import export, mobilenet
 from drone.model.config import ModelConfig
-from drone.serving.predictor import Predictor
+from drone.serving.predictor import Predictor, class_metadata
 
 
 def test_an_export_agrees_with_its_model_and_not_with_another(
@@ -21,7 +20,7 @@ def test_an_export_agrees_with_its_model_and_not_with_another(
     config = ModelConfig(test_time_flip=False)
     model = mobilenet.build(config, len(dataset.classes), 0, None).eval()
     metadata = {
-        "classes": json.dumps(dataset.classes),
+        **class_metadata(dataset.classes),
         "preprocessing": dataset.preprocessing.to_json(),
     }
     export.to_onnx(model, tmp_path / "m.onnx", dataset.preprocessing.side_px, metadata)

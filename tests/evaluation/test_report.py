@@ -13,6 +13,7 @@ from drone.evaluation.evidence import OutsideBoxes, OutsideShare
 from drone.evaluation.metrics import describe, score
 from drone.evaluation.none_of_these import score_known
 from drone.evaluation.operating_point import AlarmScores, find_operating_point
+from drone.labels import ClassSet
 from tests.evaluation.made_predictions import images_of, random_predictions
 
 
@@ -30,7 +31,7 @@ def test_the_report_is_complete_and_self_contained(tmp_path: Path) -> None:
     drones_N = 1 - probs[:, 0].astype(float)
     drones_N[~birds & (predictions.known_N < 0.03)] = np.nan
     predictions = replace(predictions, alarm_N=drones_N)
-    alarm_scores = AlarmScores(drones_N[~birds], drones_N[birds], np.array([0.1, 0.9]))
+    alarm_scores = AlarmScores.split(drones_N, predictions.roles_N, np.array([0.1, 0.9]))
     point = find_operating_point(alarm_scores)
     header = report.ReportHeader(
         "Run <x>",
@@ -102,7 +103,7 @@ def test_evidence_outside_of_boxes_is_in_the_report_and_the_metrics(tmp_path: Pa
 
 
 def test_a_report_without_birds_has_no_operating_point(tmp_path: Path) -> None:
-    predictions = replace(random_predictions(), classes=("a", "b", "c", "d"))
+    predictions = replace(random_predictions(), classes=ClassSet.of(("a", "b", "c", "d")))
     known = score_known(predictions.known_N, 0.5, np.float32([]), [])
     header = report.ReportHeader("x", {}, pd.DataFrame(), best_epoch=None, known=known)
     pixels = np.zeros((200, 32, 32, 3), np.uint8)

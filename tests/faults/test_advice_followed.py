@@ -15,6 +15,7 @@ from drone.data.dataset import Dataset, open_dataset
 from drone.data.prepare.plan import PrepareSettings, command_for, map_sequentially, plan_dataset
 from drone.data.prepare.write import undo_last, write_dataset
 from drone.errors import DataError, cannot_listen
+from drone.labels import ClassSet
 from drone.serving.preprocess import Preprocessing
 from drone.storage.dataset_cache import open_at
 from drone.tracking import registry, runs
@@ -182,10 +183,10 @@ def test_a_data_set_without_bins_is_prepared_again_with_its_own_settings(
     made_up: MadeUp, tmp_path: Path
 ) -> None:
     classes = ("Flying Birds", "Winged Drones")
-    settings = PrepareSettings(classes=classes, policy="first")
+    settings = PrepareSettings(policy="first")
     out = tmp_path / "two classes"
     small = replace(settings, preprocessing=Preprocessing(side_px=SMALL_PX))
-    planned = plan_dataset([made_up.folder], small, map_sequentially)
+    planned = plan_dataset([made_up.folder], small, map_sequentially, classes=ClassSet.of(classes))
     dataset, _ = write_dataset(planned, out, map_sequentially)
     assert "--preprocessing.side-px 64" in command_for(dataset)
     with pytest.raises(DataError, match="has its images at 64 px only") as raised:
@@ -194,7 +195,7 @@ def test_a_data_set_without_bins_is_prepared_again_with_its_own_settings(
     job = parsed("prepare", args)
     assert (job.raw, job.out, job.bins) == ((str(made_up.folder),), out, True)
     # At the side that bins need.
-    assert job.settings == settings
+    assert job.settings == settings and job.classes == classes
 
 
 def test_why_a_server_cannot_listen() -> None:

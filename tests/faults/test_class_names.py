@@ -10,9 +10,9 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from drone.data.prepare.plan import PrepareSettings
+from drone.data.prepare.class_names import check_classes
 from drone.errors import ConfigError, RunError, TrackingError
-from drone.labels import match_class, short_names
+from drone.labels import ClassSet, abbreviated
 from drone.names import key, short_key
 from drone.search.study import TrialRecord
 from drone.synth.drawing import draw
@@ -36,7 +36,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_class_has_its_metric_in_mlflow(store: Path) -> None:
-    classes = (*NAMES, "a/b", "Flying Birds")
+    classes = ClassSet.of((*NAMES, "a/b", "Flying Birds"))
     metrics = EpochMetrics(len(classes), torch.device("cpu")).metrics("validation", classes)
     warnings: list[str] = []
     with runs.start_run("names", warnings.append) as run:
@@ -55,15 +55,15 @@ def test_ordinary_names_stay_and_different_ones_stay_different() -> None:
     long = ["é&" * 100, "é&" * 100 + "x"]
     assert len({short_key(name) for name in long}) == 2
     assert all(len(short_key(name)) < 80 for name in long)
-    assert short_names(["Flying Birds", "FB"]) == ["Flying Birds", "FB"]
+    assert abbreviated(["Flying Birds", "FB"]) == ["Flying Birds", "FB"]
 
 
 def test_folders_of_classes_that_differ_in_punctuation_alone() -> None:
-    classes = ("<25 kg", ">25 kg", "Möwen", "🛸", "S")
-    assert [match_class(name, classes) for name in classes] == list(classes)
-    assert match_class("25kg", classes) is None
-    assert match_class("Mo\u0308wen", classes) == "Möwen"  # As macOS writes it.
-    assert match_class("🐦", classes) is None and match_class("&", classes) is None
+    classes = ClassSet.of(("<25 kg", ">25 kg", "Möwen", "🛸", "S"))
+    assert [classes.match(name) for name in classes] == list(classes)
+    assert classes.match("25kg") is None
+    assert classes.match("Mo\u0308wen") == "Möwen"  # As macOS writes it.
+    assert classes.match("🐦") is None and classes.match("&") is None
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_folders_of_classes_that_differ_in_punctuation_alone() -> None:
 )
 def test_names_that_no_class_can_have(call_job: RunJob, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        PrepareSettings(classes=("birds", name))
+        check_classes(ClassSet.of(("birds", name)))
     done = call_job("prepare", "--raw", "x", "--out", "y", "--classes", "birds", name)
     assert done.code == 2 and message in " ".join(done.err.replace("│", "").split())
     assert "Traceback" not in done.err

@@ -23,6 +23,7 @@ from drone.evaluation import gate
 from drone.evaluation import report as evaluation_report
 from drone.evaluation.metrics import Predictions, score
 from drone.evaluation.none_of_these import score_known
+from drone.labels import ClassSet
 from drone.names import check_folder_name, check_model_name, check_name, file_name, printable
 from drone.search import report as study_report
 from drone.serving.preprocess import Preprocessing
@@ -247,8 +248,10 @@ def hostile_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, list
     (folder / "raw" / classes[0] / "broken<script>hit()<script>.png").write_text("text")
     copied = (folder / "raw" / classes[0] / "javascript:hit().png").read_bytes()
     (folder / "raw" / classes[1] / "copy.png").write_bytes(copied)
-    settings = PrepareSettings(classes=classes, preprocessing=Preprocessing(side_px=64))
-    planned = plan_dataset([folder / "raw"], settings, map_sequentially)
+    settings = PrepareSettings(preprocessing=Preprocessing(side_px=64))
+    planned = plan_dataset(
+        [folder / "raw"], settings, map_sequentially, classes=ClassSet.of(classes)
+    )
     out = folder / "<img src=x onerror=hit()>"
     dataset, _ = write_dataset(planned, out, map_sequentially, write_audit=write_audit)
     return dataset, list(classes)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from drone.errors import RunError
-from drone.labels import CLASSES
+from drone.labels import CLASSES, ClassSet
 from drone.serving import predictor as predicting
 from drone.serving.api import Api, ApiSettings, loggable
 from drone.serving.http import HttpApp, HttpSettings
-from drone.serving.predictor import Predictor
+from drone.serving.predictor import Predictor, class_metadata
 from drone.serving.preprocess import Preprocessing
 from tests.conftest import RunJob
 from tests.jobs.processes import wait_for
@@ -26,7 +26,7 @@ from tests.serving.test_http import post_to_app
 pytestmark = pytest.mark.slow
 
 JPEG = hostile.cases()["JPEG"][0]
-GOOD = {"classes": json.dumps(CLASSES), "preprocessing": Preprocessing(side_px=16).to_json()}
+GOOD = {**class_metadata(CLASSES), "preprocessing": Preprocessing(side_px=16).to_json()}
 
 
 def write_model(
@@ -40,10 +40,15 @@ def write_model(
     ("metadata", "message"),
     [
         ({"classes": "{"}, "The metadata of .* is damaged"),
-        ({"classes": "[]"}, r"classes are \[\]; they must be names"),
-        ({"classes": "[1, 2, 3, 4]"}, r"classes are \[1, 2, 3, 4\]; they must be names"),
+        ({"classes": "[]"}, r"classes are \[\], called .*; they must be names"),
+        ({"classes": "[1, 2, 3, 4]"}, r"classes are \[1, 2, 3, 4\], called .*; they must be names"),
         ({"classes": '["a", "a", "b", "c"]'}, "each must differ"),
-        ({"classes": '["a", "b"]'}, "returns 4 probabilities, but its metadata names 2 classes"),
+        ({"classes": '["a", "b"]'}, r"roles are \['bird', .*\] for the classes \['a', 'b'\]"),
+        ({"roles": '["bird", "drone", "drone", "plane"]'}, "'plane'.* for the classes"),
+        (
+            class_metadata(ClassSet.of(("a", "b"))),
+            "returns 4 probabilities, but its metadata names 2 classes",
+        ),
         ({"preprocessing": "[]"}, "The metadata of .* is damaged"),
         ({"preprocessing": '{"side_px": 0}'}, "side_px is 0; it must be at least 1"),
         ({"preprocessing": '{"side_px": "16"}'}, "The metadata of .* is damaged"),

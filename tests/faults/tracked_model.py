@@ -1,7 +1,6 @@
 """A run in a store of its own, whose model takes milliseconds to make: no training."""
 
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from drone.data.dataset import Dataset
 from drone.evaluation.limits import Limits
 from drone.presets import get_preset
+from drone.serving.predictor import class_metadata
 from drone.tracking import registry, runs
 from drone.tracking.model import log_model
 from drone.workflows import promotion
@@ -46,7 +46,7 @@ def write_linear_of(
     side = dataset.preprocessing.side_px
     count = num_outputs or len(dataset.classes)
     own = {
-        "classes": json.dumps(dataset.classes),
+        **class_metadata(dataset.classes),
         "preprocessing": dataset.preprocessing.to_json(),
         "fingerprint": dataset.fingerprint,
     }

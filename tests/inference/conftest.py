@@ -1,6 +1,5 @@
 """A model that answers in a millisecond, and images of the kinds that folders hold."""
 
-import json
 import os
 import zipfile
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 
 from drone.labels import CLASSES
-from drone.serving.predictor import Predictor
+from drone.serving.predictor import Predictor, class_metadata
 from drone.serving.preprocess import Preprocessing
 from drone.synth.drawing import draw
 from tests.linear_model import random_weights, write_linear
@@ -22,7 +21,7 @@ SIDE = 32
 def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A linear model of all pixels whose predictions differ from image to image."""
     metadata = {
-        "classes": json.dumps(CLASSES),
+        **class_metadata(CLASSES),
         "preprocessing": Preprocessing(side_px=SIDE, max_pixels=4_000_000).to_json(),
         "unsure_below": "0.6",
     }

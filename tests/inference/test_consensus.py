@@ -8,7 +8,7 @@ from PIL import Image
 from drone.evaluation.plots import save
 from drone.inference import Consensus, Timeline, answers_over_time, find_consensus
 from drone.inference.consensus import Agreement, running_consensus
-from drone.labels import CLASSES
+from drone.labels import CLASSES, ClassSet
 from drone.serving import ModelInfo, Preprocessing
 from drone.serving.predictor import Outputs
 
@@ -97,8 +97,8 @@ def test_a_drone_may_be_sure_although_its_class_is_not() -> None:
     assert found.by_kind == Agreement(num_frames=2, sure_from_s=0)
 
 
-def test_without_a_class_of_birds_there_are_no_kinds() -> None:
-    info = replace(INFO, classes=("a", "b", "c", "d"))
+def test_of_classes_of_one_role_there_are_no_kinds() -> None:
+    info = replace(INFO, classes=ClassSet.of(("a", "b", "c", "d")))
     assert find_consensus(timeline([(1, 0.9)]), info).by_kind is None
 
 
@@ -129,10 +129,7 @@ def test_the_plot_shows_frames_consensus_and_when_it_was_sure(tmp_path: Path) ->
     for index, name in enumerate(["FB", "LQC", "SQC", "WD"]):
         assert lines[name].get_ydata() == pytest.approx(running.probs_NK[:, index])
     assert known.get_xlabel() == "seconds"
-    assert (
-        probabilities.get_title(loc="right")
-        == "class sure from 1.0 s; drone or bird sure from 1.0 s"
-    )
+    assert probabilities.get_title(loc="right") == "class sure from 1.0 s; kind sure from 1.0 s"
     assert probabilities.get_title(loc="left") == "a $\\broken clip.mp4"
     save(figure, tmp_path / "answers.png")
     with Image.open(tmp_path / "answers.png") as image:
@@ -142,4 +139,4 @@ def test_the_plot_shows_frames_consensus_and_when_it_was_sure(tmp_path: Path) ->
 def test_the_plot_of_an_answer_that_was_never_sure() -> None:
     frames = timeline([(0, 0.9), (1, 0.9)])
     figure = answers_over_time(frames, find_consensus(frames, INFO), INFO)
-    assert figure.axes[0].get_title(loc="right") == "class not sure; drone or bird not sure"
+    assert figure.axes[0].get_title(loc="right") == "class not sure; kind not sure"

@@ -55,7 +55,7 @@ def test_thumbnails_have_the_aspect_of_the_image(mess: Path, predictor: Predicto
 
 def test_the_table(predictor: Predictor) -> None:
     probabilities = dict(zip(CLASSES, (0.7, 0.1, 0.1, 0.1), strict=True))
-    prediction = Prediction(0, NONE, probabilities, 0.3, 0.2, unsure=False)
+    prediction = Prediction(0, NONE, probabilities, 0.3, None, None, 0.2)
     clip = Item(root="/r", name="c.mp4")
     part = Row(item=clip, frame=7, time_s=0.25, box=(1, 2, 3, 4), track="t")
     bad = Row(item=Item(root="/r", name="x"), reason="empty", detail="The file is empty.")

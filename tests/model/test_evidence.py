@@ -1,6 +1,5 @@
 """Evidence maps within the network and within the exported model, against torch.autograd."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from drone.model.batchnorm import estimate_statistics
 from drone.model.config import ModelConfig
 from drone.model.evidence import evidence_maps, logit_gradients
 from drone.model.inference import with_mirrored
+from drone.serving.predictor import class_metadata
 from drone.serving.preprocess import Preprocessing
 
 HEADS = {
@@ -97,7 +97,7 @@ def test_the_exported_model_gives_the_same_maps(
     model: mobilenet.Classifier, tmp_path: Path
 ) -> None:
     target = tmp_path / "model.onnx"
-    metadata = {"classes": json.dumps(CLASSES), "preprocessing": Preprocessing().to_json()}
+    metadata = {**class_metadata(CLASSES), "preprocessing": Preprocessing().to_json()}
     pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE_PX, SIDE_PX, 3), np.uint8)
     images_NCHW = export.Served(model).normalise(torch.from_numpy(pixels))[:2]
     expected = computed_maps(model, images_NCHW)

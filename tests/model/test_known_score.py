@@ -1,7 +1,5 @@
 """The known score within the network and within the exported model."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from drone.labels import CLASSES, NONE
 from drone.model import export
 from drone.model.known_score import KnownScore, accepting_all
-from drone.serving.predictor import Predictor
+from drone.serving.predictor import Predictor, class_metadata
 from drone.serving.preprocess import Preprocessing
 from tests.serving.conftest import model as model
 
@@ -47,7 +45,7 @@ def predictor(
 ) -> Predictor:
     target = tmp_path_factory.mktemp("known") / "model.onnx"
     metadata = {
-        "classes": json.dumps(CLASSES),
+        **class_metadata(CLASSES),
         "preprocessing": Preprocessing(side_px=64).to_json(),
         "known_above": "0.5",
     }

@@ -1,6 +1,5 @@
 """Small exported models whose predictions differ from image to image."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ from drone.labels import CLASSES
 from drone.model import export, mobilenet
 from drone.model.batchnorm import estimate_statistics
 from drone.model.config import ModelConfig
+from drone.serving.predictor import class_metadata
 from drone.serving.preprocess import Preprocessing
 from tests.linear_model import random_weights, write_linear
 from tests.serving.lambda_events import SIDE
@@ -30,7 +30,7 @@ def model() -> mobilenet.Classifier:
 @pytest.fixture(scope="session")
 def exported(model: mobilenet.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("export") / "model.onnx"
-    metadata = {"classes": json.dumps(CLASSES), "preprocessing": SETTINGS.to_json(), "version": "7"}
+    metadata = {**class_metadata(CLASSES), "preprocessing": SETTINGS.to_json(), "version": "7"}
     export.to_onnx(model, target, SETTINGS.side_px, metadata)
     return target
 
@@ -39,7 +39,7 @@ def exported(model: mobilenet.Classifier, tmp_path_factory: pytest.TempPathFacto
 def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A linear model of all pixels, made without torch and in milliseconds."""
     metadata = {
-        "classes": json.dumps(CLASSES),
+        **class_metadata(CLASSES),
         "preprocessing": Preprocessing(side_px=SIDE).to_json(),
         "version": "7",
     }

@@ -20,7 +20,7 @@ from drone.errors import ImageError, RunError
 from drone.labels import CLASSES, NONE
 from drone.model import export, mobilenet
 from drone.serving import predictor as predicting
-from drone.serving.predictor import Outputs, Predictor, alarm_scores
+from drone.serving.predictor import Outputs, Predictor, alarm_scores, class_metadata
 from drone.serving.preprocess import to_pixels
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
@@ -221,7 +221,7 @@ def test_files_that_are_not_a_model(tmp_path: Path, exported: Path) -> None:
     with pytest.raises(RunError, match=r"bad.onnx is not a model that can be loaded"):
         Predictor(bad).predict(png(0))
     model = onnx.load(exported)
-    onnx.helper.set_model_props(model, {"classes": "[]"})
+    onnx.helper.set_model_props(model, class_metadata(CLASSES))
     onnx.save(model, bad)
     message = (
         r"bad.onnx has no 'preprocessing' in its metadata. "
@@ -281,8 +281,8 @@ def test_alarms(exported: Path, tmp_path: Path) -> None:
         ({"alarm_above": "1.5"}, "alarm_above is 1.5; it must be 0 to 1"),
         ({"alarm_above": "nan"}, "alarm_above is nan; it must be 0 to 1"),
         (
-            {"alarm_above": "0.5", "classes": '["a", "b", "c", "d"]'},
-            "alarm_above is set, but the classes are not of birds and drones",
+            {"alarm_above": "0.5", "roles": '["bird", "bird", "bird", "bird"]'},
+            "alarm_above is set, but the classes do not tell drones",
         ),
     ],
 )

@@ -1,7 +1,6 @@
 """A browser, the page in it, and a model that is small enough for a test."""
 
 import io
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from drone.labels import CLASSES
 from drone.model import export, mobilenet
 from drone.model.batchnorm import estimate_statistics
 from drone.model.config import ModelConfig
+from drone.serving.predictor import class_metadata
 from drone.serving.preprocess import Preprocessing, to_pixels
 from tests.browser import chromium
 from tests.conftest import SMALL_PX, MadeUp
@@ -154,7 +154,7 @@ def small_model(made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Pa
         linear.weight.mul_(scale[:, None])
         linear.bias.copy_((linear.bias - logits_NK.mean(0)) * scale)
     target = tmp_path_factory.mktemp("small") / "model.onnx"
-    metadata = {"classes": json.dumps(CLASSES), "preprocessing": settings.to_json()}
+    metadata = {**class_metadata(CLASSES), "preprocessing": settings.to_json()}
     export.to_onnx(model, target, SMALL_PX, metadata)
     return target
 
