@@ -3,6 +3,7 @@
     python ray_jobs/train.py finetune --data data/drones                       (a laptop)
     python ray_jobs/train.py finetune --data data/drones --num-workers 4       (a box with 4 GPUs)
     python ray_jobs/train.py --resume RUN                                      (a stopped run)
+    python ray_jobs/train.py finetune --data data/more --from-run RUN          (more classes)
     RAY_ADDRESS=auto python ray_jobs/train.py finetune --data /shared/drones --storage /shared/runs
                                                                       (on the head of a cluster)
 
@@ -44,6 +45,14 @@ class Train:
     weights: str = field(default_factory=cli.default_weights)
     """Starting weights: imagenet (downloaded once), none (random) or a file; DRONE_WEIGHTS sets
     another default."""
+
+    from_run: str | None = None
+    """Run whose trained weights are the starting weights instead, by id or name: for a data set
+    with more images, or with classes added or removed; rows of the head are kept by class."""
+
+    class_weights: str | None = None
+    """Weights of the classes in the loss: none, balanced (all classes count equally) or a YAML file
+    with a weight per class name (default: the preset's)."""
 
     num_workers: int | None = None
     """Number of processes that share each batch (default: one per GPU, else one)."""
@@ -117,7 +126,7 @@ def _check_resumed(job: Train, default: Train, preset: str | None) -> None:
     given = [] if preset is None else [f"the preset {preset}"]
     changed = [
         name
-        for name in ("weights", "config", "name", "storage")
+        for name in ("weights", "from_run", "class_weights", "config", "name", "storage")
         if getattr(job, name) != getattr(default, name)
     ]
     changed += flatten(differing(to_dict(job.train), to_dict(default.train)))
@@ -161,9 +170,20 @@ def main(job: Train) -> cli.Result:
             display=display,
         )
     else:
-        spec = RunSpec(config=job.train, data=job.data, weights=job.weights, storage=job.storage)
+        spec = RunSpec(
+            config=job.train,
+            data=job.data,
+            weights=job.weights,
+            from_run=job.from_run or "",
+            storage=job.storage,
+        )
         result = training.train(
-            spec, resources, name=job.name, experiment=job.experiment, display=display
+            spec,
+            resources,
+            name=job.name,
+            class_weights=job.class_weights,
+            experiment=job.experiment,
+            display=display,
         )
     best = result.best
     trained = f"Trained on training and validation images for {best['epoch']:.0f} epochs."

@@ -6,7 +6,7 @@ Axes: N images, K classes.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,16 @@ from scipy.stats import binomtest
 from drone.data.prepare.class_names import ALL_KINDS
 from drone.errors import DataError
 from drone.evaluation.limits import Limits
-from drone.evaluation.metrics import ALARM_COLUMN
+from drone.evaluation.metrics import ALARM_COLUMN, calibration_error
 from drone.evaluation.operating_point import AlarmScores, judge
 from drone.labels import ClassSet
 from drone.names import printable
 
 _NUM_RESAMPLES = 2000
 _SIGNIFICANCE_LEVEL = 0.05
+
+_MIN_CLASSES = 2
+"""Classes that two models must have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,8 @@ class Contender:
     """Its run or version, for messages."""
 
     predictions: pd.DataFrame
-    """One row per test image: path, true, predicted and right, as predictions.csv has them, and
-    alarm_score if the classes tell drones."""
+    """One row per test image: path, true, predicted, right and confidence, as predictions.csv has
+    them, and alarm_score if the classes tell drones."""
 
     classes: ClassSet
     """Classes of the model."""
@@ -88,6 +91,48 @@ def apply_gate(candidate: Contender, champion: Contender | None, limits: Limits)
         first = Rule("macro F1", True, f"{score:.4f}; there is no champion yet")
         return GateDecision((first, *rules))
     return GateDecision((*_relative_rules(candidate, champion, limits), *rules))
+
+
+def _on_common_classes(
+    candidate: Contender, champion: Contender
+) -> tuple[Contender, Contender, list[Rule]]:
+    """Returns both on the images of classes that both know, and a rule that says so if they differ.
+
+    Raises:
+        DataError: They have fewer than two classes in common.
+    """
+    ours, theirs = candidate.classes.names, champion.classes.names
+    if set(ours) == set(theirs):
+        return candidate, champion, []
+    common = [name for name in ours if name in theirs]
+    if len(common) < _MIN_CLASSES:
+        raise DataError(
+            f"{candidate.name} and {champion.name} have fewer than two classes in common, so they "
+            f"cannot be compared. Promote under another --name."
+        )
+    parts = [_on_classes(contender, common) for contender in (candidate, champion)]
+    figures = (
+        f"compared on the {len(parts[0].predictions)} of {len(candidate.predictions)} test images "
+        f"of the classes that both know: {', '.join(common)}"
+    )
+    for what, names in (("new", set(ours) - set(theirs)), ("gone", set(theirs) - set(ours))):
+        figures += f"; {what}: {', '.join(sorted(names))}" if names else ""
+    return parts[0], parts[1], [Rule("classes", True, figures)]
+
+
+def _on_classes(contender: Contender, names: Sequence[str]) -> Contender:
+    """Returns a contender with its results on the images of some classes."""
+    table = contender.predictions[contender.predictions["true"].isin(names)]
+    true_N, predicted_N = table["true"].to_numpy(np.str_), table["predicted"].to_numpy(np.str_)
+    weights_N = np.ones(len(table), np.int64)
+    right_N = table["right"].to_numpy(bool)
+    metrics = {
+        **contender.metrics,
+        "macro_f1": _macro_f1(weights_N, *_f1_counts(true_N, predicted_N, sorted(set(true_N)))),
+        "ece": calibration_error(table["confidence"].to_numpy(np.float32), right_N),
+        "by_class": {name: contender.metrics["by_class"][name] for name in names},
+    }
+    return replace(contender, predictions=table, metrics=metrics)
 
 
 def _absolute_rules(candidate: Contender, limits: Limits) -> list[Rule]:
@@ -148,11 +193,13 @@ def _false_alarm_rules(candidate: Contender, limits: Limits) -> list[Rule]:
 
 
 def _relative_rules(candidate: Contender, champion: Contender, limits: Limits) -> list[Rule]:
+    candidate, champion, rules = _on_common_classes(candidate, champion)
     pairs = _paired(candidate, champion)
     ece, old_ece = float(candidate.metrics["ece"]), float(champion.metrics["ece"])
     # Macro F1 may rise while more images are wrong in all, and on few images by chance: hence
     # McNemar's test and the bootstrap beside it.
     return [
+        *rules,
         *_negatives_rules(candidate, champion, limits),
         _macro_f1_rule(candidate, champion, len(pairs)),
         _bootstrap_rule(pairs, limits),

@@ -143,7 +143,7 @@ def build(
         num_classes: Number of classes, K.
         seed: Seed of the random weights: the head's, and the backbone's if `backbone` is None.
         backbone: State dict of torchvision's mobilenet_v2 from `weights.load`, or None for random
-            weights.
+            weights; one of a whole model of these classes gives the head too.
     """
     # Leaves the caller's generator as it was.
     with torch.random.fork_rng():
@@ -156,5 +156,8 @@ def build(
             if name.startswith("features.")
         }
         model.features.load_state_dict(features)
+        rest = {name: value for name, value in backbone.items() if not name.startswith("features.")}
+        if rest:
+            model.load_state_dict(rest, strict=False)
     # Measured on two cores: seven times as many images/s in a training step as contiguous NCHW.
     return model.to(memory_format=torch.channels_last)

@@ -45,6 +45,9 @@ class Weights:
     data: bytes
     """Content of the file; empty for random weights."""
 
+    is_model: bool = False
+    """Whether these are the weights of a whole model, as `of_model` has them."""
+
     @property
     def sha256(self) -> str:
         """Checksum of the file, hexadecimal; empty for random weights."""
@@ -52,6 +55,9 @@ class Weights:
 
     def state(self) -> Mapping[str, Tensor] | None:
         """Returns the state dict of torchvision's mobilenet_v2, or None for random weights.
+
+        The weights of a whole model have the names of `mobilenet.Classifier`, whose backbone is
+        called alike.
 
         Raises:
             WeightsError: The file does not hold such a state dict.
@@ -76,7 +82,22 @@ class Weights:
         problem = _names_problem(state) or next(filter(None, map(_problem, state.items())), None)
         if problem:
             raise WeightsError(f"{self.pretrained}: {problem}. {_SAVE_ONE}")
-        return state
+        if self.is_model:
+            return state
+        # Whatever else a file has is not meant for this head.
+        return {name: value for name, value in state.items() if name.startswith(_BACKBONE)}
+
+
+def of_model(name: str, state: Mapping[str, Tensor]) -> Weights:
+    """Returns the weights of a whole model as starting weights.
+
+    Args:
+        name: Where they come from; runs are tagged with it.
+        state: State dict of a `mobilenet.Classifier`.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return Weights(name, buffer.getvalue(), is_model=True)
 
 
 @functools.cache

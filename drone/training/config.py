@@ -50,6 +50,10 @@ class OptimConfig:
     """Weights of the classes in the training loss: none weighs all images equally, balanced all
     classes, whatever their numbers of images."""
 
+    class_weight_values: tuple[float, ...] = ()
+    """Weights of the classes in the training loss, in the order of their indices, instead of those
+    of class_weights; train.py --class-weights takes them from a file."""
+
     max_grad_norm: float = 1.0
     """Maximum norm of the gradient before it is clipped; 0 disables clipping."""
 
@@ -68,6 +72,10 @@ class OptimConfig:
             raise ConfigError(
                 f"optim.resizer_lr_ratio is {self.resizer_lr_ratio}; it must be above 0 and at "
                 f"most {max_ratio:g}."
+            )
+        if any(weight <= 0 for weight in self.class_weight_values):
+            raise ConfigError(
+                f"optim.class_weight_values are {self.class_weight_values}; each must be above 0."
             )
         for name in ("weight_decay", "head_only_epochs", "warmup_epochs", "max_grad_norm"):
             if getattr(self, name) < 0:

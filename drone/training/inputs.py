@@ -72,7 +72,7 @@ class Inputs:
         images = DeviceSplit(data.images, device)
         self.train = Targets.of(data.train, device)
         self.validation = Targets.of(data.validation, device)
-        weights = class_weights(config.optim.class_weights, data.train.counts_K)
+        weights = class_weights(config.optim, data.train.counts_K)
         self.class_weights_K = torch.from_numpy(weights).float().to(device)
         self.roles_RK = class_roles(data.classes, device)
         self.batch_size = min(config.batch_size, len(self.train))

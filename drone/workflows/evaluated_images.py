@@ -42,6 +42,9 @@ from drone.workflows.negatives import (
 )
 from drone.workflows.run_spec import read_spec
 
+_MIN_CLASSES = 2
+"""Classes that a model and a data set must have in common."""
+
 OWN_TEST_SPLIT = "test"
 """Name of an evaluation on the test split of the run's own data set."""
 
@@ -127,7 +130,7 @@ def predict_test_split(
     _check_baseline(predictor, baseline)
     # Bins only where the model reads them: not every data set has been packed with them.
     dataset = _open(run, data, at_bins=bool(predictor.info.sides_px))
-    difference = _difference(predictor.info, dataset.classes, dataset.preprocessing)
+    difference = _difference(predictor.info, dataset)
     if difference:
         raw = dict.fromkeys(dataset.manifest["root"])
         advice = command("evaluate", run=run.info.run_id, images=next(iter(raw)))
@@ -144,8 +147,10 @@ def predict_test_split(
         advice = "name a run that was trained on this data set"
         _check_unseen(dataset, baseline.run_id, baseline.name, advice)
     # Of one size, for the report and for the comparison.
-    squashed = replace(dataset, at_own_sizes=False).split("test")
-    test = dataset.split("test")
+    known_N = _known_classes(dataset, predictor.info.classes)
+    squashed = _with_classes(replace(dataset, at_own_sizes=False).split("test"), known_N)
+    test = _with_classes(dataset.split("test"), known_N)
+    rows = dataset.rows("test")
     predictions = _predict(predictor, test, test.sides_N, test.gather, track)
     negatives = predict_negatives(predictor, dataset.negatives("test"), track)
     evaluated = EvaluatedImages(
@@ -154,13 +159,34 @@ def predict_test_split(
         predictions=predictions,
         load_pixels=squashed.gather,
         load_evidence=evidence_loader(predictor, test.sides_N, test.gather),
-        files=_files(dataset.rows("test")),
+        files=_files(rows[known_N >= 0]),
         facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
+        left_out={
+            path: f"The model does not know the class {name}."
+            for path, name in zip(
+                rows.loc[known_N < 0, "path"], rows.loc[known_N < 0, "class_name"], strict=True
+            )
+        },
         known=_score_known(predictor, predictions, negatives),
         operating_point=_operating_point(predictor, predictions, negatives),
-        by_labels=_accuracy_by_labels(predictor, test, predictions, dataset, track),
+        by_labels=_accuracy_by_labels(predictor, test, predictions, dataset, track)
+        if predictor.info.classes.names == dataset.classes.names
+        else {},
     )
     return _with_comparisons(evaluated, test.sides_N, predictor, track, baseline)
+
+
+def _known_classes(dataset: Dataset, classes: ClassSet) -> NDArray[np.int64]:
+    """Returns the model's class index of each test image, -1 for a class that it does not know."""
+    indices = {name: index for index, name in enumerate(classes)}
+    names = dataset.rows("test")["class_name"]
+    return np.array([indices.get(name, -1) for name in names])
+
+
+def _with_classes(split: Split, labels_N: NDArray[np.int64]) -> Split:
+    """Returns the images of a split that have a label, with these labels."""
+    positions = np.flatnonzero(labels_N >= 0)
+    return replace(split.subset(split.name, positions), labels_N=labels_N[positions])
 
 
 def _open(run: Run, data: str | None, *, at_bins: bool) -> Dataset:
@@ -323,7 +349,9 @@ def _check_baseline(predictor: Predictor, baseline: Baseline | None) -> None:
             "by python ray_jobs/promote.py."
         )
     other = baseline.predictor.info
-    difference = _difference(predictor.info, other.classes, other.preprocessing)
+    difference = _class_difference(predictor.info, other.classes) or _pixel_difference(
+        predictor.info, other.preprocessing
+    )
     if difference:
         raise RunError(
             f"Cannot compare with {baseline.name}: {difference}. Compare with a run that was "
@@ -331,10 +359,21 @@ def _check_baseline(predictor: Predictor, baseline: Baseline | None) -> None:
         )
 
 
-def _difference(info: ModelInfo, classes: ClassSet, preprocessing: Preprocessing) -> str | None:
-    """Returns how a model's classes or preprocessing differ from others; None if they do not."""
-    if info.classes.names != classes.names:
-        return f"the classes {', '.join(info.classes)} are not {', '.join(classes)}"
+def _difference(info: ModelInfo, dataset: Dataset) -> str | None:
+    """Returns why a model cannot be evaluated on a data set; None if it can."""
+    # On the classes that both have: an extended model is compared with the one before.
+    if len(set(info.classes) & set(dataset.classes)) < _MIN_CLASSES:
+        return _class_difference(info, dataset.classes)
+    return _pixel_difference(info, dataset.preprocessing)
+
+
+def _class_difference(info: ModelInfo, classes: ClassSet) -> str | None:
+    if info.classes.names == classes.names:
+        return None
+    return f"the classes {', '.join(info.classes)} are not {', '.join(classes)}"
+
+
+def _pixel_difference(info: ModelInfo, preprocessing: Preprocessing) -> str | None:
     own, others = asdict(info.preprocessing), asdict(preprocessing)
     names = [name for name in own if own[name] != others[name]]
     return ", ".join(f"{name} {own[name]} is not {others[name]}" for name in names) or None

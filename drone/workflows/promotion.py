@@ -28,7 +28,7 @@ from drone.workflows.evaluated_images import test_split_name
 from drone.workflows.evaluation import test_result
 from drone.workflows.run_spec import check_fingerprint, read_spec
 
-_COLUMNS = ["path", "true", "predicted", "right"]
+_COLUMNS = ["path", "true", "predicted", "right", "confidence"]
 """Columns of predictions.csv that the gate compares."""
 
 

@@ -30,6 +30,9 @@ class RunSpec:
     weights: str = "imagenet"
     """As `weights.load` takes it."""
 
+    from_run: str = ""
+    """Id of the run whose weights are the starting weights instead; empty for none."""
+
     storage: str = "runs"
     """Folder or URI of the run's checkpoints."""
 
@@ -46,6 +49,7 @@ class RunSpec:
             "config": to_dict(self.config),
             "data": absolute(self.data),
             "weights": self.weights if by_name else str(Path(self.weights).resolve()),
+            "from_run": self.from_run,
             "storage": self.storage,
             # By it the paths are found again in a project that was moved.
             "home": str(runs.store_folder() or ""),
@@ -72,6 +76,7 @@ def read_spec(run_id: str) -> RunSpec:
             config=override(TrainConfig(), content["config"], f"run {run_id}"),
             data=moved.present_input(without_mask(str(content["data"])), home),
             weights=moved.present_input(str(content["weights"]), home),
+            from_run=str(content["from_run"]),
             storage=moved.present_place(without_mask(str(content["storage"])), home),
         )
     except (AttributeError, KeyError, ConfigError) as error:
@@ -81,7 +86,15 @@ def read_spec(run_id: str) -> RunSpec:
 def train_command(spec: RunSpec, **flags: object) -> str:
     """Returns the command that trains a run's preset once more, on its data set and weights."""
     weights = None if spec.weights == "imagenet" else spec.weights
-    return command("train", spec.config.preset, data=spec.data, weights=weights, **flags)
+    from_run = spec.from_run or None
+    return command(
+        "train",
+        spec.config.preset,
+        data=spec.data,
+        weights=weights,
+        from_run=from_run,
+        **flags,
+    )
 
 
 def check_fingerprint(name: str, fingerprint: str | None, spec: RunSpec, dataset: Dataset) -> None:

@@ -5,6 +5,7 @@ import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +14,27 @@ from drone.cluster import connection
 from drone.cluster import train as ray_train
 from drone.cluster.train_job import TrainJob
 from drone.commands import command
-from drone.config import flatten, to_dict
+from drone.config import flatten, override, to_dict
 from drone.data.dataset import Dataset
 from drone.errors import ConfigError, Interrupted, ResumableError, RunError
 from drone.model import mobilenet, weights
 from drone.model.weights import Weights
 from drone.names import check_name
 from drone.project import commit
+from drone.settings_file import read_yaml
 from drone.storage import checkpoints, dataset_cache
 from drone.storage.filesystem import absolute, read_text, resolve_writable
 from drone.tracking import runs
 from drone.tracking.runs import TrackedRun
-from drone.training import class_weights, memory
+from drone.training import class_weights as weighting
+from drone.training import memory
 from drone.training.activation_cache.policy import CacheDecision, CacheWorkload
 from drone.training.activation_cache.store import CacheSpec
 from drone.training.best_epoch import History
 from drone.training.checkpoint import STATE_FILE, Position, read_position
+from drone.training.config import ClassWeights, TrainConfig
 from drone.training.data import TrainingData
-from drone.workflows import cluster_check, model_logging, moved
+from drone.workflows import cluster_check, earlier_run, model_logging, moved
 from drone.workflows.display import SILENT, Display, TrainingProgress
 from drone.workflows.run_spec import SPEC_FILE, RunSpec, check_fingerprint, read_spec, train_command
 
@@ -68,6 +72,7 @@ def train(
     resources: Resources = Resources(),
     *,
     name: str | None = None,
+    class_weights: str | None = None,
     experiment: str = runs.DEFAULT_EXPERIMENT,
     display: Display = SILENT,
 ) -> TrainResult:
@@ -77,6 +82,8 @@ def train(
         spec: What the run computes; its storage gets a folder per run.
         resources: What the run may use.
         name: Name of the run; by default preset and seed.
+        class_weights: "none", "balanced" or a YAML file of weights by class, instead of those of
+            the config.
         experiment: Experiment in MLflow.
         display: Shows the run.
 
@@ -90,7 +97,11 @@ def train(
     spec = replace(spec, storage=resolve_writable(spec.storage))
     at_bins = spec.config.model.mixed
     dataset = dataset_cache.open_at(spec.data, notify=display.show, at_bins=at_bins)
-    starting = _load_weights(spec, display)
+    if class_weights is not None:
+        spec = replace(spec, config=_with_class_weights(spec.config, class_weights, dataset))
+    if spec.from_run:
+        spec = replace(spec, from_run=runs.find_run(spec.from_run).info.run_id)
+    starting = _load_weights(spec, dataset, display)
     with runs.start_run(name, display.warn) as run:
         display.show(f"Run {run.name} ({run.run_id}) in {store}")
         # By id: run names repeat.
@@ -150,7 +161,7 @@ def resume(
             f"Cannot resume run {info.run_name} with --data {data}: it was started on the data set "
             f"{fingerprint[:12]}, and this is {dataset.fingerprint[:12]}. Name its own."
         )
-    starting = _load_weights(spec, display)
+    starting = _load_weights(spec, dataset, display)
     with runs.start_run(info.run_name, display.warn, info.run_id) as tracked:
         display.show(f"Run {tracked.name} ({tracked.run_id}) in {store}")
         # With the places where everything is now.
@@ -168,7 +179,21 @@ def _check_checkpoints(spec: RunSpec, run_id: str) -> None:
     )
 
 
-def _load_weights(spec: RunSpec, display: Display) -> Weights:
+def _with_class_weights(config: TrainConfig, given: str, dataset: Dataset) -> TrainConfig:
+    """Returns the config with the class weights that --class-weights names."""
+    if given in get_args(ClassWeights):
+        optim = override(
+            config.optim, {"class_weights": given, "class_weight_values": ()}, "--class-weights"
+        )
+    else:
+        table = read_yaml(Path(given))
+        optim = weighting.with_values(config.optim, table, dataset.classes, given)
+    return replace(config, optim=optim)
+
+
+def _load_weights(spec: RunSpec, dataset: Dataset, display: Display) -> Weights:
+    if spec.from_run:
+        return earlier_run.starting_weights(spec, dataset, display)
     starting = weights.load(spec.weights)
     if starting.pretrained == "none":
         display.warn(
@@ -185,7 +210,7 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
     model = mobilenet.build(config.model, len(dataset.classes), config.seed, starting.state())
     counts = model.parameter_counts()
     counts_K = _training_counts(spec, dataset)
-    weights_text = class_weights.describe(config.optim.class_weights, counts_K, dataset.classes)
+    weights_text = weighting.describe(config.optim, counts_K, dataset.classes)
     run.log_params(flatten(to_dict(config)))
     run.log_params({"parameters": counts.total, "parameters_trainable": counts.trainable})
     run.log_tags(
@@ -198,6 +223,7 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
             "commit": commit(),
             "classes": json.dumps(dataset.classes.names, ensure_ascii=False),
             "class_weights": weights_text,
+            **({earlier_run.FROM_RUN_TAG: spec.from_run} if spec.from_run else {}),
         }
     )
     run.log_dataset(dataset)
@@ -216,7 +242,7 @@ def _training_counts(spec: RunSpec, dataset: Dataset) -> NDArray[np.int64]:
 
 def _class_weights_advice(spec: RunSpec, dataset: Dataset) -> str | None:
     counts_K = _training_counts(spec, dataset)
-    return class_weights.advice(spec.config.optim.class_weights, counts_K, dataset.classes)
+    return weighting.advice(spec.config.optim, counts_K, dataset.classes)
 
 
 def _train(
