@@ -78,6 +78,7 @@ def main(job: Prepare) -> cli.Result:
         "splits": plan.splits.to_dict("index"),
         "negatives": plan.negatives.to_dict("index"),
         "as_the_original_counted": plan.original_counts.to_dict("index"),
+        "classes": asdict(plan.classes),
         "settings": asdict(job.settings),
     }
 

@@ -7,10 +7,10 @@ import { UserError } from "./errors.js";
 import { showEvidence, switchEvidence } from "./evidence.js";
 import { formatBytes, openImage } from "./image.js";
 import { LocalModel } from "./local.js";
-import { limitsOf, modelName } from "./model-info.js";
+import { classesText, limitsOf, modelName } from "./model-info.js";
 import { readConfig, saveBackend, savedBackend } from "./settings.js";
 import {
-  $, clearError, clearPrediction, showBusy, showError, showImage, showPrediction, showStatus,
+  $, clearError, clearPrediction, findClass, showBusy, showError, showImage, showPrediction, showStatus,
 } from "./view.js";
 
 /** The backends that run the model; null where this page lacks one. */
@@ -198,7 +198,7 @@ function showModelInfo(placeholder = "") {
   }
   const { max_bytes: maxBytes, max_pixels: maxPixels } = limitsOf(info);
   const state = selected === "browser" && !ready ? " (not loaded)" : "";
-  $("model-info").textContent = `Model ${modelName(info)}${state}: ${info.classes.join(", ")}. ` +
+  $("model-info").textContent = `Model ${modelName(info)}${state}: ${classesText(info)}. ` +
     `Images up to ${formatBytes(maxBytes)} and ${maxPixels / 1e6} million pixels.`;
 }
 
@@ -294,6 +294,7 @@ function wire() {
     submitAgain();
   });
   $("show-evidence").addEventListener("change", switchEvidence);
+  $("find-class").addEventListener("input", () => findClass($("find-class").value));
   for (const name of ["service", "browser"]) {
     $(`backend-${name}`).addEventListener("change", () => switchBackend(name));
   }

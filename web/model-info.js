@@ -26,6 +26,12 @@ export function limitsOf(info) {
   return { ...DEFAULT_LIMITS, ...(minSidePx && { min_side_px: minSidePx }), ...info?.limits };
 }
 
+/** The names of the classes; of many the first ones and their number. */
+export function classesText({ classes }) {
+  const shown = classes.slice(0, 8).join(", ");
+  return classes.length > 8 ? `${shown} and ${classes.length - 8} more classes` : shown;
+}
+
 /** "drone-classifier 7", or whichever of name and version the model has. */
 export function modelName(model) {
   return [model?.name, model?.version].filter((part) => part != null && part !== "").join(" ");

@@ -2,6 +2,9 @@
 import { formatBytes } from "./image.js";
 import { NONE, modelName } from "./model-info.js";
 
+/** Bars that are shown without opening the list of the others. */
+const MAX_BARS = 5;
+
 export const $ = (id) => document.getElementById(id);
 
 export function showStatus(text) {
@@ -70,15 +73,30 @@ export function showPrediction(prediction, where) {
   $("unsure").hidden = !prediction.unsure || isNone;
   const ranked = Object.entries(prediction.probabilities).sort(([, a], [, b]) => b - a);
   const bars = ranked.map(([name, value]) => createBar(name, value, name === prediction.label));
-  $("probabilities").replaceChildren(...bars);
+  // One class more would not be worth opening a list.
+  const count = bars.length > MAX_BARS + 1 ? MAX_BARS : bars.length;
+  $("probabilities").replaceChildren(...bars.slice(0, count));
+  $("more-probabilities").replaceChildren(...bars.slice(count));
+  $("more-classes").hidden = count === bars.length;
+  $("more-classes-summary").textContent = `${bars.length - count} more classes`;
+  findClass($("find-class").value);
   const name = modelName(prediction.model);
   $("predicted-by").textContent = `Predicted ${name ? `by ${name} ` : ""}${where}.`;
   $("result").hidden = false;
 }
 
+/** Shows those of the less probable classes whose names have a text in them. */
+export function findClass(text) {
+  const wanted = text.trim().toLowerCase();
+  for (const bar of $("more-probabilities").children) {
+    bar.hidden = !bar.firstChild.textContent.toLowerCase().includes(wanted);
+  }
+}
+
 export function clearPrediction() {
   $("result").hidden = true;
   $("probabilities").replaceChildren();
+  $("more-probabilities").replaceChildren();
   $("prediction").textContent = $("kind").textContent = $("predicted-by").textContent = "";
 }
 
