@@ -21,7 +21,7 @@ from drone.evaluation.gate import (
 from drone.evaluation.limits import Limits
 from drone.evaluation.metrics import Predictions, score
 from drone.evaluation.none_of_these import score_known
-from drone.labels import CLASSES
+from drone.labels import CLASSES, ClassSet
 
 
 def contender(
@@ -175,6 +175,37 @@ def test_predictions_are_paired_by_path() -> None:
 def test_a_model_that_knows_too_few_images_does_not_pass() -> None:
     assert failed(apply_gate(contender(0.9, known=0.4), None, Limits())) == ["known"]
     assert apply_gate(contender(0.9, known=0.4), None, Limits(min_accepted=0)).passed
+
+
+def renamed(contender: Contender, names: tuple[str, ...], unknown: str = "") -> Contender:
+    """A contender whose classes have other names; images of an unknown one are left out."""
+    table = contender.predictions.replace(dict(zip(CLASSES, names, strict=True)))
+    by_class = dict(zip(names, contender.metrics["by_class"].values(), strict=True))
+    return replace(
+        contender,
+        predictions=table[table["true"] != unknown],
+        metrics={**contender.metrics, "by_class": by_class},
+        classes=ClassSet.of([name for name in names if name != unknown]),
+    )
+
+
+def test_models_of_other_classes_are_compared_on_those_that_both_know() -> None:
+    names = ("Birds", "Drones", "Kites", "Masts")
+    new, old = renamed(contender(0.9), names), renamed(contender(0.7, seed=1), names, "Kites")
+    rules = {rule.name: rule for rule in apply_gate(new, old, Limits()).rules}
+    count = len(old.predictions)
+    assert rules["classes"].figures == (
+        f"compared on the {count} of {len(new.predictions)} test images of the classes that both "
+        "know: Birds, Drones, Masts; new: Kites"
+    )
+    both = new.predictions[new.predictions["true"] != "Kites"]
+    labels = ["Birds", "Drones", "Masts"]
+    expected = f1_score(both["true"], both["predicted"], labels=labels, average="macro")
+    assert rules["macro F1"].figures.startswith(f"{expected:.4f} against")
+    assert rules["macro F1"].passed and f"{count} images" in rules["macro F1"].figures
+    others = renamed(contender(0.7, seed=1), ("Birds", "b", "c", "d"))
+    with pytest.raises(DataError, match="fewer than two classes in common"):
+        apply_gate(new, others, Limits())
 
 
 def test_a_model_that_takes_more_negatives_for_classes_does_not_pass() -> None:

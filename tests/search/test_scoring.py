@@ -6,6 +6,7 @@ from sklearn.metrics import f1_score, log_loss
 
 from drone.data.dataset import Dataset
 from drone.errors import DataError
+from drone.labels import ClassSet
 from drone.search import scoring
 from drone.search.scoring import HeldOut
 from drone.training.predictions import decode, encode
@@ -48,7 +49,7 @@ def test_standard_errors_are_those_of_the_textbook() -> None:
     assert score.standard_error("log_loss") == pytest.approx(
         score.losses_M.std() / np.sqrt(count), rel=0.1
     )
-    metrics = score.metrics(("a", "b", "c", "d"))
+    metrics = score.metrics(ClassSet.of("abcd"))
     hits = [metrics[f"recall_{name}"] for name in "abcd"]
     assert np.mean(hits) == pytest.approx(accuracy)  # Classes are of equal sizes here.
     assert {"macro_f1_se", "log_loss_a", "log_loss_a_se", "recall_d_se"} <= set(metrics)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from drone.errors import ConfigError
+from drone.labels import ClassSet
 from drone.model import mobilenet
 from drone.model.config import ModelConfig
 from drone.presets import PRESETS, get_preset
@@ -71,7 +72,7 @@ def test_epoch_metrics() -> None:
     metrics.add(torch.tensor(8.0), predicted, labels)
     other = EpochMetrics(3, torch.device("cpu"))
     other.load_state(metrics.state())
-    values = other.metrics("x", ["Flying Birds", "b", "c"])
+    values = other.metrics("x", ClassSet.of(["Flying Birds", "b", "c"]))
     assert values["x/loss"] == 2 and values["x/accuracy"] == 0.5
     assert (
         values["x/recall_Flying Birds"] == 0.5

@@ -150,7 +150,9 @@ def _class_folders(
         if not is_hidden(folder) and location(join_root(name, folder)) not in excluded
     ]
     inner = _inner_roots(folders) if depth < MAX_DEPTH else []
-    if not inner:
+    # A single folder without folders in it is a class: images of one may come by themselves.
+    is_class = len(folders) == 1 and not opener(join_root(name, folders[0])).folders()
+    if not inner or is_class:
         return folders
     return [
         found
