@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from drone.labels import nearest
+from drone.labels import CLASSES, ClassSet, nearest
 from ray_jobs import console
 
 if TYPE_CHECKING:  # They import pandas and more, which --help must not wait for.
@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # They import pandas and more, which --help must not wait for
     from drone.data.prepare.listing import LeftOut
     from drone.workflows.preparation import Comparison, Preparation
     from drone.workflows.requests import PrepareRequest
+
+_MAX_COLUMNS = 10
+"""Maximum number of classes, and their total, that are columns of a table."""
 
 _MAX_LINES = 20
 """Maximum number of changed files on the screen."""
@@ -30,11 +33,12 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
     names = [*classes, *plan.labels[len(classes) :], "total"]
     # Steps that changed nothing are not shown.
     steps = plan.steps[plan.steps.ne(0).any(axis=1)]
-    console.table("Files by class", ["step", *names], rows_of(steps))
+    _class_table("Files by class", "step", names, steps)
     if plan.settings.policy == "seed":
         title = "As the original counted, a file in several rows"
-        console.table(title, ["flag", *classes, "total"], rows_of(plan.original_counts))
-    console.table("Splits", ["split", *names], rows_of(plan.splits))
+        _class_table(title, "flag", [*classes, "total"], plan.original_counts)
+    _class_table("Splits", "split", names, plan.splits)
+    _show_roles(plan.classes)
     if plan.kinds:
         by_kind = plan.negatives.loc[:, plan.negatives.ne(0).any()]
         console.table("Negatives by kind", ["kind", *by_kind.columns], rows_of(by_kind))
@@ -48,6 +52,33 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
             f"{request.decisions}: {len(preparation.decisions)} decisions, "
             f"{len(plan.new_decisions)} of them new, {preparation.num_missing} on images that are "
             f"not in the raw folders."
+        )
+
+
+def _class_table(title: str, label: str, names: Sequence[str], counts: "pd.DataFrame") -> None:
+    """Prints counts with a column per class; many classes have a row each instead."""
+    if len(names) <= _MAX_COLUMNS:
+        console.table(title, [label, *names], rows_of(counts))
+    else:
+        console.table(
+            title, ["class", *map(str, counts.index)], rows_of(counts.set_axis(names, axis=1).T)
+        )
+
+
+def _show_roles(classes: ClassSet) -> None:
+    """Prints which classes count as birds and drones, if that is not as everybody expects."""
+    if classes == CLASSES:
+        return
+    parts = [
+        f"{role}: {', '.join(names) if len(classes) < _MAX_COLUMNS else f'{len(names)} classes'}"
+        for role in classes.present_roles
+        for names in [[classes[index] for index in classes.indices(role)]]
+    ]
+    console.show(f"Roles of the classes: {'; '.join(parts)}")
+    if not classes.tells_drones:
+        console.show(
+            "Without classes that are drones and others that are not there are no alarms; a YAML "
+            "file for --classes sets a role for each class."
         )
 
 

@@ -228,6 +228,29 @@ def worst_mistakes(predictions: Predictions, class_index: int, max_count: int) -
     return [int(position) for position in wrong[by_confidence][:max_count]]
 
 
+def worst_confusions(scores: Scores, max_count: int) -> list[tuple[str, str, int, float]]:
+    """Returns the pairs of classes that are confused most often.
+
+    Returns:
+        True class, predicted class, number of images, and their share of the true class.
+    """
+    counts_KK, names = scores.confusion_KK.copy(), list(scores.by_class.index)
+    np.fill_diagonal(counts_KK, 0)
+    order = np.argsort(-counts_KK, axis=None, kind="stable")[:max_count]
+    cells = [divmod(int(cell), len(names)) for cell in order]
+    totals_K = scores.confusion_KK.sum(axis=1)
+    return [
+        (
+            names[row],
+            names[column],
+            int(counts_KK[row, column]),
+            counts_KK[row, column] / totals_K[row],
+        )
+        for row, column in cells
+        if counts_KK[row, column]
+    ]
+
+
 def describe(scores: Scores) -> str:
     """Returns the result in two sentences."""
     # A class without images has recall 0 and would always be called the hardest.

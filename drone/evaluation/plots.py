@@ -19,6 +19,9 @@ from drone.names import printable
 
 matplotlib.use("Agg")  # Servers have no display.
 
+_MAX_NUMBERED = 12
+"""Classes of a confusion matrix with numbers in its cells."""
+
 _MAX_NAME = 30
 """Characters of a class name; longer ones would leave no room for the matrix."""
 
@@ -29,7 +32,12 @@ def save(figure: Figure, target: Path) -> None:
 
 
 def confusion(matrix_KK: NDArray[np.int64], classes: ClassSet) -> Figure:
-    """Plots the confusion matrix as counts and with normalised rows, side by side."""
+    """Plots the confusion matrix as counts and with normalised rows, side by side.
+
+    Of more than a dozen classes it shows shares alone, as colours: numbers would not be legible.
+    """
+    if len(classes) > _MAX_NUMBERED:
+        return _coloured_confusion(matrix_KK, classes)
     # Figure and not pyplot, which would keep every figure in memory until it is closed.
     figure = Figure(figsize=(10.5, 4.6))
     rows_K = matrix_KK.sum(axis=1, keepdims=True)
@@ -55,6 +63,23 @@ def confusion(matrix_KK: NDArray[np.int64], classes: ClassSet) -> Figure:
         axes.set_xticks(range(len(names)), names, parse_math=False)
         axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set(xlabel="predicted", ylabel="true", title=title)
+    figure.tight_layout()
+    return figure
+
+
+def _coloured_confusion(matrix_KK: NDArray[np.int64], classes: ClassSet) -> Figure:
+    count = len(classes)
+    side = min(18.0, 5 + 0.16 * count)
+    figure = Figure(figsize=(side + 1, side))
+    axes = figure.add_subplot()
+    shares_KK = matrix_KK / np.maximum(matrix_KK.sum(axis=1, keepdims=True), 1)
+    shown = axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(shown, ax=axes, shrink=0.7, label="share of the true class")
+    names = [printable(name)[:_MAX_NAME] for name in classes.short_names]
+    size = max(3.0, min(8.0, 60 * side / count / 5))
+    axes.set_xticks(range(count), names, parse_math=False, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), names, parse_math=False, fontsize=size)
+    axes.set(xlabel="predicted", ylabel="true")
     figure.tight_layout()
     return figure
 

@@ -18,11 +18,17 @@ from drone.evaluation import conditions, operating_point, plots
 from drone.evaluation.batch_inference import LoadPixels
 from drone.evaluation.conditions import Card
 from drone.evaluation.evidence import LoadEvidence, OutsideBoxes
-from drone.evaluation.metrics import Predictions, Scores, describe, worst_mistakes
+from drone.evaluation.metrics import Predictions, Scores, describe, worst_confusions, worst_mistakes
 from drone.evaluation.mixed_resolution import Comparison
 from drone.evaluation.none_of_these import KnownScores
 from drone.evaluation.operating_point import OperatingPoint
 from drone.serving.evidence import encode, normalised
+
+_MAX_GALLERIES = 20
+"""Classes whose misclassified images are shown."""
+
+_MAX_CONFUSIONS = 20
+"""Pairs of classes in the table of confusions."""
 
 _MAX_GALLERY = 25
 """Misclassified images shown per class."""
@@ -131,6 +137,7 @@ def _render(
         scores=scores,
         classes=predictions.classes,
         by_class=scores.by_class.to_dict("index"),
+        confusions=worst_confusions(scores, _MAX_CONFUSIONS),
         figures=figures,
         gallery=gallery,
         max_gallery=_MAX_GALLERY,
@@ -197,7 +204,11 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
 def _gallery(predictions: Predictions, images: Images) -> dict[str, dict[str, object]]:
     """Returns the worst mistakes of each class, with thumbnails."""
     gallery: dict[str, dict[str, object]] = {}
-    for index, name in enumerate(predictions.classes):
+    # Of many classes those with most mistakes, so that the report stays a few megabytes.
+    wrong_N = predictions.labels_N != predictions.predicted_N
+    counts_K = np.bincount(predictions.labels_N[wrong_N], minlength=len(predictions.classes))
+    shown = np.sort(np.argsort(-counts_K, kind="stable")[:_MAX_GALLERIES])
+    for index, name in ((int(index), predictions.classes[index]) for index in shown):
         # With its type, since an empty list would become an array of floats.
         positions_M = np.array(worst_mistakes(predictions, index, _MAX_GALLERY), dtype=np.int64)
         of_class = predictions.labels_N == index

@@ -17,7 +17,7 @@ def random_predictions(count: int = 200, seed: int = 0) -> Predictions:
     return Predictions(paths, labels, probs.astype(np.float32), CLASSES, known)
 
 
-def images_of(pixels_NHWC: np.ndarray) -> Images:
+def images_of(pixels_NHWC: np.ndarray, num_classes: int = 4) -> Images:
     """Images whose evidence is random."""
-    maps_NKHW = np.random.default_rng(0).normal(size=(len(pixels_NHWC), 4, 7, 7))
+    maps_NKHW = np.random.default_rng(0).normal(size=(len(pixels_NHWC), num_classes, 7, 7))
     return Images(lambda at: pixels_NHWC[at], lambda at: maps_NKHW[at])

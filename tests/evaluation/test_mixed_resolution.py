@@ -5,6 +5,7 @@ import pytest
 
 from drone.evaluation.metrics import Predictions
 from drone.evaluation.mixed_resolution import Variant, by_size, compare
+from drone.labels import ClassSet
 
 SIDES_N = np.repeat([224, 448, 1792], [20, 60, 20])
 LABELS_N = np.arange(100) % 4
@@ -20,7 +21,7 @@ def variant(name: str, wrong: range, latency_ms: dict[int, float]) -> Variant:
     probs_NK = np.eye(4, dtype=np.float32)[predicted_N]
     paths = tuple(map(str, range(100)))
     known_N = np.ones(100, np.float32)
-    predictions = Predictions(paths, LABELS_N, probs_NK, ("a", "b", "c", "d"), known_N)
+    predictions = Predictions(paths, LABELS_N, probs_NK, ClassSet.of("abcd"), known_N)
     return Variant(name, predictions, latency_ms)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from drone.evaluation import report
 from drone.evaluation.evidence import OutsideBoxes, OutsideShare
-from drone.evaluation.metrics import describe, score
+from drone.evaluation.metrics import Predictions, describe, score, worst_confusions
 from drone.evaluation.none_of_these import score_known
 from drone.evaluation.operating_point import AlarmScores, find_operating_point
 from drone.labels import ClassSet
@@ -111,3 +112,27 @@ def test_a_report_without_birds_has_no_operating_point(tmp_path: Path) -> None:
     assert "Operating point" not in written.read_text()
     assert "operating_point" not in json.loads((tmp_path / "metrics.json").read_text())
     assert "alarm_score" not in pd.read_csv(tmp_path / "predictions.csv")
+
+
+def test_a_report_of_two_hundred_classes_stays_legible(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    classes = ClassSet.of([f"Species {number}" for number in range(200)])
+    labels_N = np.repeat(np.arange(200), 4)
+    probs_NK = rng.dirichlet(np.ones(200), len(labels_N)).astype(np.float32)
+    probs_NK[np.arange(len(labels_N)), labels_N] += rng.uniform(0, 0.1, len(labels_N))
+    paths = tuple(f"{number}.jpg" for number in range(len(labels_N)))
+    known_N = np.ones(len(labels_N), np.float32)
+    predictions = Predictions(paths, labels_N, probs_NK, classes, known_N)
+    known = score_known(known_N, 0.5, np.float32([]), [])
+    header = report.ReportHeader("x", {}, pd.DataFrame(), best_epoch=None, known=known)
+    pixels = np.zeros((len(labels_N), 32, 32, 3), np.uint8)
+    scores = score(predictions)
+    text = report.write(tmp_path, predictions, scores, header, images_of(pixels, 200)).read_text()
+    assert text.count("<h3>") == 20 and "Of the 20 classes with most of them" in text
+    counts = pd.Series(zip(labels_N, predictions.predicted_N, strict=True))
+    wrong = counts[labels_N != predictions.predicted_N].value_counts()
+    confusions = worst_confusions(scores, 20)
+    assert [count for *_, count, _ in confusions] == list(wrong[:20])
+    assert all(true != predicted for true, predicted, *_ in confusions)
+    assert Image.open(tmp_path / "confusion.png").width > 1500
+    assert len(text) < 2_000_000

@@ -277,7 +277,7 @@ def pages(
     probs_NK[:, 1] = 0.7
     paths = tuple(f"{classes[0]}/{SCRIPTS[number % 8]}" for number in range(count))
     known_N = np.ones(count, np.float32)
-    predictions = Predictions(paths, labels_N, probs_NK, tuple(classes), known_N)
+    predictions = Predictions(paths, labels_N, probs_NK, ClassSet.of(classes), known_N)
     known = score_known(known_N, 0.5, np.float32([0.1]), [SCRIPTS[2]])
     header = evaluation_report.ReportHeader(
         SCRIPTS[1] + NOT_UTF8, facts, pd.DataFrame(), best_epoch=None, known=known

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,8 +15,9 @@ from drone.data.dataset import open_dataset
 from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
 from drone.data.prepare.verdicts import ACROSS
 from drone.data.prepare.write import write_dataset
-from drone.labels import CLASSES
+from drone.labels import CLASSES, ClassSet
 from drone.serving.preprocess import Preprocessing
+from drone.synth.drawing import draw
 from tests.browser import chromium
 from tests.conftest import SMALL_PX, MadeUp, RunJob
 
@@ -215,3 +217,43 @@ def test_the_result_and_the_table_of_suspects(reviewed: Path) -> None:
 def test_wrong_usage(call_job: RunJob, args: list[str], message: str) -> None:
     done = call_job("review", *args)
     assert done.code in (1, 2) and message in done.err and "Traceback" not in done.err
+
+
+def test_of_many_classes_those_that_are_likely_have_keys(
+    tmp_path: Path, browser: Browser, weights: Path, call_job: RunJob
+) -> None:
+    names = [f"Species {number:02d}" for number in range(12)]
+    for number, name in enumerate(names):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        for index in range(5):
+            image = draw(CLASSES[number % 4], 90, 80, np.random.default_rng([number, index]))
+            image.save(tmp_path / "raw" / name / f"{index}.png")
+    settings = PrepareSettings(preprocessing=Preprocessing(side_px=SMALL_PX))
+    classes = ClassSet.of(names)
+    planned = plan_dataset([tmp_path / "raw"], settings, map_sequentially, classes=classes)
+    write_dataset(planned, tmp_path / "set", map_sequentially)
+    done = call_job("review", "--data", "set", "--weights", weights, "--json")
+    assert done.code == 0, done.err
+    page = browser.new_context(accept_downloads=True).new_page()
+    page.goto((tmp_path / "review.html").as_uri())
+    page.locator("#kind").select_option("suspect")
+    why = page.locator("#why").inner_text()
+    choices = page.locator("#choices button").all_inner_texts()
+    assert len(choices) == 11 and choices[1].removeprefix("1 ") in why.split("looks like")[1]
+    page.keyboard.press("/")
+    page.keyboard.type("species 99")
+    page.keyboard.press("Enter")
+    assert "no class of this name" in page.locator("#notice").inner_text()
+    page.locator("#find").fill("")
+    page.keyboard.type("species 11")
+    first = current(page)
+    page.keyboard.press("Enter")
+    page.keyboard.press("1")
+    assert num_decided(page) == 2
+    # What was chosen last has a key from now on.
+    chosen = [text.split(" ", 1)[1] for text in page.locator("#choices button").all_inner_texts()]
+    assert "Species 11" in chosen[1:4]
+    with page.expect_download() as download:
+        page.locator("#export").click()
+    lines = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert {line["md5"]: line["class_name"] for line in lines}[first] == "Species 11"

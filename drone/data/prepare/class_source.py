@@ -17,6 +17,9 @@ from drone.settings_file import read_yaml
 FOLDERS = "folders"
 """Stands for the classes that the raw folders have."""
 
+_MAX_NAMED = 8
+"""Classes that a suggested command names one by one."""
+
 _FIELDS = ("name", "short", "role", "folders")
 
 
@@ -128,6 +131,6 @@ def classes_argument(dataset: Dataset) -> list[str] | None:
     classes = dataset.classes
     if classes == CLASSES:
         return None
-    if classes == ClassSet.of(classes.names):
+    if classes == ClassSet.of(classes.names) and len(classes) <= _MAX_NAMED:
         return list(classes.names)
     return [str(dataset.folder / CLASSES_FILE)]
