@@ -133,7 +133,9 @@ def split(
     labels_N: NDArray[np.int64], groups_N: Sequence[str] | NDArray[np.int64], seed: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yields the positions for training and those held out of each fold; no group straddles."""
-    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
+    # A part of a data set may have fewer images of each class than there are folds.
+    num_folds = min(NUM_FOLDS, int(np.bincount(labels_N).max()))
+    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     yield from folds.split(labels_N, labels_N, groups_N)
 
 
