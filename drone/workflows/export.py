@@ -26,16 +26,17 @@ from drone.project import ROOT
 from drone.serving.checksum import INFO_FILE, file_sha256
 from drone.serving.predictor import Predictor
 from drone.storage import checkpoints, dataset_cache
-from drone.tracking import runs
+from drone.tracking import artifacts, runs
 from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
 from drone.workflows import alarms
 from drone.workflows.display import SILENT, Display
+from drone.workflows.model_card import card_artifact
 from drone.workflows.model_logging import ONNX_FILE, calibrate, load_best_model
 from drone.workflows.moved import open_recorded
 from drone.workflows.requests import ExportRequest
 from drone.workflows.run_spec import RunSpec, check_fingerprint, read_spec
 
-INT8_FILE, REPORT_FILE = "model.int8.onnx", "export.json"
+INT8_FILE, REPORT_FILE, CARD_FILE = "model.int8.onnx", "export.json", "model_card.html"
 _MAX_ACCURACY_LOSS = 0.005
 """Validation accuracy that quantization may cost."""
 
@@ -88,7 +89,9 @@ class ExportResult:
 
 
 def export_model(request: ExportRequest, display: Display = SILENT) -> ExportResult:
-    """Writes model.onnx, model.json and export.json, and model.int8.onnx if it is worth it.
+    """Writes model.onnx, model.json, export.json, and model.int8.onnx if it is worth it.
+
+    Of a registered version there is model_card.html too.
 
     Raises:
         RunError: The exported model's predictions differ from the trained one's, or it cannot be
@@ -143,10 +146,24 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
             "alarms": on_test.as_dict() if on_test else None,
         }
         _write_json(building / REPORT_FILE, report)
+        card = _fetch_card(model, building / "card")
         _install(building, request.out, names)
+        if card:
+            shutil.copy(card, request.out / CARD_FILE)
     if request.page:
         _write_page(request.page, request.out)
     return ExportResult(request.out, request.page, info, measured, quantized, on_test)
+
+
+def _fetch_card(model: ModelRef, folder: Path) -> Path | None:
+    """Returns the model card of a registered version; None if it has none."""
+    if not model.version:
+        return None
+    try:
+        artifact = card_artifact(model.name, model.version)
+        return artifacts.download(model.run_id, artifact, folder)
+    except artifacts.MissingArtifactError:
+        return None
 
 
 def _calibrate(
@@ -245,7 +262,8 @@ def _write_json(file: Path, content: object) -> None:
 def _install(building: Path, out: Path, models: Sequence[str]) -> None:
     """Moves the models and their descriptions to their folder; each appears there complete."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / INT8_FILE).unlink(missing_ok=True)  # Of an earlier export, of another model perhaps.
+    for name in (INT8_FILE, CARD_FILE):  # Of an earlier export, of another model perhaps.
+        (out / name).unlink(missing_ok=True)
     for name in (*models, INFO_FILE, REPORT_FILE):
         # First under another name: between file systems a move is a copy, which can be cut short.
         shutil.move(building / name, out / f"{name}.tmp")

@@ -23,6 +23,7 @@ from drone.tracking import artifacts, registry, runs
 from drone.tracking.model import ModelRef, fetch_onnx, resolve_model, run_of
 from drone.tracking.registry import CHAMPION, PREVIOUS
 from drone.tracking.runs import Run
+from drone.workflows import model_card
 from drone.workflows.display import SILENT, Display
 from drone.workflows.evaluated_images import test_split_name
 from drone.workflows.evaluation import test_result
@@ -143,6 +144,8 @@ def promote(
     document["version"] = version
     # Before the promotion: a champion must always have a decision to look up.
     registry.record_gate_decision(name, version, run_id, document, markdown(document))
+    card = model_card.log_card(name, version, run, candidate.classes, candidate.metrics, document)
+    display.show(f"Model card: {card} of run {run_name}")
     if document["passed"]:
         registry.promote(name, version)
     return PromotionResult(name, run_id, run_name, version, document["passed"], document)

@@ -34,7 +34,7 @@ from drone.training.best_epoch import History
 from drone.training.checkpoint import STATE_FILE, Position, read_position
 from drone.training.config import ClassWeights, TrainConfig
 from drone.training.data import TrainingData
-from drone.workflows import cluster_check, earlier_run, model_logging, moved
+from drone.workflows import cluster_check, earlier_run, model_card, model_logging, moved
 from drone.workflows.display import SILENT, Display, TrainingProgress
 from drone.workflows.run_spec import SPEC_FILE, RunSpec, check_fingerprint, read_spec, train_command
 
@@ -227,6 +227,7 @@ def _log_spec(run: TrackedRun, spec: RunSpec, dataset: Dataset, starting: Weight
         }
     )
     run.log_dataset(dataset)
+    run.log_text(json.dumps(model_card.count_licences(dataset)), model_card.LICENCES_FILE)
     # Last: a run that has this file has all that it takes to be resumed.
     run.log_text(spec.to_json(), SPEC_FILE)
     return (
