@@ -20,7 +20,7 @@ class FiniteCheck:
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         """Watches an optimiser."""
         self._optimizer = optimizer
-        self._lazy = device.type == "cuda"
+        self._lazy = device.type != "cpu"
         self._first_bad = torch.full((2,), -1, dtype=torch.int64, device=device)
         self._steps = 0
 
