@@ -1,7 +1,7 @@
 """A training step on a device that is not the processor: the host never waits for its values.
 
-The device is torch's "meta", whose tensors have shapes and no values. Whatever would copy a value to
-the host, and so wait for all that the device has still to do, raises an error there.
+The device is torch's "meta", whose tensors have shapes and no values. Whatever would copy a value
+to the host, and so wait for all that the device has still to do, raises an error there.
 """
 
 import functools
