@@ -190,15 +190,18 @@ def available_resources() -> tuple[dict[str, float], list[float]]:
 BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the cluster's description on its head."""
 
+KUBERNETES_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where Kubernetes names the namespace of a pod."""
+
 
 def _autoscaling_headroom(num_present: int) -> list[dict[str, float]]:
     """Returns the resources of each machine that the cluster may still add, by its config."""
     try:
-        config = yaml.safe_load(BOOTSTRAP_CONFIG.expanduser().read_text("utf-8"))
+        config = _autoscaling_config()
         node_types = config["available_node_types"]
         headroom = int(config.get("max_workers", 0)) + 1 - num_present
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return []  # Not the head of a cluster that `ray up` created.
+        return []  # Not the head of a cluster that grows.
     node_types.pop(config.get("head_node_type"), None)
     machines: list[dict[str, float]] = []
     for node_type in sorted(node_types.values(), key=lambda kind: -kind.get("priority", 0)):
@@ -206,6 +209,25 @@ def _autoscaling_headroom(num_present: int) -> list[dict[str, float]]:
         if resources.get("CPU"):
             machines += [resources] * int(node_type.get("max_workers", 0))
     return machines[: max(0, headroom)]
+
+
+def _autoscaling_config() -> Any:
+    """Returns the description of the cluster, as `ray up` writes it, from where it is kept.
+
+    Raises:
+        OSError: There is none, or Kubernetes does not let this pod read it.
+    """
+    name = os.environ.get("RAY_CLUSTER_NAME")  # Set in the pods of KubeRay.
+    if name is None:
+        return yaml.safe_load(BOOTSTRAP_CONFIG.expanduser().read_text("utf-8"))
+    from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
+
+    api = node_provider.KubernetesHttpApiClient(KUBERNETES_NAMESPACE.read_text("utf-8"))
+    # Like Ray's own autoscaler beside it, whose role lets the head's pod read this.
+    description = api.get(f"rayclusters/{name}")
+    if not description["spec"].get("enableInTreeAutoscaling"):
+        raise FileNotFoundError(f"The RayCluster {name} does not grow.")
+    return autoscaling_config._derive_autoscaling_config_from_ray_cr(description)
 
 
 def other_nodes() -> list[dict[str, Any]]:

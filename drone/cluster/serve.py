@@ -1,8 +1,11 @@
 """Replicas of a model on a Ray cluster, by Ray Serve: they scale with the requests.
 
-The HTTP app runs in one process, the job's own, and passes the expensive part (decoding and
-inference) to the replicas. Errors are therefore reported in the interface's own form, and requests
-in flight at a shutdown are still answered.
+With `replicated` the HTTP app runs in one process, the job's own, and passes the expensive part
+(decoding and inference) to the replicas. Errors are therefore reported in the interface's own form,
+and requests in flight at a shutdown are still answered.
+
+With `application` each replica has the HTTP app as well, behind Ray Serve's proxies. No job has to
+keep running: Kubernetes, for one, starts a service from its description.
 """
 
 import contextlib
@@ -17,7 +20,8 @@ from typing import Any
 
 from drone.cluster import connection
 from drone.errors import ConfigError, ImageError
-from drone.serving.http import HttpSettings, overloaded
+from drone.serving.api import Api, ApiSettings
+from drone.serving.http import HttpApp, HttpSettings, overloaded
 from drone.serving.memory import limit_kept_memory
 from drone.serving.predictor import Prediction, Predictor
 
@@ -81,11 +85,7 @@ class Replica:
     """The Ray Serve deployment: a model on a worker of the cluster."""
 
     def __init__(self, model: bytes, engines: int) -> None:
-        limit_kept_memory()
-        self._predictor = Predictor(
-            Path("model.onnx"), threads=1, max_concurrency=engines, content=model
-        )
-        self._predictor.start()
+        self._predictor = _start_predictor(model, engines)
 
     def predict(
         self, data: bytes, max_pixels: int | None, evidence: bool
@@ -99,6 +99,19 @@ class Replica:
             # Ray logs what is raised, and the message of a defect may quote the image.
             frames = "".join(traceback.format_tb(error.__traceback__))
             raise RuntimeError(f"{type(error).__name__} in a replica\n{frames}") from None
+
+
+class Service:
+    """The Ray Serve deployment that answers HTTP itself: a model, and the interface to it."""
+
+    def __init__(self, model: bytes, api: ApiSettings, http: HttpSettings, page: Path) -> None:
+        predictor = _start_predictor(model, _engines(http))
+        # The page's folder may be on the machine that built the application only.
+        self._app = HttpApp(Api(predictor, api), http, page if page.is_dir() else None)
+
+    def __serve_build_asgi_app__(self) -> HttpApp:
+        """Returns the app that Ray Serve passes the requests to."""
+        return self._app
 
 
 class ReplicatedPredictor(Predictor):
@@ -174,35 +187,73 @@ def replicated(
     with connection.connected():
         from ray import serve
 
-        engines = http.engines or 1
-        cpus = settings.replica_cpus or engines
-        _check_capacity(settings, cpus, notify)
+        _check_capacity(settings, _replica_cpus(http, settings), notify)
         # It logs a lost replica once for each of its requests.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         # The job's own app takes the requests, so Ray Serve needs no HTTP proxy.
         serve.start(proxy_location="Disabled")
-        deployment = serve.deployment(
-            Replica,
-            ray_actor_options={"num_cpus": cpus},
-            max_ongoing_requests=http.max_concurrent,
-            max_queued_requests=http.max_queued,
-            autoscaling_config=_autoscaling_config(settings),
-            graceful_shutdown_timeout_s=30,
-        )
+        deployment = serve.deployment(Replica, **_deployment_options(http, settings))
         try:
             # The model travels as bytes: workers may not share a file system with the job.
-            application = deployment.bind(checked.content, engines)
-            handle = serve.run(application, name=name, route_prefix=None)
+            replica = deployment.bind(checked.content, _engines(http))
+            handle = serve.run(replica, name=name, route_prefix=None)
             model, content = checked.model, checked.content
             yield ReplicatedPredictor(model, content, handle, http.retry_after_s)
         finally:
             _shut_down(name)
 
 
+def application(
+    model: bytes,
+    api: ApiSettings,
+    http: HttpSettings,
+    settings: ReplicaSettings,
+    page: Path,
+) -> Any:
+    """Returns the Ray Serve application whose replicas have the HTTP interface of `serve.py`.
+
+    Args:
+        model: Content of the exported model.
+        api: Limits and headers of the interface.
+        http: Concurrency and timeouts of each replica.
+        settings: Autoscaling of the replicas.
+        page: Folder of the page that is served beside the interface, on machines that have it.
+    """
+    from ray import serve
+
+    deployment = serve.deployment(serve.ingress()(Service), **_deployment_options(http, settings))
+    return deployment.bind(model, api, http, page)
+
+
 def front(http: HttpSettings, settings: ReplicaSettings) -> HttpSettings:
     """Returns settings of the app in front of the replicas: enough threads to keep all busy."""
     concurrent = http.max_concurrent * settings.max_replicas + http.max_queued
     return replace(http, max_concurrent=concurrent)
+
+
+def _start_predictor(model: bytes, engines: int) -> Predictor:
+    limit_kept_memory()
+    predictor = Predictor(Path("model.onnx"), threads=1, max_concurrency=engines, content=model)
+    predictor.start()
+    return predictor
+
+
+def _engines(http: HttpSettings) -> int:
+    return http.engines or 1
+
+
+def _replica_cpus(http: HttpSettings, settings: ReplicaSettings) -> float:
+    return settings.replica_cpus or _engines(http)
+
+
+def _deployment_options(http: HttpSettings, settings: ReplicaSettings) -> dict[str, Any]:
+    return {
+        "ray_actor_options": {"num_cpus": _replica_cpus(http, settings)},
+        "max_ongoing_requests": http.max_concurrent,
+        "max_queued_requests": http.max_queued,
+        "autoscaling_config": _autoscaling_config(settings),
+        "graceful_shutdown_timeout_s": 30,
+    }
 
 
 def _autoscaling_config(settings: ReplicaSettings) -> dict[str, Any]:

@@ -8,11 +8,14 @@ import sys
 import tempfile
 import threading
 import webbrowser
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from drone.cluster import serve as ray_serve
-from drone.errors import cannot_listen
+from drone.config import override
+from drone.errors import ConfigError, cannot_listen
 from drone.serving.api import Api, ApiSettings
 from drone.serving.connections import ConnectionSettings, LimitedServer
 from drone.serving.http import HttpApp, HttpSettings
@@ -20,7 +23,7 @@ from drone.serving.memory import limit_kept_memory
 from drone.serving.predictor import Predictor
 from drone.workflows.display import SILENT, Display
 from drone.workflows.model_source import FetchedModel, fetch_model
-from drone.workflows.requests import ServeRequest
+from drone.workflows.requests import PAGE_FOLDER, ServeRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,63 @@ class ServerSettings:
     http: HttpSettings = field(default_factory=HttpSettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     replicas: ray_serve.ReplicaSettings = field(default_factory=ray_serve.ReplicaSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceArgs:
+    """Arguments of the Ray Serve application, `args` in a Serve config."""
+
+    model: str | None = None
+    """Registered model, such as models:/drone-classifier@champion."""
+
+    run: str | None = None
+    """Run whose model is served, instead."""
+
+    onnx: str | None = None
+    """Exported model, instead: a file on every machine of the cluster."""
+
+    experiment: str = "drone"
+    """Experiment in MLflow."""
+
+    api: ApiSettings = field(default_factory=ApiSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    replicas: ray_serve.ReplicaSettings = field(default_factory=ray_serve.ReplicaSettings)
+
+
+def build_application(args: Mapping[str, Any]) -> Any:
+    """Returns the Ray Serve application of a model: `import_path` in a Serve config.
+
+    The model is downloaded and checked once, and sent to the replicas: all serve the same one, and
+    only the machine that builds the application needs MLflow.
+
+    Args:
+        args: Values of `ServiceArgs` by name, with the names inside its groups as in serve.py.
+
+    Raises:
+        ConfigError: A name is unknown or a value out of range, or there is not one model.
+        RunError: There is no such model.
+    """
+    service = override(ServiceArgs(), args, "args of the application")
+    if sum(source is not None for source in (service.model, service.run, service.onnx)) != 1:
+        raise ConfigError("Name what to serve in the args of the application: model, run or onnx.")
+    request = ServeRequest(
+        model=service.model,
+        run=service.run,
+        onnx=None if service.onnx is None else Path(service.onnx),
+        experiment=service.experiment,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = fetch_model(request, Path(folder))
+        checked = Predictor(fetched.onnx)
+        # A broken model fails here, and not in each replica.
+        checked.start()
+    return ray_serve.application(
+        checked.content,
+        _named(service.api, fetched),
+        service.http,
+        service.replicas,
+        PAGE_FOLDER,
+    )
 
 
 def serve(request: ServeRequest, settings: ServerSettings, display: Display = SILENT) -> str:
