@@ -10,7 +10,7 @@ where the processor has it, no gradients below the cut, a fused optimiser. Ours:
 batched augmentation, channels-last, bf16 where the processor has it, freed memory kept. The limit
 is what the machine's own rate of matrix products allows for the network's multiply-adds, forward
 and backward, if nothing else took any time. Same model, same images, same optimiser, same machine;
-the sides take turns, so that a busy machine slows all. Images/s are of whole epochs after a warm-up.
+the sides take turns, so that a busy machine slows all. Images/s are of whole epochs after warm-up.
 """
 
 import statistics

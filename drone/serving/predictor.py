@@ -499,7 +499,7 @@ class Predictor:
             if self._content is None:
                 self._content = self.model.read_bytes()
             session = onnxruntime.InferenceSession(
-                self._content, options, providers=["CPUExecutionProvider"]
+                self._content, options, providers=_providers()
             )
         except Exception as error:  # onnxruntime's errors have no narrower common base.
             reason = " ".join(str(error).split())[:300].rstrip(".")
@@ -521,6 +521,14 @@ class Predictor:
         self._info = info
         self._loaded_at = time.time()
         return session
+
+
+def _providers() -> list[str]:
+    """Returns what computes: a GPU, if onnxruntime-gpu takes the place of onnxruntime, first."""
+    available = onnxruntime.get_available_providers()
+    return [
+        name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
+    ]
 
 
 def _interface_problem(session: onnxruntime.InferenceSession, num_classes: int) -> str | None:
