@@ -256,7 +256,7 @@ def check_search(small: bool, folder: Path) -> list[Row]:
     share = ["--gpus-per-worker", 0.25] if device().type == "cuda" else []
     trials = 2 if small else SEARCH_TRIALS
     args = ["--data", folder / "dataset", "--num-trials", trials, "--weights", "none", *share]
-    args += ["--epochs", 1 if small else 3, "--no-confirm"]
+    args += ["--epochs", 1 if small else 3]
     _, seconds = _run_job("tune", *args, folder=folder)
     return [(f"search, {trials} trials", f"{seconds:.0f} s in all")]
 
