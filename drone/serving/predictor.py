@@ -498,9 +498,7 @@ class Predictor:
             # From bytes: what was loaded stays known, also if the file is replaced.
             if self._content is None:
                 self._content = self.model.read_bytes()
-            session = onnxruntime.InferenceSession(
-                self._content, options, providers=_providers()
-            )
+            session = onnxruntime.InferenceSession(self._content, options, providers=_providers())
         except Exception as error:  # onnxruntime's errors have no narrower common base.
             reason = " ".join(str(error).split())[:300].rstrip(".")
             raise RunError(
@@ -526,9 +524,7 @@ class Predictor:
 def _providers() -> list[str]:
     """Returns what computes: a GPU, if onnxruntime-gpu takes the place of onnxruntime, first."""
     available = onnxruntime.get_available_providers()
-    return [
-        name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
-    ]
+    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
 def _interface_problem(session: onnxruntime.InferenceSession, num_classes: int) -> str | None:
