@@ -139,11 +139,14 @@ def _absolute_rules(candidate: Contender, limits: Limits) -> list[Rule]:
     recalls = _recalls(candidate)
     weakest = min(recalls, key=recalls.__getitem__)
     ece = float(candidate.metrics["ece"])
+    min_recall = limits.min_recall
+    if min_recall is None:
+        min_recall = 1 / len(candidate.classes)
     return [
         Rule(
             "minimum recall",
-            recalls[weakest] >= limits.min_recall,
-            f"lowest recall {recalls[weakest]:.3f} ({weakest}); at least {limits.min_recall:g}",
+            recalls[weakest] >= min_recall,
+            f"lowest recall {recalls[weakest]:.3f} ({weakest}); at least {min_recall:.3g}",
         ),
         Rule("calibration", ece <= limits.max_ece, f"ECE {ece:.3f}; at most {limits.max_ece:g}"),
         _accepted_rule(candidate, limits),

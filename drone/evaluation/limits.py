@@ -16,8 +16,9 @@ class Limits:
     """Minimum share of bootstrap resamples of the test images in which the candidate must have the
     higher macro F1, 0 to 1."""
 
-    min_recall: float = 0.25
-    """Minimum recall of every class, 0 to 1; guessing among four classes gives 0.25."""
+    min_recall: float | None = None
+    """Minimum recall of every class, 0 to 1 (default: that of guessing, 1 divided by the number of
+    classes)."""
 
     max_recall_drop: float = 0.1
     """Maximum drop of any class's recall below the champion's, 0 to 1."""
@@ -65,8 +66,9 @@ class Limits:
             "min_accepted",
             "max_auroc_drop",
         ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"limits.{name} is {getattr(self, name)}; it must be 0 to 1.")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"limits.{name} is {value}; it must be 0 to 1.")
         if not 0 < self.alarm_recall <= 1:
             raise ConfigError(
                 f"limits.alarm_recall is {self.alarm_recall}; it must be above 0 and at most 1."

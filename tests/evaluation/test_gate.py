@@ -177,6 +177,17 @@ def test_a_model_that_knows_too_few_images_does_not_pass() -> None:
     assert apply_gate(contender(0.9, known=0.4), None, Limits(min_accepted=0)).passed
 
 
+def test_the_minimum_recall_is_that_of_guessing() -> None:
+    def rule(classes: ClassSet, limits: Limits) -> str:
+        decision = apply_gate(replace(contender(0.9), classes=classes), None, limits)
+        return next(rule.figures for rule in decision.rules if rule.name == "minimum recall")
+
+    assert rule(CLASSES, Limits()).endswith("at least 0.25")
+    assert rule(ClassSet.of(("a", "b")), Limits()).endswith("at least 0.5")
+    assert rule(ClassSet.of("abcdefg"), Limits()).endswith("at least 0.143")
+    assert rule(CLASSES, Limits(min_recall=0.4)).endswith("at least 0.4")
+
+
 def renamed(contender: Contender, names: tuple[str, ...], unknown: str = "") -> Contender:
     """A contender whose classes have other names; images of an unknown one are left out."""
     table = contender.predictions.replace(dict(zip(CLASSES, names, strict=True)))
