@@ -126,8 +126,8 @@ class KeptImages:
             by_hash.setdefault(image.sha256, image)
         if not by_hash:
             raise DataError(
-                f"{self.location} holds no served images. Name the folder or URI that serve.py "
-                f"--keep fills."
+                f"{self.location} holds no served images. Name the folder or URI that was --keep "
+                f"of python ray_jobs/serve.py."
             )
         return list(by_hash.values())
 

@@ -64,7 +64,7 @@ class PrepareRequest:
         if self.served is not None and self.decisions is None:
             raise ConfigError(
                 "--served needs --decisions: only they tell the classes of served images. Make "
-                "them with review.py --served."
+                "them with the page of python ray_jobs/review.py."
             )
         for name in (*self.raw, *self.negatives):
             # The manifest names them, for --undo and later updates.
@@ -193,6 +193,10 @@ class EvaluateRequest:
     subfolder per kind (default: the negatives of the test split); those that the model was trained
     on are left out."""
 
+    served: str | None = None
+    """Store of served images (serve.py --keep): how often their answers were right, by week, as far
+    as they have been labelled since in --data. Needs no model."""
+
     boxes: Path | None = None
     """Boxes around the objects in these images (CSV, YOLO or COCO): the report tells how much of
     the evidence for the true class lies outside of them."""
@@ -214,6 +218,13 @@ class EvaluateRequest:
     """Experiment in MLflow."""
 
     def __post_init__(self) -> None:
+        if self.served is not None:
+            if self.data is None or self.run or self.model or self.images:
+                raise ConfigError(
+                    "--served takes --data, the data set with the labels, and no model: it "
+                    "evaluates the answers that were given."
+                )
+            return
         if (self.run is None) == (self.model is None):
             raise ConfigError("Name what to evaluate: either --run RUN or --model URI.")
         if self.data is not None and self.images is not None:
