@@ -18,7 +18,7 @@ http: `HttpApp` is the ASGI application with a queue; `HttpSettings` has its con
 connections: `LimitedServer` runs the app; `ConnectionSettings` has its limits on clients.
 keeping, background_keeper: keep served images to be labelled and trained on; `KeepSettings`.
 memory: lets the process return the memory of images.
-lambda_handler: `handler` is the AWS Lambda function.
+lambda_handler: `handler` is the AWS Lambda function; lambda_keeping keeps its images in a bucket.
 openapi: the OpenAPI schema of the interface and the page at /docs.
 """
 

@@ -1,5 +1,6 @@
 """Keeps served images in a thread of its own, within limits on bytes and days."""
 
+import contextlib
 import datetime
 import logging
 import queue
@@ -116,7 +117,13 @@ class BackgroundKeeper:
         if not self._index.has_room(len(kept.image)):
             self._drop("The images of one day alone reach --keep-gb.")
             return
-        self._index.add(kept, write_pair(self._store, kept))
+        try:
+            self._index.add(kept, write_pair(self._store, kept))
+        except Exception:
+            # On a full disk the image may fit and its record not: no half of a pair stays.
+            with contextlib.suppress(Exception):
+                self._store.delete(next(iter(kept.files())))
+            raise
         self.num_kept += 1
 
     def _drop(self, reason: str) -> None:

@@ -6,7 +6,6 @@ kept. Nothing about the client is stored. Keeping never fails an answer: a store
 broken or slow costs images only.
 """
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -121,14 +120,18 @@ class StoredFile:
     size_bytes: int
 
 
-class ImageStore(Protocol):
-    """Where images are kept."""
-
-    def files(self) -> Iterable[StoredFile]:
-        """Returns all files of the store."""
+class ImageSink(Protocol):
+    """Where images go."""
 
     def write(self, path: str, content: bytes) -> None:
         """Writes a file, as a whole or not at all; its folder is created."""
+
+
+class ImageStore(ImageSink, Protocol):
+    """Where images are kept, and deleted again."""
+
+    def files(self) -> Iterable[StoredFile]:
+        """Returns all files of the store."""
 
     def delete(self, path: str) -> None:
         """Deletes a file, or a folder with all files in it."""
@@ -207,20 +210,15 @@ def _extension(image: bytes) -> str:
     return next((name for start, name in _EXTENSIONS.items() if image.startswith(start)), "img")
 
 
-def write_pair(store: ImageStore, kept: KeptImage) -> int:
+def write_pair(sink: ImageSink, kept: KeptImage) -> int:
     """Writes an image and its record; returns their bytes.
 
     Raises:
-        Exception: Whatever the store raises. Nothing of the image is left then, if it allows that.
+        Exception: Whatever the sink raises.
     """
     files = kept.files()
-    try:
-        for path, content in files.items():
-            store.write(path, content)
-    except Exception:
-        with contextlib.suppress(Exception):
-            store.delete(next(iter(files)))
-        raise
+    for path, content in files.items():
+        sink.write(path, content)
     return sum(map(len, files.values()))
 
 
@@ -247,15 +245,15 @@ class Complaints:
 class ImmediateKeeper:
     """Keeps images before it returns: for Lambda, which freezes the process after each answer."""
 
-    def __init__(self, settings: KeepSettings, store: ImageStore) -> None:
+    def __init__(self, settings: KeepSettings, sink: ImageSink) -> None:
         """Creates the keeper.
 
         Args:
-            settings: What is kept. Size and days are left to the store's own rules.
-            store: Where; its calls must have short timeouts.
+            settings: What is kept. Deleting what is too old or too much is left to others.
+            sink: Where; its calls must have short timeouts.
         """
         self.settings = settings
-        self._store = store
+        self._sink = sink
         self._complaints = Complaints()
 
     def offer(self, image: bytes, answer: Mapping[str, Any], model: Mapping[str, str]) -> None:
@@ -263,7 +261,7 @@ class ImmediateKeeper:
         try:
             kept = select(self.settings, image, answer, model, now())
             if kept is not None:
-                write_pair(self._store, kept)
+                write_pair(self._sink, kept)
         except Exception as error:
             self._complaints.log_error(error)
 
