@@ -84,12 +84,14 @@ class KeptImages:
     def write(self, path: str, content: bytes) -> None:
         """Writes a file, as a whole or not at all; its folder is created."""
         target = f"{self._path}/{path}"
-        self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        # An object appears when it is complete, and cannot be renamed.
-        written = target if is_object_storage(self.location) else f"{target}.new"
+        # An object needs no folder, appears when it is complete, and cannot be renamed.
+        in_one_step = is_object_storage(self.location)
+        written = target if in_one_step else f"{target}.new"
+        if not in_one_step:
+            self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         with self._filesystem.open_output_stream(written) as stream:
             stream.write(content)
-        if written != target:
+        if not in_one_step:
             self._filesystem.move(written, target)
 
     def delete(self, path: str) -> None:
