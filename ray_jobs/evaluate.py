@@ -1,10 +1,11 @@
-"""Evaluates a model: on the test split of its data set, or on images that it has never seen.
+"""Evaluates a model: on its test split, on images that it has never seen, or by its served answers.
 
     python ray_jobs/evaluate.py --run finetune-s0
     python ray_jobs/evaluate.py --model models:/drone-classifier@champion --data data/drones
     python ray_jobs/evaluate.py --run finetune-s0 --images images-of-other-origin
     python ray_jobs/evaluate.py --run finetune-s0 --boxes boxes.csv
     python ray_jobs/evaluate.py --run multires-s0 --against finetune-s0
+    python ray_jobs/evaluate.py --served served --data data/drones
 
 Writes one HTML report with everything beside it (predictions.csv, metrics.json, figures) and logs
 it to the run. The predictions are those of the exported model, the one that is served.
@@ -36,6 +37,12 @@ class Evaluate(EvaluateRequest):
 
 def main(job: Evaluate) -> cli.Result:
     """Runs the job."""
+    if job.served is not None:
+        from drone.workflows import served_evaluation
+
+        in_use = served_evaluation.evaluate_served(job, console.ConsoleDisplay())
+        results.show_served(in_use)
+        return in_use.as_dict()
     # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import evaluation
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from drone.evaluation.evidence import OutsideBoxes
     from drone.evaluation.operating_point import OperatingPoint
     from drone.workflows.evaluation import EvaluationResult
+    from drone.workflows.served_evaluation import ServedEvaluation
 
 _MARKS = {
     "ok": Text("ok", "green"),
@@ -109,6 +110,20 @@ def _show_operating_point(point: "OperatingPoint") -> None:
     console.table("Operating point: drones that raise an alarm, and false alarms", columns, rows)
     if point.few_birds:
         console.show(point.few_birds)
+
+
+def show_served(result: "ServedEvaluation") -> None:
+    """Prints the accuracy of served answers over time, and where its table and figure are."""
+    columns = ["week", "model", "kept_as", "images", "labelled", "accuracy", "low", "high"]
+    rows = result.by_week[columns].astype(object).to_numpy().tolist()
+    names = ["week from", "model", "kept as", *columns[3:]]
+    console.table("Served answers that were right, of those labelled since", names, rows)
+    console.show(
+        f"{result.num_labelled} of {result.num_images} served images are labelled. Only the sample "
+        f"tells how good all answers are, and only if all of it is labelled.",
+        f"Table: {result.table}",
+        f"Figure: {result.figure}",
+    )
 
 
 def show_findings(findings: "list[Finding]") -> None:

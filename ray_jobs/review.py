@@ -1,12 +1,18 @@
-"""Writes a page for deciding on the doubtful images of a data set.
+"""Writes a page for deciding on the doubtful images of a data set, or on served images.
 
     python ray_jobs/review.py --data data/drones --out review.html
     python ray_jobs/prepare.py --raw images --out data/drones --decisions decisions-....jsonl
+
+    python ray_jobs/review.py --served served --model models:/drone-classifier@champion
+    python ray_jobs/prepare.py --raw images --served served --out data/drones --decisions D.jsonl
 
 The page needs no server: open it in a browser, decide by keys, export the decisions. It shows
 copies in several classes, labels that the images contradict, and near duplicates. The number of
 wrong labels, and the accuracy that they allow, are estimated by confident learning on frozen
 features; so is what more images of each class, or cleaner labels, would add.
+
+With --served it shows images that serve.py --keep has kept, those first that a label would teach
+the model most from: unsure ones, those that a candidate answers otherwise, and no two alike.
 """
 
 import sys
@@ -39,6 +45,8 @@ class Review(ReviewRequest):
 
 def main(job: Review) -> cli.Result:
     """Runs the job."""
+    if job.served is not None:
+        return _review_served(job)
     # Imported late: it takes seconds, for which --help and wrong usage should not wait.
     from drone.workflows import review
 
@@ -61,6 +69,25 @@ def main(job: Review) -> cli.Result:
         "wrong": table.to_dict("index"),
         "held_out_accuracy": result.accuracy,
         "learning_curve": asdict(result.curve),
+    }
+
+
+def _review_served(job: Review) -> cli.Result:
+    from drone.workflows import served_review
+
+    result = served_review.write_served_page(job, console.ConsoleDisplay())
+    left_out = [f"{count} {reason}" for reason, count in result.left_out.items()]
+    console.show(
+        f"{result.num_shown} of {result.num_images} served images are on the page.",
+        *([f"Left out: {', '.join(left_out)}."] if left_out else []),
+        f"Decide in a browser: {job.out.resolve()}",
+        f"Then: {result.prepare_again}",
+    )
+    return {
+        "page": str(job.out),
+        "shown": result.num_shown,
+        "images": result.num_images,
+        "left_out": dict(result.left_out),
     }
 
 

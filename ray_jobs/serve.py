@@ -2,6 +2,7 @@
 
     python ray_jobs/serve.py --model models:/drone-classifier@champion      (http://127.0.0.1:8000)
     python ray_jobs/serve.py --onnx export/model.onnx --port 8080
+    python ray_jobs/serve.py --onnx export/model.onnx --keep served       (docs/loop.md)
     RAY_ADDRESS=auto python ray_jobs/serve.py --model models:/drone-classifier@champion --replicas 4
 
     curl --data-binary @image.jpg http://127.0.0.1:8000/predict
@@ -30,6 +31,7 @@ from drone.cluster.serve import ReplicaSettings
 from drone.serving.api import ApiSettings
 from drone.serving.connections import ConnectionSettings
 from drone.serving.http import HttpSettings
+from drone.serving.keeping import KeepSettings
 from drone.workflows.requests import ServeRequest
 from ray_jobs import cli, console
 
@@ -47,6 +49,7 @@ class Serve(ServeRequest):
     connections: Annotated[ConnectionSettings, tyro.conf.arg(name="")] = field(
         default_factory=ConnectionSettings
     )
+    kept: Annotated[KeepSettings, tyro.conf.arg(name="")] = field(default_factory=KeepSettings)
     ray: Annotated[ReplicaSettings, tyro.conf.arg(name="")] = field(default_factory=ReplicaSettings)
 
 
@@ -56,7 +59,11 @@ def main(job: Serve) -> cli.Result:
     from drone.workflows import serving
 
     settings = serving.ServerSettings(
-        api=job.api, http=job.http, connections=job.connections, replicas=job.ray
+        api=job.api,
+        http=job.http,
+        connections=job.connections,
+        replicas=job.ray,
+        keep=job.kept,
     )
     url = serving.serve(job, settings, console.ConsoleDisplay())
     return {"url": url, "pid": os.getpid()}

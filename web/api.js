@@ -32,9 +32,10 @@ export class Api {
    * Returns the prediction for an image.
    * @param {(info: object) => Promise<Blob>} encode makes the upload once the model's info is loaded.
    * @param {AbortSignal} signal
+   * @param {boolean} mayKeep whether the service may keep the image.
    * @param {{onAttempt: Function, onWait: Function}} callbacks see `retry`.
    */
-  predict(encode, signal, callbacks) {
+  predict(encode, signal, mayKeep, callbacks) {
     let body = null;
     const attempt = async (attemptSignal) => {
       const info = await abortable(attemptSignal, this.#loadInfo());
@@ -42,7 +43,7 @@ export class Api {
       attemptSignal.throwIfAborted();
       const prediction = await fetchJson(new URL("predict?evidence=true", this.baseUrl), {
         method: "POST",
-        headers: { "Content-Type": "application/octet-stream" },
+        headers: { "Content-Type": "application/octet-stream", ...(!mayKeep && forbidding(info)) },
         body,
         signal: attemptSignal,
       });
@@ -64,6 +65,11 @@ export class Api {
     this.info = validateModelInfo(await this.#infoRequest, "the service's address");
     return this.info;
   }
+}
+
+/** Only for a service that keeps images: another one may not allow the header. */
+function forbidding(info) {
+  return info.keeps ? { [info.keeps.forbid_header]: "1" } : {};
 }
 
 async function fetchJson(url, options) {

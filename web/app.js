@@ -7,10 +7,11 @@ import { UserError } from "./errors.js";
 import { showEvidence, switchEvidence } from "./evidence.js";
 import { formatBytes, openImage } from "./image.js";
 import { LocalModel } from "./local.js";
-import { classesText, limitsOf, modelName } from "./model-info.js";
-import { readConfig, saveBackend, savedBackend } from "./settings.js";
+import { classesText, keepsText, limitsOf, modelName } from "./model-info.js";
+import { readConfig, saveBackend, saveDoNotKeep, savedBackend, savedDoNotKeep } from "./settings.js";
 import {
-  $, clearError, clearPrediction, findClass, showBusy, showError, showImage, showPrediction, showStatus,
+  $, clearError, clearPrediction, findClass, showBusy, showError, showImage, showKeeps, showPrediction,
+  showStatus,
 } from "./view.js";
 
 /** The backends that run the model; null where this page lacks one. */
@@ -89,9 +90,12 @@ async function submit() {
   showBusy(true);
   try {
     const classify = onService ? classifyWithService : classifyInBrowser;
-    const prediction = await classify(backends[selected], image, signal);
+    // What is sent before the notice could be read is not kept.
+    const mayKeep = !$("keeps").hidden && !$("do-not-keep").checked;
+    const prediction = await classify(backends[selected], image, signal, mayKeep);
     // A request can succeed although it was aborted meanwhile.
     signal.throwIfAborted();
+    showModelInfo(); // A service that has just woken has told only now what it keeps.
     showStatus(`${prediction.label}.`);
     showPrediction(prediction, onService ? "on the service" : "in this browser");
     showEvidence(prediction.evidence);
@@ -192,6 +196,8 @@ async function preloadModel() {
 
 function showModelInfo(placeholder = "") {
   const { info, ready } = backends[selected];
+  // The model in this browser keeps nothing.
+  showKeeps(selected === "service" && info ? keepsText(info) : "");
   if (!info) {
     $("model-info").textContent = placeholder;
     return;
@@ -295,6 +301,8 @@ function wire() {
   });
   $("show-evidence").addEventListener("change", switchEvidence);
   $("find-class").addEventListener("input", () => findClass($("find-class").value));
+  $("do-not-keep").checked = savedDoNotKeep();
+  $("do-not-keep").addEventListener("change", () => saveDoNotKeep($("do-not-keep").checked));
   for (const name of ["service", "browser"]) {
     $(`backend-${name}`).addEventListener("change", () => switchBackend(name));
   }

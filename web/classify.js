@@ -9,7 +9,7 @@ import { showStatus } from "./view.js";
 const MAX_PNG_SIDE_PX = 448;
 
 /** Returns the service's prediction. Retries are shown in the status line. */
-export function classifyWithService(api, image, signal) {
+export function classifyWithService(api, image, signal, mayKeep) {
   showStatus("Sending the image to the service ...");
   checkLimits(image, limitsOf(api.info));
   const encode = async (info) => {
@@ -17,7 +17,7 @@ export function classifyWithService(api, image, signal) {
     checkLimits(image, limitsOf(info));
     return encodeUpload(image, info, signal);
   };
-  return api.predict(encode, signal, {
+  return api.predict(encode, signal, mayKeep, {
     onAttempt: (number, maxAttempts) => {
       if (number > 1) showStatus(`Attempt ${number} of ${maxAttempts} ...`);
     },

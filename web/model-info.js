@@ -47,3 +47,15 @@ export function inputSidePx(info, { width, height }) {
   return sidesPx.reduce((nearest, sidePx) =>
     Math.abs(longerPx - sidePx) < Math.abs(longerPx - nearest) ? sidePx : nearest);
 }
+
+/** What a service says that it keeps of images, as a sentence; "" if it keeps none. */
+export function keepsText({ keeps } = {}) {
+  if (!keeps) return "";
+  const kinds = [
+    ...(keeps.unsure ? ["images that the model is unsure of"] : []),
+    ...(keeps.none ? [`those that are ${NONE}`] : []),
+    ...(keeps.share ? [`a sample of ${Number((100 * keeps.share).toPrecision(3))} % of all`] : []),
+  ];
+  return `To improve the model, this service keeps ${kinds.join(", ")} for up to ${keeps.days} days; ` +
+    "people may look at them and label them, and labelled ones are kept for training.";
+}

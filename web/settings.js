@@ -2,6 +2,7 @@
 import { UserError } from "./errors.js";
 
 const STORAGE_KEY = "drone-page-backend";
+const DO_NOT_KEEP_KEY = "drone-page-do-not-keep";
 
 /**
  * Reads config.json; docs/page.md lists its keys and defaults.
@@ -40,6 +41,23 @@ export function savedBackend() {
 export function saveBackend(backend) {
   try {
     localStorage.setItem(STORAGE_KEY, backend);
+  } catch {
+    // Without storage the choice lasts for this visit.
+  }
+}
+
+/** Whether the user has forbidden to keep images. */
+export function savedDoNotKeep() {
+  try {
+    return localStorage.getItem(DO_NOT_KEEP_KEY) === "true";
+  } catch {
+    return false;
+  }
+}
+
+export function saveDoNotKeep(forbidden) {
+  try {
+    localStorage.setItem(DO_NOT_KEEP_KEY, String(forbidden));
   } catch {
     // Without storage the choice lasts for this visit.
   }

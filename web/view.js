@@ -46,6 +46,12 @@ export function showImage(image) {
   $("image-size").textContent = `(${sides}${formatBytes(image.file.size)})`;
 }
 
+/** @param {string} text what the service keeps of images; empty hides the notice and the choice. */
+export function showKeeps(text) {
+  $("keeps-text").textContent = text;
+  $("keeps").hidden = !text;
+}
+
 /** Shows Cancel in place of Submit. Hiding a focused button would lose the focus, so it moves along. */
 export function showBusy(busy) {
   const [from, to] = busy ? [$("submit"), $("cancel")] : [$("cancel"), $("submit")];

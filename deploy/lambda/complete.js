@@ -14,6 +14,7 @@ class Complete {
       resources[`GatewayResponse${type.replace(/_/g, '')}`] = this.gatewayResponse(type, ...error);
     }
     this.reserveConcurrency(named('AWS::Lambda::Function').map((name) => resources[name]));
+    for (const name of named('AWS::IAM::Role')) this.allowKeeping(resources[name]);
     for (const name of named('AWS::ApiGateway::Deployment')) {
       this.throttle(resources[name], named('AWS::ApiGateway::GatewayResponse'));
     }
@@ -40,7 +41,7 @@ class Complete {
     const error = `{"status": ${status}, "problem": "${problem}", "message": ${text}}`;
     const headers = {
       'Access-Control-Allow-Origin': this.service.custom.origin,
-      'Access-Control-Allow-Headers': 'Content-Type, X-Request-Id',
+      'Access-Control-Allow-Headers': 'Content-Type, X-Request-Id, X-Do-Not-Keep',
       'Access-Control-Allow-Methods': 'GET, HEAD, POST, OPTIONS',
       'Access-Control-Expose-Headers': 'X-Request-Id, Retry-After',
       ...(problem === 'busy' && { 'Retry-After': '1' }),
@@ -69,6 +70,11 @@ class Complete {
     for (const { Properties } of functions) {
       Properties.ReservedConcurrentExecutions = Number(concurrency);
     }
+  }
+
+  // The function may write the images that it keeps, and read none of them.
+  allowKeeping({ Properties }) {
+    Properties.Policies[0].PolicyDocument.Statement.push(...this.service.custom.keepStatements);
   }
 
   // Function URLs created since October 2025 need a second permission.

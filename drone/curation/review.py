@@ -21,13 +21,35 @@ from drone.files import write_whole
 from drone.labels import NONE
 
 _SUSPECT, _COPIES, _NEAR = "suspect", "copies", "near"
-"""Kinds of items: a doubtful label, copies in several classes, near duplicates. The page filters
-by them."""
+
+_KINDS = {
+    _SUSPECT: "doubtful labels",
+    _COPIES: "copies in several classes",
+    _NEAR: "near duplicates",
+}
+"""Kinds of items, by which the page filters, with their names there."""
 
 Item = dict[str, Any]
 """One image on the page, as JSON; see `build_items`."""
 
 _IMAGE_PX = 400
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is reviewed."""
+
+    title: str
+    key: str
+    """Hexadecimal digits that name it: the browser stores decisions under them."""
+
+    classes: Sequence[str]
+    kinds: Mapping[str, str]
+    """Names of the kinds of items by what `Item` calls them."""
+
+    may_be_none: bool = False
+    """Whether the user can decide that an image shows none of the classes. Each decision then names
+    a class, since the images have none before."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +121,7 @@ def write_page(
     facts: Mapping[str, str],
     advice: Advice,
 ) -> None:
-    """Writes the review page.
+    """Writes the review page of a data set.
 
     Args:
         target: HTML file to write.
@@ -107,11 +129,27 @@ def write_page(
         items: Result of `build_items`.
         load_image: Returns an image as a data URI by its md5, empty if there is none.
         facts: Names and values to show at the top.
+        advice: What would improve a model.
     """
+    title = f"Review of data set {dataset.fingerprint[:12]}"
+    subject = Subject(title, dataset.fingerprint, dataset.classes, _KINDS)
+    write_items(target, subject, items, load_image, facts, advice)
+
+
+def write_items(
+    target: Path,
+    subject: Subject,
+    items: Sequence[Item],
+    load_image: Callable[[str], str],
+    facts: Mapping[str, str],
+    advice: Advice | None = None,
+) -> None:
+    """Writes a review page of any images; see `write_page`."""
     shown_md5 = {md5 for item in items for md5 in (item["md5"], *item["twins"])}
     content = {
-        "fingerprint": dataset.fingerprint,
-        "classes": list(dataset.classes),
+        "fingerprint": subject.key,
+        "classes": list(subject.classes),
+        "none": NONE if subject.may_be_none else "",
         "items": list(items),
         "images": {md5: load_image(md5) for md5 in sorted(shown_md5)},
     }
@@ -124,8 +162,9 @@ def write_page(
         data=data,
         facts=facts,
         advice=advice,
+        kinds=subject.kinds,
         heat_map=heat_map_script(),
-        title=f"Review of data set {dataset.fingerprint[:12]}",
+        title=subject.title,
     )
     # Replaced in one step: the user may have the old page open and reload it.
     write_whole(target, html.encode())

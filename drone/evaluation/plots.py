@@ -184,3 +184,27 @@ def reliability(predictions: Predictions) -> Figure:
     axes.set(xlabel="confidence", ylabel="accuracy", title="Reliability", xlim=(0, 1), ylim=(0, 1))
     figure.tight_layout()
     return figure
+
+
+def served_accuracy(by_week: pd.DataFrame) -> Figure:
+    """Plots the accuracy of served answers by week, with intervals, a line for each model and part.
+
+    Args:
+        by_week: Result of `served.accuracy_by_week`.
+    """
+    figure = Figure(figsize=(9, 3.6))
+    axes = figure.add_subplot()
+    weeks = sorted(by_week["week"].unique())
+    for number, ((model, kept_as), rows) in enumerate(by_week.groupby(["model", "kept_as"])):
+        # Beside each other, so that intervals of one week can be told apart.
+        positions = [weeks.index(week) + 0.06 * number for week in rows["week"]]
+        below, above = rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]
+        label = f"{printable(model)}, {kept_as}"
+        axes.errorbar(positions, rows["accuracy"], [below, above], marker=".", label=label)
+    axes.set_xticks(range(len(weeks)), weeks, rotation=30, fontsize=8)
+    axes.set(ylim=(0, 1.02), ylabel="accuracy", xlabel="week from")
+    axes.grid(alpha=0.3)
+    legend = axes.legend(fontsize=8, loc="lower left")
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # A model's name is no formula.
+    return figure

@@ -16,8 +16,9 @@ many: predictions of many files, in threads.
 api: `Api` handles requests without a server; `ApiSettings` has its limits.
 http: `HttpApp` is the ASGI application with a queue; `HttpSettings` has its concurrency.
 connections: `LimitedServer` runs the app; `ConnectionSettings` has its limits on clients.
+keeping, background_keeper: keep served images to be labelled and trained on; `KeepSettings`.
 memory: lets the process return the memory of images.
-lambda_handler: `handler` is the AWS Lambda function.
+lambda_handler: `handler` is the AWS Lambda function; lambda_keeping keeps its images in a bucket.
 openapi: the OpenAPI schema of the interface and the page at /docs.
 """
 

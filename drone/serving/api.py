@@ -13,7 +13,7 @@ import re
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes
 
@@ -22,6 +22,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from drone.errors import ConfigError, ImageError
+from drone.serving.keeping import DO_NOT_KEEP, Keeper
 from drone.serving.openapi import docs_page, openapi_schema
 from drone.serving.predictor import ModelInfo, Prediction, Predictor
 from drone.serving.text_body import HOW_TO, decode_if_text, decode_text
@@ -115,15 +116,25 @@ class ApiError(Exception):
 class Api:
     """Handles requests to classify images; threads may share it."""
 
-    def __init__(self, predictor: Predictor, settings: ApiSettings) -> None:
+    def __init__(
+        self, predictor: Predictor, settings: ApiSettings, keeper: Keeper | None = None
+    ) -> None:
+        """Creates the interface.
+
+        Args:
+            predictor: The model.
+            settings: Limits and headers.
+            keeper: Keeps some of the images; None keeps none.
+        """
         self.predictor = predictor
         self.settings = settings
+        self.keeper = keeper
         self._routes: dict[str, dict[str, Callable[[Request], dict[str, Any] | str]]] = {
             "/predict": {"POST": self._predict},
             "/model": {"GET": self._model},
             "/health": {"GET": lambda _: {"status": "ok"}},
-            "/openapi.json": {"GET": lambda _: openapi_schema(self.settings.max_bytes)},
-            "/docs": {"GET": lambda _: docs_page(openapi_schema(self.settings.max_bytes))},
+            "/openapi.json": {"GET": lambda _: self._schema()},
+            "/docs": {"GET": lambda _: docs_page(self._schema())},
         }
 
     def handle(self, request: Request) -> Response:
@@ -188,12 +199,22 @@ class Api:
         image = extract_image(request)
         max_pixels = self.settings.max_pixels
         prediction = self.predictor.predict(image, max_pixels=max_pixels, evidence=evidence)
-        return {**_prediction_to_dict(prediction), "model": self._identity(self.predictor.info)}
+        identity = self._identity(self.predictor.info)
+        if self.keeper and DO_NOT_KEEP.lower() not in request.headers:
+            answer = _prediction_to_dict(replace(prediction, evidence=None))
+            model = {**identity, "onnx_sha256": self.predictor.checksum}
+            self.keeper.offer(image, answer, model)
+        return {**_prediction_to_dict(prediction), "model": identity}
 
     def _model(self, _: Request) -> dict[str, Any]:
         info, settings = self.predictor.info, self.settings
         limits = {"max_bytes": settings.max_bytes, "max_pixels": settings.max_pixels}
-        return {**info.to_dict(), **self._identity(info), "limits": limits}
+        keeps = self.keeper.settings.to_dict() if self.keeper else None
+        return {**info.to_dict(), **self._identity(info), "limits": limits, "keeps": keeps}
+
+    def _schema(self) -> dict[str, Any]:
+        notice = self.keeper.settings.notice if self.keeper else ""
+        return openapi_schema(self.settings.max_bytes, notice)
 
     def _identity(self, info: ModelInfo) -> dict[str, str]:
         return {
@@ -210,7 +231,7 @@ class Api:
         if self.settings.allow_origin:
             headers["Access-Control-Allow-Origin"] = self.settings.allow_origin
             headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, OPTIONS"
-            headers["Access-Control-Allow-Headers"] = "Content-Type, X-Request-Id"
+            headers["Access-Control-Allow-Headers"] = f"Content-Type, X-Request-Id, {DO_NOT_KEEP}"
             headers["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
             headers["Access-Control-Max-Age"] = "3600"
         return Response(status, headers, body)

@@ -11,6 +11,7 @@ Environment variables:
     DRONE_MAX_BYTES     maximum length of a body; by default what fits Lambda's 6 MB as base64
     DRONE_MAX_PIXELS    maximum pixels of an image; by default what fits the function's memory
     DRONE_ALLOW_ORIGIN  value of Access-Control-Allow-Origin; by default all (*)
+    DRONE_KEEP          s3://BUCKET/PREFIX for served images, see lambda_keeping; by default none
 """
 
 import hashlib
@@ -32,6 +33,7 @@ from drone.serving.lambda_events import (
     parse_headers,
     parse_request,
 )
+from drone.serving.lambda_keeping import create_keeper
 from drone.serving.predictor import Predictor
 from drone.serving.text_body import HOW_TO
 
@@ -129,7 +131,7 @@ def create_api() -> Api:
     if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
         Image.init()  # Imports the readers of all formats, at no cost to any request.
     predictor.predict(_warm_up_image())
-    return Api(predictor, settings)
+    return Api(predictor, settings, create_keeper())
 
 
 def handle_event(api: Api, event: Any, context: Any) -> dict[str, Any]:

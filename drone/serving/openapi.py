@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from drone.labels import NONE, ROLES
+from drone.serving.keeping import DO_NOT_KEEP
 
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 
@@ -99,6 +100,11 @@ _MODEL = {
             "description": "Probability of a drone that raises an alarm; null for no alarms.",
         },
         "limits": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "keeps": {
+            "type": ["object", "null"],
+            "description": "Which images the server keeps, for how many days, and the header that "
+            "forbids it; null if it keeps none.",
+        },
     },
 }
 
@@ -135,6 +141,13 @@ _EVIDENCE_PARAMETER = {
     "schema": {"type": "boolean", "default": False},
 }
 
+_KEEP_PARAMETER = {
+    "name": DO_NOT_KEEP,
+    "in": "header",
+    "description": "The image of a request with this header is not kept, whatever the value.",
+    "schema": {"type": "string"},
+}
+
 _BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 
 
@@ -159,12 +172,14 @@ def _json_response(description: str, schema: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": content}}
 
 
-def openapi_schema(max_bytes: int) -> dict[str, Any]:
+def openapi_schema(max_bytes: int, keep_notice: str = "") -> dict[str, Any]:
     """Returns the interface as an OpenAPI 3.1 document.
 
     Args:
         max_bytes: Maximum length of a request body, for the description.
+        keep_notice: What is kept of images, and for how long; empty if nothing is.
     """
+    keeps = keep_notice or "Images are not kept."
     # Every one of these has the same body, so that clients need one error type.
     errors = {
         str(status): _json_response(description, "Error")
@@ -173,7 +188,7 @@ def openapi_schema(max_bytes: int) -> dict[str, Any]:
     predict = {
         "summary": "Classify an image",
         "operationId": "predict",
-        "parameters": [_EVIDENCE_PARAMETER],
+        "parameters": [_EVIDENCE_PARAMETER, _KEEP_PARAMETER],
         "requestBody": {"required": True, "content": _IMAGE_BODY},
         "responses": {"200": _json_response("prediction", "Prediction"), **errors},
     }
@@ -193,7 +208,7 @@ def openapi_schema(max_bytes: int) -> dict[str, Any]:
             "title": "Drones and birds",
             "version": "1",
             "description": "Classifies an image as one of the classes that GET /model names, or as "
-            f"{NONE!r}. Images of at most {max_bytes / 2**20:g} MiB.",
+            f"{NONE!r}. Images of at most {max_bytes / 2**20:g} MiB. {keeps}",
         },
         "paths": {
             "/predict": {"post": predict},
@@ -224,7 +239,8 @@ def docs_page(schema: dict[str, Any]) -> str:
             media_types = ", ".join(operation.get("requestBody", {}).get("content", {}))
             body = f"<p>Body: {html.escape(media_types)}</p>" if media_types else ""
             body += "".join(
-                f"<p>Query: {html.escape(item['name'])}. {html.escape(item['description'])}</p>"
+                f"<p>{item['in'].title()}: {html.escape(item['name'])}. "
+                f"{html.escape(item['description'])}</p>"
                 for item in operation.get("parameters", [])
             )
             parts.append(

@@ -3,6 +3,7 @@
 filesystem       paths and URIs: opening, copying, testing for room and rights
 checkpoints      saves, finds and removes the checkpoints of a run
 head_files       files on the head of a cluster, for workers that share no disk with it
+kept_images      the store of served images
 dataset_cache    opens a data set from anywhere, with a local copy where it is far away
 raw_roots        opens folders, archives and object storage with raw images
 """

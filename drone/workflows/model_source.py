@@ -29,6 +29,29 @@ class ModelSource(Protocol):
 
 
 @dataclass(frozen=True)
+class NamedModel:
+    """A `ModelSource` of a single text."""
+
+    text: str
+    experiment: str
+
+    @property
+    def model(self) -> str | None:
+        """The text, if it is a URI of a registered model."""
+        return self.text if self.text.startswith("models:/") else None
+
+    @property
+    def onnx(self) -> Path | None:
+        """The text, if it is a file's name."""
+        return Path(self.text) if self.text.endswith(".onnx") else None
+
+    @property
+    def run(self) -> str | None:
+        """The text, if it is neither."""
+        return None if self.model or self.onnx else self.text
+
+
+@dataclass(frozen=True)
 class FetchedModel:
     """A model's file."""
 

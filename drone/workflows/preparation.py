@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from drone.errors import ConfigError
 from drone.labels import CLASSES, ClassSet
 from drone.storage import dataset_cache
 from drone.storage.raw_roots import open_root
+from drone.workflows import served_images
 from drone.workflows.requests import PrepareRequest
 
 
@@ -41,10 +42,14 @@ class Preparation:
     decisions: Sequence[ledger.Decision]
     """The user's decisions that were passed in, those that are known already included."""
 
+    dropped_served: Collection[str] = ()
+    """md5 of served images that were dropped, which are in no raw folder."""
+
     @property
     def num_missing(self) -> int:
-        """Number of decided images that are in none of the raw folders."""
-        return len({decision.md5 for decision in self.decisions} - set(self.plan.manifest["md5"]))
+        """Number of decided images that are in none of the raw folders, but should be."""
+        decided = {decision.md5 for decision in self.decisions}
+        return len(decided - set(self.plan.manifest["md5"]) - set(self.dropped_served))
 
     @property
     def bins(self) -> pd.DataFrame:
@@ -77,23 +82,24 @@ def prepare(
         DroneError: Anything that the user can fix.
     """
     classes = _classes(request)
-    decisions: list[ledger.Decision] = []
-    if request.decisions:
-        decisions = ledger.read_by_hand(request.decisions, classes)
-    with _opened(request, notify) as out, _ray_mapper() as mapper:
+    with (
+        _opened(request, notify) as out,
+        served_images.opened(request, classes, out, notify) as served,
+        _ray_mapper() as mapper,
+    ):
         plan = plan_dataset(
-            request.raw,
+            (*request.raw, *served.raw),
             settings,
             mapper,
             out,
             classes=classes,
-            negatives=request.negatives,
-            decisions=decisions,
+            negatives=(*request.negatives, *served.negatives),
+            decisions=served.decisions,
             cache_folder=dataset_cache.cache_folder("scans"),
             rescan=request.rescan,
             opener=open_root,
         )
-        preparation = Preparation(plan, decisions)
+        preparation = Preparation(plan, served.decisions, served.dropped)
         _notify_of_lost_negatives(out, plan, notify)
         show_plan(preparation)
         if request.dry_run:

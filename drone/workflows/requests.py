@@ -28,6 +28,10 @@ class PrepareRequest:
     or other) and folders; or the word folders, for all that the raw folders have (default: those of
     an existing --out, else the four of the original project)."""
 
+    served: str | None = None
+    """Store of served images (serve.py --keep). Those with a class in --decisions are copied to the
+    folder OUT-served, which is then prepared as well; the others are left out."""
+
     out: Path | None = None
     """Folder of the data set; an existing one is updated, and its images stay in their splits."""
 
@@ -58,13 +62,18 @@ class PrepareRequest:
         if self.out is None:
             raise ConfigError("--out is missing: name the folder of the data set.")
         given = (
-            *(self.raw, self.negatives, self.classes, self.decisions),
+            *(self.raw, self.negatives, self.served, self.classes, self.decisions),
             *(self.dry_run, self.bins, self.rescan),
         )
         if self.undo and any(given):
             raise ConfigError("--undo takes --out alone: the data set knows its raw folders.")
         if not self.undo and not self.raw:
             raise ConfigError("--raw is missing: name the folders with the collected images.")
+        if self.served is not None and self.decisions is None:
+            raise ConfigError(
+                "--served needs --decisions: only they tell the classes of served images. Make "
+                "them with the page of python ray_jobs/review.py."
+            )
         for name in (*self.raw, *self.negatives):
             # The manifest names them, for --undo and later updates.
             if "://" in name and redact(name) != name:
@@ -80,23 +89,54 @@ class PrepareRequest:
 class ReviewRequest:
     """Arguments of writing a review page."""
 
-    data: str
-    """Data set written by prepare.py: a folder or a URI."""
+    data: str | None = None
+    """Data set written by prepare.py: a folder or a URI. With --served, its images, their near
+    duplicates and what was decided on before are left out."""
+
+    served: str | None = None
+    """Review served images instead: the folder or URI that serve.py --keep fills. Those that a
+    label would teach the model most from come first."""
+
+    model: str | None = None
+    """Registered model that ranks served images, such as models:/drone-classifier@champion."""
+
+    run: str | None = None
+    """Run whose model ranks served images, instead."""
+
+    onnx: Path | None = None
+    """Exported model that ranks served images, instead."""
+
+    candidate: str | None = None
+    """Second model for served images: a registered model, a run or an exported file. Images that
+    the two disagree on come first."""
+
+    experiment: str = "drone"
+    """Experiment in MLflow."""
 
     out: Path = Path("review.html")
-    """The page; a table of the suspects is written beside it."""
+    """The page; of a data set, a table of the suspects is written beside it."""
 
     weights: str
     """Weights of the features: imagenet (downloaded once) or a file; DRONE_WEIGHTS sets another
     default."""
 
     max_suspects: int = 500
-    """Maximum number of doubtful labels on the page, the most doubtful first."""
+    """Maximum number of doubtful labels, or of served images, on the page, the most doubtful
+    first."""
 
     def __post_init__(self) -> None:
+        if self.data is None and self.served is None:
+            raise ConfigError("Name what to review: --data DATASET or --served STORE.")
+        models = sum(source is not None for source in (self.model, self.run, self.onnx))
+        if self.served is not None and models != 1:
+            raise ConfigError(
+                "Name what ranks the served images: one of --model URI, --run RUN, --onnx FILE."
+            )
+        if self.served is None and (models or self.candidate):
+            raise ConfigError("--model, --run, --onnx and --candidate need --served.")
         if self.max_suspects < 0:
             raise ConfigError(f"--max-suspects is {self.max_suspects}; it must be 0 or more.")
-        if self.weights == "none":
+        if self.weights == "none" and self.served is None:
             raise ConfigError(
                 "--weights is none: random weights give no features. Name imagenet or a file."
             )
@@ -166,6 +206,10 @@ class EvaluateRequest:
     subfolder per kind (default: the negatives of the test split); those that the model was trained
     on are left out."""
 
+    served: str | None = None
+    """Store of served images (serve.py --keep): how often their answers were right, by week, as far
+    as they have been labelled since in --data. Needs no model."""
+
     boxes: Path | None = None
     """Boxes around the objects in these images (CSV, YOLO or COCO): the report tells how much of
     the evidence for the true class lies outside of them."""
@@ -187,6 +231,13 @@ class EvaluateRequest:
     """Experiment in MLflow."""
 
     def __post_init__(self) -> None:
+        if self.served is not None:
+            if self.data is None or self.run or self.model or self.images:
+                raise ConfigError(
+                    "--served takes --data, the data set with the labels, and no model: it "
+                    "evaluates the answers that were given."
+                )
+            return
         if (self.run is None) == (self.model is None):
             raise ConfigError("Name what to evaluate: either --run RUN or --model URI.")
         if self.data is not None and self.images is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from drone.data.dataset import Dataset
 from drone.data.prepare import ledger
 from drone.data.prepare.ledger import Decision
 from drone.data.prepare.plan import command_for
-from drone.errors import DataError
+from drone.errors import ConfigError, DataError
 from drone.evaluation.batch_inference import Track
 from drone.model import weights
 from drone.model.weights import Weights
@@ -68,12 +69,12 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
         WeightsError: The weights cannot be loaded.
     """
     # Checked first: the features take minutes.
-    folder = request.out.resolve().parent
-    if not folder.is_dir():
-        raise DataError(f"--out is {request.out}, but there is no folder {folder}. Create it.")
+    check_page(request.out)
+    if request.data is None:
+        raise ConfigError("--data is missing: name the data set.")
     dataset = dataset_cache.open_at(request.data, notify=display.show)
     decisions = ledger.by_hand(ledger.read(dataset.folder / ledger.LEDGER_FILE))
-    decided = _with_copies(decisions, dataset.manifest)
+    decided = with_copies(decisions, dataset.manifest)
     rows = dataset.packed_rows()
     kept = rows[rows["kept"]]
     probe.check_groups(kept["class_name"], kept["group"])
@@ -111,6 +112,17 @@ def write_review_page(request: ReviewRequest, display: Display = SILENT) -> Revi
     )
 
 
+def check_page(page: Path) -> None:
+    """Fails before any work if a page cannot be written where it should.
+
+    Raises:
+        DataError: Its folder does not exist.
+    """
+    folder = page.resolve().parent
+    if not folder.is_dir():
+        raise DataError(f"--out is {page}, but there is no folder {folder}. Create it.")
+
+
 def _evidence(
     suspects: pd.DataFrame,
     features: FrozenFeatures,
@@ -133,7 +145,7 @@ def _evidence(
     return [encode(normalised(map_HW)) for map_HW in maps]
 
 
-def _with_copies(decisions: Mapping[str, Decision], manifest: pd.DataFrame) -> set[str]:
+def with_copies(decisions: Mapping[str, Decision], manifest: pd.DataFrame) -> set[str]:
     """Returns the md5 of the images that the user has decided on, and of all their copies."""
     contents = set(manifest.loc[manifest["md5"].isin(list(decisions)), "content"])
     contents |= {decision.content for decision in decisions.values()}

@@ -16,9 +16,12 @@ from typing import Any
 from drone.cluster import serve as ray_serve
 from drone.config import override
 from drone.errors import ConfigError, cannot_listen
+from drone.redaction import redact
 from drone.serving.api import Api, ApiSettings
+from drone.serving.background_keeper import BackgroundKeeper
 from drone.serving.connections import ConnectionSettings, LimitedServer
 from drone.serving.http import HttpApp, HttpSettings
+from drone.serving.keeping import KeepSettings
 from drone.serving.memory import limit_kept_memory
 from drone.serving.predictor import Predictor
 from drone.workflows.display import SILENT, Display
@@ -34,6 +37,7 @@ class ServerSettings:
     http: HttpSettings = field(default_factory=HttpSettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     replicas: ray_serve.ReplicaSettings = field(default_factory=ray_serve.ReplicaSettings)
+    keep: KeepSettings = field(default_factory=KeepSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,8 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
         url = f"http://{_location(request.host, port)}"
         predictor, http = _start_predictor(onnx, settings, f"drone-{port}", stack, display)
         page = request.page if request.page and request.page.is_dir() else None
-        app = HttpApp(Api(predictor, api), http, page)
+        keeper = _start_keeper(settings.keep, stack, display)
+        app = HttpApp(Api(predictor, api, keeper), http, page)
         beside = f"the page: {url}/, " if page else ""
         message = f"{onnx.name} is served at {url} - {beside}the interface: {url}/docs"
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
@@ -129,6 +134,29 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
 def _named(api: ApiSettings, fetched: FetchedModel) -> ApiSettings:
     """Returns the interface's settings with the model's name and version."""
     return replace(api, name=api.name or fetched.name, version=api.version or fetched.version)
+
+
+def _start_keeper(
+    settings: KeepSettings, stack: contextlib.ExitStack, display: Display
+) -> BackgroundKeeper | None:
+    """Returns what keeps served images until the stack is closed; None if nothing does.
+
+    Raises:
+        ConfigError: There is no file system for the store's URI.
+    """
+    if settings.keep is None:
+        return None
+    # pyarrow, which reaches every file system, is slow to import.
+    from drone.storage.kept_images import KeptImages
+
+    store = KeptImages(settings.keep)
+    try:
+        store.check_writable()
+    except OSError as error:  # It may be back before long, and answers do not need it.
+        display.warn(f"Served images cannot be kept in {redact(settings.keep)} now: {error}.")
+    keeper = BackgroundKeeper(settings, store)
+    stack.callback(keeper.close)
+    return keeper
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -23,6 +23,7 @@ ALLOWED = {
 ALSO_ALLOWED = {"http.py": {"starlette"}, "connections.py": {"uvicorn", "h11"}}
 ONLY_INSIDE_FUNCTIONS = {
     "lambda_handler.py": {"boto3", "botocore"},
+    "lambda_keeping.py": {"boto3", "botocore"},
     "preprocess.py": {"pillow_heif"},
 }
 """Part of Lambda's own runtime; and a package that reads HEIC where it is installed."""

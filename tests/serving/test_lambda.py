@@ -8,6 +8,7 @@ import json
 import logging
 import random
 import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -181,6 +182,42 @@ def test_an_image_may_be_text(
     assert "base64" in content(refused)["error"]["message"]
 
 
+def test_images_are_kept_in_a_bucket_and_a_broken_one_costs_no_answer(
+    function: ModuleType,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import boto3
+
+    monkeypatch.setenv("DRONE_KEEP", f"{bucket}/served/")
+    monkeypatch.setenv("DRONE_KEEP_SHARE", "1")
+    api = function.create_api()
+    event = rest("POST", "/predict", "image/png", IMAGE)
+    answer = content(function.handle_event(api, event, CONTEXT))
+    private = rest("POST", "/predict", "image/png", file_of(noise(50), "PNG"))
+    private["headers"] = {**private["headers"], "X-Do-Not-Keep": "1"}
+    assert function.handle_event(api, private, CONTEXT)["statusCode"] == 200
+    s3 = boto3.client("s3")
+    listed = s3.list_objects_v2(Bucket="models", Prefix="served/")["Contents"]
+    record, image = sorted((item["Key"] for item in listed), key=lambda key: key.endswith(".png"))
+    assert s3.get_object(Bucket="models", Key=image)["Body"].read() == IMAGE
+    stored = json.loads(s3.get_object(Bucket="models", Key=record)["Body"].read())
+    assert stored["answer"]["label"] == answer["label"] and stored["reasons"][-1] == "sampled"
+    assert CONTEXT.aws_request_id not in json.dumps(stored)
+
+    monkeypatch.setenv("DRONE_KEEP", "s3://gone/served")
+    api = function.create_api()
+    for _ in range(2):
+        assert function.handle_event(api, event, CONTEXT)["statusCode"] == 200
+    assert caplog.text.count("Served images cannot be kept") == 1
+    for name, value in (("", "/tmp/x"), ("_SHARE", "2"), ("_SHARE", "many"), ("_NONE", "no")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"DRONE_KEEP{name}", value)
+            with pytest.raises(ConfigError, match="(?i)keep.share|DRONE_KEEP"):
+                function.create_api()
+
+
 def test_binary_responses_are_base64() -> None:
     response = Response(200, {"Content-Type": "image/png"}, IMAGE)
     result = format_response(response, rest("GET", "/"), head=False)
@@ -288,6 +325,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
+    # What another test has put there is still in the memory of this process.
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "nobody")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")

@@ -163,3 +163,18 @@ def test_the_service_with_a_url_and_a_model_on_s3(template: Callable[..., dict])
     assert "s3:GetObject" in actions(resources)
     assert {action for action in actions(resources) if action.startswith("s3:")} == {"s3:GetObject"}
     assert "arn:${AWS::Partition}:s3:::models/drone/model.onnx" in json.dumps(resources)
+
+
+def test_the_service_keeps_images_in_a_bucket(template: Callable[..., dict]) -> None:
+    resources = template(
+        keep="s3", keepBucket="pictures", keepShare=0.2, origin="https://a.example"
+    )
+    variables = of_type(resources, "Lambda::Function")[0]["Environment"]["Variables"]
+    assert variables == {
+        "DRONE_ALLOW_ORIGIN": "https://a.example",
+        "DRONE_KEEP": "s3://pictures/served",
+        "DRONE_KEEP_SHARE": "0.2",
+        "DRONE_KEEP_DAYS": "90",
+    }
+    assert {action for action in actions(resources) if action.startswith("s3:")} == {"s3:PutObject"}
+    assert "arn:${AWS::Partition}:s3:::pictures/served/*" in json.dumps(resources)

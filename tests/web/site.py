@@ -102,6 +102,9 @@ class Site:
         self.uploads: list[tuple[str, bytes]] = []
         """Content type and body of each POST."""
 
+        self.forbids_keeping: list[bool] = []
+        """Whether each POST forbids to keep its image."""
+
         self.predict_responses = 0
         """Responses to POST /predict that were sent, including those that nobody read."""
 
@@ -170,6 +173,7 @@ def _handler(site: Site) -> type[SimpleHTTPRequestHandler]:
                 self.send_error(405)
                 return
             site.uploads.append((self.headers["Content-Type"], body))
+            site.forbids_keeping.append("X-Do-Not-Keep" in self.headers)
             self._reply(site.predict_replies.pop(0) if site.predict_replies else Reply())
             site.predict_responses += 1
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from drone.serving.keeping import KeepSettings
 from tests.web.conftest import Visit, choose, image_file, settle, submit, wait_until
 from tests.web.site import (
     BUSY,
@@ -295,3 +296,43 @@ def test_the_policy_is_strict(visit: Visit, site: Site) -> None:
     assert not re.search(r"'unsafe-eval'", policy)
     html = (WEB / "index.html").read_text()
     assert not re.search(r"\son\w+=|\sstyle=|https?://", html)
+
+
+KEEPS = KeepSettings(keep="served", keep_days=30).to_dict()
+
+
+def test_a_service_that_keeps_images_says_so_and_the_user_can_forbid_it(
+    visit: Visit, site: Site
+) -> None:
+    site.model_replies = [Reply(200, {**MODEL_INFO, "keeps": KEEPS})] * 2
+    page = visit()
+    expect(page.locator("#keeps-text")).to_contain_text("a sample of 5 % of all for up to 30 days")
+    for forbidden in (False, True):
+        page.get_by_label("Do not keep my images").set_checked(forbidden)
+        choose(page, image_file(1))
+        submit(page)
+        expect(page.locator("#result")).to_be_visible()
+    assert site.forbids_keeping == [False, True]
+    page.reload()
+    expect(page.get_by_label("Do not keep my images")).to_be_checked()
+
+
+def test_nothing_is_kept_before_the_notice_was_shown_and_none_is_shown_without_keeping(
+    visit: Visit, site: Site
+) -> None:
+    hold = threading.Event()
+    site.model_replies = [Reply(200, {**MODEL_INFO, "keeps": KEEPS}, hold_until=hold)]
+    page = visit()
+    choose(page, image_file(1))
+    submit(page)
+    hold.set()
+    expect(page.locator("#result")).to_be_visible()
+    expect(page.locator("#keeps")).to_be_visible()
+    assert site.forbids_keeping == [True]
+    page.reload()  # The service keeps nothing now, and may not know the header.
+    expect(page.locator("#model-info")).to_contain_text("drone-classifier 7")
+    expect(page.locator("#keeps")).to_be_hidden()
+    choose(page, image_file(1))
+    submit(page)
+    expect(page.locator("#result")).to_be_visible()
+    assert site.forbids_keeping == [True, False]
