@@ -2,6 +2,7 @@
 
     python ray_jobs/serve.py --model models:/drone-classifier@champion      (http://127.0.0.1:8000)
     python ray_jobs/serve.py --onnx export/model.onnx --port 8080
+    python ray_jobs/serve.py --onnx export/model.onnx --host 0.0.0.0 --api-key-file keys
     RAY_ADDRESS=auto python ray_jobs/serve.py --model models:/drone-classifier@champion --replicas 4
 
     curl --data-binary @image.jpg http://127.0.0.1:8000/predict
@@ -27,9 +28,11 @@ bug_report.install(__name__)
 import tyro
 
 from drone.cluster.serve import ReplicaSettings
+from drone.serving.access import AccessSettings
 from drone.serving.api import ApiSettings
 from drone.serving.connections import ConnectionSettings
 from drone.serving.http import HttpSettings
+from drone.serving.tls import TlsSettings
 from drone.workflows.requests import ServeRequest
 from ray_jobs import cli, console
 
@@ -47,6 +50,10 @@ class Serve(ServeRequest):
     connections: Annotated[ConnectionSettings, tyro.conf.arg(name="")] = field(
         default_factory=ConnectionSettings
     )
+    access: Annotated[AccessSettings, tyro.conf.arg(name="")] = field(
+        default_factory=AccessSettings
+    )
+    tls: Annotated[TlsSettings, tyro.conf.arg(name="")] = field(default_factory=TlsSettings)
     ray: Annotated[ReplicaSettings, tyro.conf.arg(name="")] = field(default_factory=ReplicaSettings)
 
 
@@ -56,7 +63,12 @@ def main(job: Serve) -> cli.Result:
     from drone.workflows import serving
 
     settings = serving.ServerSettings(
-        api=job.api, http=job.http, connections=job.connections, replicas=job.ray
+        api=job.api,
+        http=job.http,
+        connections=job.connections,
+        access=job.access,
+        tls=job.tls,
+        replicas=job.ray,
     )
     url = serving.serve(job, settings, console.ConsoleDisplay())
     return {"url": url, "pid": os.getpid()}

@@ -115,9 +115,22 @@ class ApiError(Exception):
 class Api:
     """Handles requests to classify images; threads may share it."""
 
-    def __init__(self, predictor: Predictor, settings: ApiSettings) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        settings: ApiSettings,
+        observe: Callable[[Prediction | ImageError], None] | None = None,
+    ) -> None:
+        """Creates the interface.
+
+        Args:
+            predictor: Classifies the images.
+            settings: Limits and headers.
+            observe: Called with the answer to each image, or with why there is none.
+        """
         self.predictor = predictor
         self.settings = settings
+        self._observe = observe or (lambda _: None)
         self._routes: dict[str, dict[str, Callable[[Request], dict[str, Any] | str]]] = {
             "/predict": {"POST": self._predict},
             "/model": {"GET": self._model},
@@ -187,20 +200,19 @@ class Api:
         evidence = _wants_evidence(request.query)
         image = extract_image(request)
         max_pixels = self.settings.max_pixels
-        prediction = self.predictor.predict(image, max_pixels=max_pixels, evidence=evidence)
-        return {**_prediction_to_dict(prediction), "model": self._identity(self.predictor.info)}
+        try:
+            prediction = self.predictor.predict(image, max_pixels=max_pixels, evidence=evidence)
+        except ImageError as error:
+            self._observe(error)
+            raise
+        self._observe(prediction)
+        model = identity(self.predictor.info, self.settings)
+        return {**_prediction_to_dict(prediction), "model": model}
 
     def _model(self, _: Request) -> dict[str, Any]:
         info, settings = self.predictor.info, self.settings
         limits = {"max_bytes": settings.max_bytes, "max_pixels": settings.max_pixels}
-        return {**info.to_dict(), **self._identity(info), "limits": limits}
-
-    def _identity(self, info: ModelInfo) -> dict[str, str]:
-        return {
-            "name": self.settings.name or info.name,
-            "version": self.settings.version or info.version,
-            "fingerprint": info.fingerprint,
-        }
+        return {**info.to_dict(), **identity(info, settings), "limits": limits}
 
     def _response(self, status: int, media_type: str, body: bytes, request_id: str) -> Response:
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff"}
@@ -210,10 +222,21 @@ class Api:
         if self.settings.allow_origin:
             headers["Access-Control-Allow-Origin"] = self.settings.allow_origin
             headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, OPTIONS"
-            headers["Access-Control-Allow-Headers"] = "Content-Type, X-Request-Id"
+            headers["Access-Control-Allow-Headers"] = (
+                "Authorization, Content-Type, X-API-Key, X-Request-Id"
+            )
             headers["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
             headers["Access-Control-Max-Age"] = "3600"
         return Response(status, headers, body)
+
+
+def identity(info: ModelInfo, settings: ApiSettings) -> dict[str, str]:
+    """Returns the model's name, version and fingerprint, as answers have them."""
+    return {
+        "name": settings.name or info.name,
+        "version": settings.version or info.version,
+        "fingerprint": info.fingerprint,
+    }
 
 
 def _wants_evidence(query: str) -> bool:
