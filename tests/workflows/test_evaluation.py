@@ -61,9 +61,7 @@ def test_a_champion_of_another_data_set_may_have_seen_the_images(
 ) -> None:
     client = mlflow.MlflowClient()
     client.set_tag(tracked.run_id, "fingerprint", "of another data set")
-    request.addfinalizer(
-        lambda: client.set_tag(tracked.run_id, "fingerprint", dataset.fingerprint)
-    )
+    request.addfinalizer(lambda: client.set_tag(tracked.run_id, "fingerprint", dataset.fingerprint))
     result = evaluate(EvaluateRequest(run=challenger, out=tmp_path))
     assert result.card is not None and not result.card.beside
 
