@@ -12,6 +12,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Info,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -79,8 +80,7 @@ class Metrics:
             self._describe(info, identity or {})
 
     def _describe(self, info: ModelInfo, identity: Mapping[str, str]) -> None:
-        names = Gauge("drone_model", "The model; always 1.", list(identity), registry=self.registry)
-        names.labels(*identity.values()).set(1)
+        Info("drone_model", "The model; always 1.", registry=self.registry).info(dict(identity))
         # From the start: a rate needs a first value of 0.
         for label in (*info.classes, NONE):
             self._answers.labels(label)
