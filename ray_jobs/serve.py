@@ -3,6 +3,7 @@
     python ray_jobs/serve.py --model models:/drone-classifier@champion      (http://127.0.0.1:8000)
     python ray_jobs/serve.py --onnx export/model.onnx --port 8080
     python ray_jobs/serve.py --onnx export/model.onnx --keep served       (docs/loop.md)
+    python ray_jobs/serve.py --onnx export/model.onnx --host 0.0.0.0 --api-key-file keys
     RAY_ADDRESS=auto python ray_jobs/serve.py --model models:/drone-classifier@champion --replicas 4
 
     curl --data-binary @image.jpg http://127.0.0.1:8000/predict
@@ -28,10 +29,12 @@ bug_report.install(__name__)
 import tyro
 
 from drone.cluster.serve import ReplicaSettings
+from drone.serving.access import AccessSettings
 from drone.serving.api import ApiSettings
 from drone.serving.connections import ConnectionSettings
 from drone.serving.http import HttpSettings
 from drone.serving.keeping import KeepSettings
+from drone.serving.tls import TlsSettings
 from drone.workflows.requests import ServeRequest
 from ray_jobs import cli, console
 
@@ -50,6 +53,10 @@ class Serve(ServeRequest):
         default_factory=ConnectionSettings
     )
     kept: Annotated[KeepSettings, tyro.conf.arg(name="")] = field(default_factory=KeepSettings)
+    access: Annotated[AccessSettings, tyro.conf.arg(name="")] = field(
+        default_factory=AccessSettings
+    )
+    tls: Annotated[TlsSettings, tyro.conf.arg(name="")] = field(default_factory=TlsSettings)
     ray: Annotated[ReplicaSettings, tyro.conf.arg(name="")] = field(default_factory=ReplicaSettings)
 
 
@@ -62,6 +69,8 @@ def main(job: Serve) -> cli.Result:
         api=job.api,
         http=job.http,
         connections=job.connections,
+        access=job.access,
+        tls=job.tls,
         replicas=job.ray,
         keep=job.kept,
     )

@@ -2,6 +2,7 @@
 import { TransientError, UserError } from "./errors.js";
 import { validateModelInfo } from "./model-info.js";
 import { abortable, retry } from "./retry.js";
+import { keyHeaders } from "./settings.js";
 
 /** Gateways send these while a service starts or is overloaded. */
 const TRANSIENT_STATUSES = [429, 502, 503, 504];
@@ -73,9 +74,10 @@ function forbidding(info) {
 }
 
 async function fetchJson(url, options) {
+  const headers = { ...options.headers, ...keyHeaders(url) };
   let response, text;
   try {
-    response = await fetch(url, { ...options, credentials: "omit", cache: "no-store" });
+    response = await fetch(url, { ...options, headers, credentials: "omit", cache: "no-store" });
     text = await response.text();
   } catch (error) {
     if (options.signal.aborted) throw error;
@@ -86,7 +88,13 @@ async function fetchJson(url, options) {
   if (TRANSIENT_STATUSES.includes(response.status)) {
     throw new TransientError(`The service is not ready (${response.status}).`, retryAfterS(response));
   }
+  if (response.status === 401) throw keyError(Boolean(headers.Authorization));
   throw responseError(response.status, parseJson(text));
+}
+
+function keyError(wasSent) {
+  const message = wasSent ? "The service does not accept this API key." : "The service needs an API key.";
+  return new UserError(`${message} Enter it in the field API key.`, { needsKey: true });
 }
 
 function responseError(status, body) {

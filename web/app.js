@@ -8,7 +8,9 @@ import { showEvidence, switchEvidence } from "./evidence.js";
 import { formatBytes, openImage } from "./image.js";
 import { LocalModel } from "./local.js";
 import { classesText, keepsText, limitsOf, modelName } from "./model-info.js";
-import { readConfig, saveBackend, saveDoNotKeep, savedBackend, savedDoNotKeep } from "./settings.js";
+import {
+  readConfig, saveBackend, saveDoNotKeep, saveKey, savedBackend, savedDoNotKeep, savedKey,
+} from "./settings.js";
 import {
   $, clearError, clearPrediction, findClass, showBusy, showError, showImage, showKeeps, showPrediction,
   showStatus,
@@ -16,6 +18,9 @@ import {
 
 /** The backends that run the model; null where this page lacks one. */
 const backends = { service: null, browser: null };
+
+/** Where a model for the browser is looked for, null where there is none. */
+let modelFolder = null;
 
 /** Name of the selected backend, null without any. */
 let selected = null;
@@ -122,6 +127,7 @@ function cancel() {
 
 function reportError(error, actions) {
   const expected = error instanceof UserError;
+  if (error.needsKey) showKeyField();
   if (!expected) console.error(error);
   showError(expected ? error.message : `Something went wrong on this page: ${error.message}`, actions);
 }
@@ -130,7 +136,7 @@ function reportError(error, actions) {
 
 /** Shows the choice between backends and selects the saved one, or else the first. */
 function offerBackends() {
-  const available = ["service", "browser"].filter((name) => backends[name]);
+  const available = availableBackends();
   $("backends").hidden = available.length < 2;
   if (!available.length) {
     selected = null;
@@ -139,6 +145,10 @@ function offerBackends() {
   }
   const saved = savedBackend();
   selectBackend(available.includes(saved) ? saved : available[0]);
+}
+
+function availableBackends() {
+  return ["service", "browser"].filter((name) => backends[name]);
 }
 
 function noBackend() {
@@ -167,8 +177,28 @@ async function wakeService() {
     if (selected === "service") showModelInfo();
   } catch (error) {
     if (error.notFound) removeService();
+    else if (error.needsKey) askForKey(error);
     else if (selected === "service") showModelInfo("The service does not respond yet; Submit tries again.");
   }
+}
+
+function askForKey(error) {
+  showKeyField();
+  if (selected === "service") showModelInfo(error.message);
+}
+
+function showKeyField() {
+  $("key-field").hidden = false;
+}
+
+/** Loads what a service without its key has refused. */
+async function useKey() {
+  saveKey($("api-key").value.trim());
+  clearError();
+  backends.browser ??= await findModel();
+  $("backends").hidden = availableBackends().length < 2;
+  // Not by selecting it again: the click that left the field may have been on Submit.
+  if (selected === "service") wakeService();
 }
 
 /** With the default config.json a page on a plain host finds out here that it has no service. */
@@ -208,12 +238,14 @@ function showModelInfo(placeholder = "") {
     `Images up to ${formatBytes(maxBytes)} and ${maxPixels / 1e6} million pixels.`;
 }
 
-async function findModel(folder) {
-  const model = new LocalModel(folder);
+async function findModel() {
+  if (!modelFolder) return null;
+  const model = new LocalModel(modelFolder);
   try {
     await model.loadInfo();
     return model;
-  } catch {
+  } catch (error) {
+    if (error.needsKey) showKeyField();
     return null; // A page without a model of its own uses the service.
   }
 }
@@ -299,6 +331,7 @@ function wire() {
     switchBackend("browser");
     submitAgain();
   });
+  $("api-key").addEventListener("change", useKey);
   $("show-evidence").addEventListener("change", switchEvidence);
   $("find-class").addEventListener("input", () => findClass($("find-class").value));
   $("do-not-keep").checked = savedDoNotKeep();
@@ -311,9 +344,12 @@ function wire() {
 async function start() {
   wire();
   try {
-    const { apiUrl, modelFolder, retrySettings } = await readConfig();
-    if (apiUrl) backends.service = new Api(apiUrl, retrySettings);
-    if (modelFolder) backends.browser = await findModel(modelFolder);
+    const config = await readConfig();
+    modelFolder = config.modelFolder;
+    $("api-key").value = savedKey();
+    $("key-field").hidden = !savedKey();
+    if (config.apiUrl) backends.service = new Api(config.apiUrl, config.retrySettings);
+    backends.browser = await findModel();
     offerBackends();
   } catch (error) {
     reportError(error);

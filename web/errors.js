@@ -2,14 +2,16 @@
 export class UserError extends Error {
   /**
    * @param {string} message plain text.
-   * @param {{retryable?: boolean, notFound?: boolean}} [flags]
+   * @param {{retryable?: boolean, notFound?: boolean, needsKey?: boolean}} [flags]
    *   retryable: whether the page offers "Try again";
-   *   notFound: whether there is no service or model at the address at all.
+   *   notFound: whether there is no service or model at the address at all;
+   *   needsKey: whether the service wants an API key, or another one.
    */
-  constructor(message, { retryable = false, notFound = false } = {}) {
+  constructor(message, { retryable = false, notFound = false, needsKey = false } = {}) {
     super(message);
     this.retryable = retryable;
     this.notFound = notFound;
+    this.needsKey = needsKey;
   }
 }
 

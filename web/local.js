@@ -1,6 +1,7 @@
 /** Runs the model in this browser with onnxruntime-web, from {folder}model.json and {folder}model.onnx. */
 import { UserError } from "./errors.js";
 import { NONE, validateModelInfo } from "./model-info.js";
+import { keyHeaders } from "./settings.js";
 
 const RUNTIME_FOLDER = new URL("vendor/", import.meta.url);
 
@@ -143,12 +144,13 @@ function toEvidence(name, values) {
 }
 
 async function fetchFile(url, options) {
-  const response = await fetch(url, options).catch(() => {
+  const response = await fetch(url, { ...options, headers: keyHeaders(url) }).catch(() => {
     throw new UserError(`${url.pathname} cannot be loaded: the network is down.`, { retryable: true });
   });
   if (response.ok) return response;
   const message = `${url.pathname} cannot be loaded (${response.status}).`;
-  throw new UserError(message, { retryable: true, notFound: response.status < 500 });
+  const needsKey = response.status === 401;
+  throw new UserError(message, { retryable: true, notFound: response.status < 500, needsKey });
 }
 
 async function download(url, onBytes, options = {}) {

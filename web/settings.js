@@ -1,8 +1,15 @@
-/** The site's config.json, and the backend that the user chose on an earlier visit. */
+/** The site's config.json, the backend that the user chose on an earlier visit, and the service's key. */
 import { UserError } from "./errors.js";
 
 const STORAGE_KEY = "drone-page-backend";
 const DO_NOT_KEEP_KEY = "drone-page-do-not-keep";
+const API_KEY = "drone-page-api-key";
+
+/** Where storage is blocked, the key lasts until the page is closed. */
+let apiKey = "";
+
+/** Origin of the service, the only one that gets the key. */
+let apiOrigin = null;
 
 /**
  * Reads config.json; docs/page.md lists its keys and defaults.
@@ -17,8 +24,10 @@ export async function readConfig() {
     throw new UserError("Cannot read config.json beside this page: it is missing or not valid JSON.");
   }
   const { api = ".", model = "model", tries = 4, first_wait_s = 1, timeout_s = 35 } = config;
+  const apiUrl = folderUrl(api);
+  apiOrigin = apiUrl?.origin ?? null;
   return {
-    apiUrl: folderUrl(api),
+    apiUrl,
     modelFolder: folderUrl(model),
     retrySettings: { maxAttempts: tries, firstWaitS: first_wait_s, timeoutS: timeout_s },
   };
@@ -61,4 +70,30 @@ export function saveDoNotKeep(forbidden) {
   } catch {
     // Without storage the choice lasts for this visit.
   }
+}
+
+/** The API key of this tab, empty without one. */
+export function savedKey() {
+  try {
+    return sessionStorage.getItem(API_KEY) ?? "";
+  } catch {
+    return apiKey;
+  }
+}
+
+/** Keeps the key for this tab alone: never in localStorage, where it would outlive the visit. */
+export function saveKey(key) {
+  apiKey = key;
+  try {
+    if (key) sessionStorage.setItem(API_KEY, key);
+    else sessionStorage.removeItem(API_KEY);
+  } catch {
+    // Kept above.
+  }
+}
+
+/** The headers that carry the key to the service; none for any other origin. */
+export function keyHeaders(url) {
+  const key = savedKey();
+  return key && url.origin === apiOrigin ? { Authorization: `Bearer ${key}` } : {};
 }

@@ -41,7 +41,7 @@ class Complete {
     const error = `{"status": ${status}, "problem": "${problem}", "message": ${text}}`;
     const headers = {
       'Access-Control-Allow-Origin': this.service.custom.origin,
-      'Access-Control-Allow-Headers': 'Content-Type, X-Request-Id, X-Do-Not-Keep',
+      'Access-Control-Allow-Headers': 'Authorization, Content-Type, X-API-Key, X-Request-Id, X-Do-Not-Keep',
       'Access-Control-Allow-Methods': 'GET, HEAD, POST, OPTIONS',
       'Access-Control-Expose-Headers': 'X-Request-Id, Retry-After',
       ...(problem === 'busy' && { 'Retry-After': '1' }),

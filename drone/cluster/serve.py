@@ -130,6 +130,11 @@ class ReplicatedPredictor(Predictor):
         self._handle = handle
         self._retry_after_s = retry_after_s
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a replica has loaded the model: Ray Serve has waited for the first one."""
+        return True
+
     def predict(
         self, data: bytes, max_pixels: int | None = None, *, evidence: bool = False
     ) -> Prediction:

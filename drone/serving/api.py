@@ -117,18 +117,24 @@ class Api:
     """Handles requests to classify images; threads may share it."""
 
     def __init__(
-        self, predictor: Predictor, settings: ApiSettings, keeper: Keeper | None = None
+        self,
+        predictor: Predictor,
+        settings: ApiSettings,
+        observe: Callable[[Prediction | ImageError], None] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """Creates the interface.
 
         Args:
-            predictor: The model.
+            predictor: Classifies the images.
             settings: Limits and headers.
+            observe: Called with the answer to each image, or with why there is none.
             keeper: Keeps some of the images; None keeps none.
         """
         self.predictor = predictor
         self.settings = settings
         self.keeper = keeper
+        self._observe = observe or (lambda _: None)
         self._routes: dict[str, dict[str, Callable[[Request], dict[str, Any] | str]]] = {
             "/predict": {"POST": self._predict},
             "/model": {"GET": self._model},
@@ -198,30 +204,28 @@ class Api:
         evidence = _wants_evidence(request.query)
         image = extract_image(request)
         max_pixels = self.settings.max_pixels
-        prediction = self.predictor.predict(image, max_pixels=max_pixels, evidence=evidence)
-        identity = self._identity(self.predictor.info)
+        try:
+            prediction = self.predictor.predict(image, max_pixels=max_pixels, evidence=evidence)
+        except ImageError as error:
+            self._observe(error)
+            raise
+        self._observe(prediction)
+        model = identity(self.predictor.info, self.settings)
         if self.keeper and DO_NOT_KEEP.lower() not in request.headers:
             answer = _prediction_to_dict(replace(prediction, evidence=None))
-            model = {**identity, "onnx_sha256": self.predictor.checksum}
-            self.keeper.offer(image, answer, model)
-        return {**_prediction_to_dict(prediction), "model": identity}
+            kept_model = {**model, "onnx_sha256": self.predictor.checksum}
+            self.keeper.offer(image, answer, kept_model)
+        return {**_prediction_to_dict(prediction), "model": model}
 
     def _model(self, _: Request) -> dict[str, Any]:
         info, settings = self.predictor.info, self.settings
         limits = {"max_bytes": settings.max_bytes, "max_pixels": settings.max_pixels}
         keeps = self.keeper.settings.to_dict() if self.keeper else None
-        return {**info.to_dict(), **self._identity(info), "limits": limits, "keeps": keeps}
+        return {**info.to_dict(), **identity(info, settings), "limits": limits, "keeps": keeps}
 
     def _schema(self) -> dict[str, Any]:
         notice = self.keeper.settings.notice if self.keeper else ""
         return openapi_schema(self.settings.max_bytes, notice)
-
-    def _identity(self, info: ModelInfo) -> dict[str, str]:
-        return {
-            "name": self.settings.name or info.name,
-            "version": self.settings.version or info.version,
-            "fingerprint": info.fingerprint,
-        }
 
     def _response(self, status: int, media_type: str, body: bytes, request_id: str) -> Response:
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff"}
@@ -231,10 +235,21 @@ class Api:
         if self.settings.allow_origin:
             headers["Access-Control-Allow-Origin"] = self.settings.allow_origin
             headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, OPTIONS"
-            headers["Access-Control-Allow-Headers"] = f"Content-Type, X-Request-Id, {DO_NOT_KEEP}"
+            headers["Access-Control-Allow-Headers"] = (
+                f"Authorization, Content-Type, X-API-Key, X-Request-Id, {DO_NOT_KEEP}"
+            )
             headers["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
             headers["Access-Control-Max-Age"] = "3600"
         return Response(status, headers, body)
+
+
+def identity(info: ModelInfo, settings: ApiSettings) -> dict[str, str]:
+    """Returns the model's name, version and fingerprint, as answers have them."""
+    return {
+        "name": settings.name or info.name,
+        "version": settings.version or info.version,
+        "fingerprint": info.fingerprint,
+    }
 
 
 def _wants_evidence(query: str) -> bool:

@@ -11,11 +11,11 @@ prediction.
 """
 
 import asyncio
-import functools
 import http
 import os
 import resource
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +63,9 @@ _EXIT_MARGIN_S = 3.0
 """Seconds between the end of the drain and the end of the process, whatever its threads do."""
 
 _INTERRUPTED = 130
+
+_TLS_BUFFER_BYTES = 2**16
+"""Bytes of a response that may wait to be encrypted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,9 @@ class _Transport:
     def close(self) -> None:
         if not self.is_closing():
             self.closed_at = asyncio.get_running_loop().time()
-            self._transport.write_eof()
+            # TLS cannot close one direction: its clients read the length, and close.
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
             self._transport.resume_reading()
 
 
@@ -146,6 +151,8 @@ class LimitedProtocol(H11Protocol):
         self._wait_s = settings.header_timeout_s
         self._unsent, self._unsent_since = 0, 0.0
         self._discarded = 0
+        self.raw_transport: asyncio.Transport | None = None
+        """Transport below TLS, which has what is encrypted and not sent."""
 
     @property
     def is_idle(self) -> bool:
@@ -221,6 +228,8 @@ class LimitedProtocol(H11Protocol):
     def check_deadlines(self, now: float) -> None:
         """Closes the connection if its client has been too slow."""
         unsent = self.transport.get_write_buffer_size()
+        if self.raw_transport is not None:
+            unsent += self.raw_transport.get_write_buffer_size()
         if unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
         if unsent:
@@ -246,6 +255,7 @@ class LimitedProtocol(H11Protocol):
     def _refuse(self, error: ApiError) -> None:
         """Answers outside of the app, and closes."""
         if self.is_idle or not self.cycle.response_started:
+            self._http_app.metrics.observe_request("connection", error.status)
             response = self._http_app.api.error_response(error, request_id_of({}))
             self.transport.write(_to_http(response))
         if not self.is_idle:
@@ -253,6 +263,83 @@ class LimitedProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
+
+
+class _Handshake(asyncio.Protocol):
+    """A TLS connection until the handshake is done; then a `LimitedProtocol` takes over.
+
+    asyncio's own TLS servers show a connection only after its handshake, for which it may take a
+    minute and which nothing else bounds.
+    """
+
+    def __init__(
+        self,
+        protocol: LimitedProtocol,
+        tls: ssl.SSLContext,
+        settings: ConnectionSettings,
+        pending: "dict[_Handshake, asyncio.Task[None]]",
+    ) -> None:
+        """Creates the protocol.
+
+        Args:
+            protocol: Takes over.
+            tls: Certificate and key.
+            settings: Limits, which hold for handshakes and open connections together.
+            pending: All connections whose handshake is not done, the oldest first.
+        """
+        self._protocol, self._tls, self._settings = protocol, tls, settings
+        self._pending = pending
+        self._early = b""
+        self._is_lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Starts the handshake, in place of the oldest one if there are too many."""
+        self._raw = cast(asyncio.Transport, transport)
+        self._raw.pause_reading()  # Until the handshake reads.
+        peer = self._raw.get_extra_info("peername")
+        self.address = peer[0] if peer else ""
+        self._make_room()
+        self._pending[self] = asyncio.create_task(self._shake_hands())
+
+    def _make_room(self) -> None:
+        total, per_address = self._settings.allowed()
+        connections = cast("set[LimitedProtocol]", self._protocol.connections)
+        own = [other for other in self._pending if other.address == self.address]
+        open_here = sum(other.address == self.address for other in connections)
+        if own and len(own) + open_here >= per_address:
+            own[0]._raw.abort()
+        elif self._pending and len(self._pending) + len(connections) >= total:
+            next(iter(self._pending))._raw.abort()
+
+    async def _shake_hands(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            timeout_s = self._settings.header_timeout_s
+            transport = await loop.start_tls(
+                self._raw, self, self._tls, server_side=True, ssl_handshake_timeout=timeout_s
+            )
+        except OSError:  # The client speaks no TLS, refuses the certificate, is slow or has gone.
+            self._raw.abort()
+            return
+        finally:
+            del self._pending[self]
+        if transport is None or self._is_lost:
+            return
+        # As without TLS: what a slow client has not read stays in memory.
+        transport.set_write_buffer_limits(_TLS_BUFFER_BYTES)
+        transport.set_protocol(self._protocol)
+        self._protocol.raw_transport = self._raw
+        self._protocol.connection_made(transport)
+        if self._early:
+            self._protocol.data_received(self._early)
+
+    def data_received(self, data: bytes) -> None:
+        """Keeps what came with the end of the handshake."""
+        self._early += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leaves nothing to take over."""
+        self._is_lost = True
 
 
 def _longest_idle(connections: Sequence[LimitedProtocol]) -> LimitedProtocol:
@@ -263,7 +350,11 @@ class LimitedServer(uvicorn.Server):
     """Serves an app on sockets that listen already, until SIGTERM or Ctrl-C."""
 
     def __init__(
-        self, app: HttpApp, settings: ConnectionSettings, on_started: Callable[[], None]
+        self,
+        app: HttpApp,
+        settings: ConnectionSettings,
+        on_started: Callable[[], None],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Creates the server.
 
@@ -271,8 +362,14 @@ class LimitedServer(uvicorn.Server):
             app: Answers the requests.
             settings: Limits on connections.
             on_started: Called once requests are answered, and interrupts drain them.
+            tls: Certificate and key; None does not encrypt.
         """
-        protocol = functools.partial(LimitedProtocol, app=app, settings=settings)
+        self._handshakes: dict[_Handshake, asyncio.Task[None]] = {}
+
+        def protocol(**of_uvicorn: Any) -> asyncio.Protocol:
+            limited = LimitedProtocol(app=app, settings=settings, **of_uvicorn)
+            return _Handshake(limited, tls, settings, self._handshakes) if tls else limited
+
         config = uvicorn.Config(
             app,
             http=cast("type[asyncio.Protocol]", protocol),
@@ -288,6 +385,9 @@ class LimitedServer(uvicorn.Server):
             timeout_graceful_shutdown=settings.drain_timeout_s,
         )
         super().__init__(config)
+        app.metrics.watch(
+            "connections", "Open connections.", lambda: len(self.server_state.connections)
+        )
         self._app = app
         self._on_started = on_started
         exit_s = settings.drain_timeout_s + _EXIT_MARGIN_S
@@ -329,6 +429,7 @@ class LimitedServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts what is queued and no more, and waits for the responses."""
         self._exit.start()
+        self._app.is_draining = True
         headers = [*self.server_state.default_headers, CLOSE_HEADER]
         self.server_state.default_headers = headers
         # Closing a listening socket resets the connections in its queue, so nothing may run
@@ -339,6 +440,8 @@ class LimitedServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for client in queued:
             await loop.connect_accepted_socket(self._protocol, client)
+        if self._handshakes:
+            await asyncio.wait(self._handshakes.values(), timeout=_IDLE_DRAIN_S)
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:

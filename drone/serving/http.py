@@ -3,13 +3,14 @@
 Requests for a prediction are computed by a pool of threads. When all threads are busy and the queue
 is full, a further request is answered 503 at once. A request enters the queue only when its body
 is complete, so slow clients do not block others. All other paths, such as GET /health, bypass the
-queue. `connections` has the server and its limits on connections.
+queue. `connections` has the server and its limits on connections, `access` who is admitted.
 """
 
 import asyncio
 import logging
 import mimetypes
 import os
+import posixpath
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from drone.errors import ConfigError
+from drone.serving.access import Access
 from drone.serving.api import (
     Api,
     ApiError,
@@ -34,6 +36,7 @@ from drone.serving.api import (
     loggable,
     request_id_of,
 )
+from drone.serving.metrics import CONTENT_TYPE, Metrics
 
 _UPLOADS_PER_REQUEST = 4
 """Bodies that may be uploading, for each request that may be processed or queued."""
@@ -45,6 +48,9 @@ _MAX_HEADERS = 100
 
 _CHUNK_BYTES = 2**16
 """Bytes of the model that are sent at a time: what a slow client has not read stays in memory."""
+
+_READY, _METRICS = "/health/ready", "/metrics"
+"""Paths for those who run the server; the Lambda function has none of them."""
 
 _log = logging.getLogger("drone.http")
 
@@ -120,16 +126,28 @@ class _PageFiles(StaticFiles):
 class HttpApp:
     """An ASGI 3 application."""
 
-    def __init__(self, api: Api, settings: HttpSettings, web: Path | None = None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        settings: HttpSettings,
+        web: Path | None = None,
+        access: Access | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         """Creates the app.
 
         Args:
             api: Handles the requests.
             settings: Concurrency and timeouts.
             web: Folder of static files to serve beside the interface; None serves none.
+            access: Admits requests; None admits all of them.
+            metrics: Counts requests; None counts them alone, and no answers.
         """
         self.api = api
         self.settings = settings
+        self.is_draining = False
+        self.metrics = metrics or Metrics()
+        self._access = access or Access()
         self._files = _PageFiles(directory=web, html=True) if web else None
         self._pool = ThreadPoolExecutor(settings.max_concurrent, "predict")
         self._max_accepted = settings.max_concurrent + settings.max_queued
@@ -138,6 +156,20 @@ class HttpApp:
         self._uploading = 0
         self._body_bytes = 0
         self._running: set[Future[Response]] = set()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Adds gauges of the queue to the metrics."""
+        max_concurrent, watch = self.settings.max_concurrent, self.metrics.watch
+        watch("running", "Images in work.", lambda: min(self._accepted, max_concurrent))
+        watch(
+            "queued",
+            "Images that wait for a thread.",
+            lambda: max(0, self._accepted - max_concurrent),
+        )
+        watch("queue_limit", "Images that may wait.", lambda: self.settings.max_queued)
+        watch("uploading", "Images that are being received.", lambda: self._uploading)
+        watch("body_bytes", "Bytes of all images in memory.", lambda: self._body_bytes)
 
     @property
     def is_busy(self) -> bool:
@@ -165,8 +197,10 @@ class HttpApp:
         method, path, headers = scope["method"], scope["path"], dict(Headers(scope=scope))
         request_id = request_id_of(headers)
         headers["x-request-id"] = request_id
+        key = None
         try:
             _check_headers(scope)
+            key = self._admit(scope, headers)
             response = await self._response(scope, headers, receive)
         except ApiError as error:
             response = _to_asgi(self.api.error_response(error, request_id), method)
@@ -176,14 +210,39 @@ class HttpApp:
             response = _to_asgi(self.api.defect_response(error, request_id, _log), method)
         await response(scope, receive, send)
         # Never log the content: an image may be private, and a log is not.
-        took_ms = 1000 * (time.monotonic() - start)
-        target = loggable(f"{method} {path}")
-        _log.info("%s %d %.0f ms %s", target, response.status_code, took_ms, request_id)
+        took_s, status = time.monotonic() - start, response.status_code
+        sender = request_id if key is None else f"{request_id} {key}"
+        _log.info("%s %d %.0f ms %s", loggable(f"{method} {path}"), status, 1000 * took_s, sender)
+        self.metrics.observe_request(self._route(path, status), status, took_s)
+
+    def _admit(self, scope: Scope, headers: Mapping[str, str]) -> str | None:
+        """Returns the name of the API key of a request; None without one.
+
+        The page, the description of the interface and the state of the server are for everyone,
+        and so is the question of a browser which headers it may send.
+        """
+        path = _normalised(scope["path"])
+        is_protected = path in ("/predict", "/model", _METRICS) or path.startswith("/model/")
+        if not is_protected or scope["method"] == "OPTIONS":
+            return None
+        address, _ = scope.get("client") or ("", 0)
+        key = self._access.check_key(headers, address)
+        if path != _METRICS:
+            self._access.limit(key, address)
+        return key
+
+    def _route(self, path: str, status: int) -> str:
+        """Returns what the metrics call a path: one of few names, whatever clients send."""
+        if path in (_READY, _METRICS) or self.api.has_route(path):
+            return path
+        return "page" if self._files and status < 400 else "other"
 
     async def _response(
         self, scope: Scope, headers: dict[str, str], receive: Receive
     ) -> AsgiResponse:
         method, path = scope["method"], scope["path"]
+        if path in (_READY, _METRICS):
+            return await self._state(method, path)
         if self._files and method in ("GET", "HEAD") and not self.api.has_route(path):
             if path != "/model/model.json":
                 return await self._static(self._files, scope)
@@ -210,10 +269,29 @@ class HttpApp:
             self._body_bytes -= len(body)
 
     async def _process(self, request: Request) -> Response:
-        running = self._pool.submit(self.api.handle, request)
+        running = self._pool.submit(self._handle, request, time.monotonic())
         self._running.add(running)
         running.add_done_callback(self._running.discard)
         return await asyncio.wrap_future(running)
+
+    def _handle(self, request: Request, accepted_at: float) -> Response:
+        self.metrics.observe_wait(time.monotonic() - accepted_at)
+        return self.api.handle(request)
+
+    async def _state(self, method: str, path: str) -> AsgiResponse:
+        """Returns the metrics, or whether the server takes requests."""
+        if method not in ("GET", "HEAD"):
+            message = f"{path} takes GET, not {method}."
+            raise ApiError(405, "method-not-allowed", message, {"Allow": "GET, HEAD"})
+        if path == _METRICS:
+            text = await asyncio.to_thread(self.metrics.text)
+            return _to_asgi(Response(200, {"Content-Type": CONTENT_TYPE}, text), method)
+        if self.is_draining:
+            raise ApiError(503, "draining", "The server ends once its requests are answered.")
+        if not self.api.predictor.is_ready:
+            raise ApiError(503, "loading", "The model has not given a prediction yet.")
+        headers = {"Content-Type": "application/json"}
+        return _to_asgi(Response(200, headers, b'{"status": "ready"}'), method)
 
     async def _upload(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         self._check_accepted()
@@ -292,6 +370,11 @@ class HttpApp:
         if files.is_not_modified(response.headers, Headers(scope=scope)):
             return NotModifiedResponse(response.headers)
         return response
+
+
+def _normalised(path: str) -> str:
+    """Returns a path as files are looked up by: without dots and repeated slashes."""
+    return posixpath.normpath("/" + path.lstrip("/"))
 
 
 async def _chunks(content: bytes) -> AsyncIterator[memoryview]:

@@ -131,7 +131,7 @@ def create_api() -> Api:
     if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
         Image.init()  # Imports the readers of all formats, at no cost to any request.
     predictor.predict(_warm_up_image())
-    return Api(predictor, settings, create_keeper())
+    return Api(predictor, settings, keeper=create_keeper())
 
 
 def handle_event(api: Api, event: Any, context: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from drone.errors import ConfigError, RunError
 from drone.labels import NONE, ROLES, ClassSet, Role
+from drone.serving.drift import Reference
 from drone.serving.evidence import Evidence, normalised
 from drone.serving.many import FileResult, predict_files
 from drone.serving.preprocess import Preprocessing, decode_input, decode_opened, open_header, resize
@@ -144,6 +145,9 @@ class ModelInfo:
     """Threshold on the probability of a drone of any kind, from which an image of one of the
     classes raises an alarm; None for no alarms."""
 
+    reference: Reference | None = None
+    """How its answers spread over images that it was not trained on; None if that is unknown."""
+
     def __post_init__(self) -> None:
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes are {list(self.classes)}; each must differ")
@@ -171,22 +175,28 @@ class ModelInfo:
             TypeError: An entry is of another type.
             ValueError: An entry is not what `to_onnx` writes.
         """
+        classes = _parse_classes(metadata)
         return cls(
             name=metadata.get("name", ""),
             version=metadata.get("version", ""),
             fingerprint=metadata.get("fingerprint", ""),
-            classes=_parse_classes(metadata),
+            classes=classes,
             preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
             sides_px=tuple(json.loads(metadata.get("sides_px", "[]"))),
             temperature=float(metadata.get("temperature", 1.0)),
             unsure_below=float(metadata.get("unsure_below", 0.0)),
             known_above=float(metadata.get("known_above", 0.5)),
             alarm_above=float(metadata["alarm_above"]) if "alarm_above" in metadata else None,
+            reference=Reference.from_metadata(metadata, len(classes)),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields as JSON values, as GET /model and the page's model.json have them."""
-        fields = {name: value for name, value in vars(self).items() if name != "classes"}
+        """Returns JSON values, as GET /model and the page's model.json have them.
+
+        They are all fields but the reference, which only a server needs.
+        """
+        left_out = ("classes", "reference")
+        fields = {name: value for name, value in vars(self).items() if name not in left_out}
         classes = self.classes
         return {
             **fields,
@@ -261,6 +271,7 @@ class Predictor:
             threading.Semaphore(max_concurrency) if max_concurrency else contextlib.nullcontext()
         )
         self._session: onnxruntime.InferenceSession | None = None
+        self._is_warm = False
         self._loaded_at = 0.0
         self._metadata: dict[str, str] = {}
         self._info: ModelInfo | None = None
@@ -287,6 +298,12 @@ class Predictor:
             raise RunError(f"{self.model} gives no prediction: {error}. {_EXPORT}") from error
         finally:
             stop.cancel()
+        self._is_warm = True
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model is loaded and has given a prediction."""
+        return self._is_warm
 
     @property
     def info(self) -> ModelInfo:
@@ -411,7 +428,9 @@ class Predictor:
             raise ValueError(f"The model takes images of {sides_px} px, not {side_px}.")
         session = self._loaded()
         with self._inference:
-            return self._checked(*session.run(names, {"pixels": pixels_NHWC}))
+            outputs = self._checked(*session.run(names, {"pixels": pixels_NHWC}))
+        self._is_warm = True
+        return outputs
 
     def _checked(
         self,

@@ -1,7 +1,6 @@
 """MLflow's server for a cluster: one supervised process, and a store that outlives the machine."""
 
 import contextlib
-import ipaddress
 import os
 import secrets
 import shutil
@@ -21,6 +20,7 @@ from pyarrow import fs
 
 from drone import secret_file
 from drone.errors import ConfigError, TrackingError, cannot_listen
+from drone.hosts import is_reached_by_others
 from drone.storage.filesystem import absolute
 
 STORE_FILE = "mlflow.db"
@@ -62,11 +62,7 @@ class ServerSettings:
     @property
     def needs_password(self) -> bool:
         """Whether other machines reach the server."""
-        if self.host == "localhost":
-            return False
-        with contextlib.suppress(ValueError):
-            return not ipaddress.ip_address(self.host).is_loopback
-        return True
+        return is_reached_by_others(self.host)
 
 
 def serve(settings: ServerSettings, notify: Callable[[str], None]) -> None:

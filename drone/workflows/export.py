@@ -31,7 +31,12 @@ from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
 from drone.workflows import alarms
 from drone.workflows.display import SILENT, Display
 from drone.workflows.model_card import card_artifact
-from drone.workflows.model_logging import ONNX_FILE, calibrate, load_best_model
+from drone.workflows.model_logging import (
+    ONNX_FILE,
+    add_reference,
+    calibrate,
+    load_best_model,
+)
 from drone.workflows.moved import open_recorded
 from drone.workflows.requests import ExportRequest
 from drone.workflows.run_spec import RunSpec, check_fingerprint, read_spec
@@ -126,6 +131,7 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
         calibrated = _calibrate(request, spec, logged, dataset)
         identity = {"name": model.name, "version": model.version}
         export.add_metadata(target, {**identity, **calibrated.as_metadata()})
+        add_reference(target, spec.config, dataset)
         if request.alarm_recall is not None:
             alarms.add_threshold(target, dataset, request.alarm_recall)
         on_test = alarms.test_alarms(Predictor(target), dataset)
@@ -133,6 +139,7 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
         if request.int8:
             display.show("Trying 8-bit integers ...")
             quantized = _quantize(target, building / INT8_FILE, dataset)
+            add_reference(building / INT8_FILE, spec.config, dataset)
         with_int8 = bool(quantized and quantized.kept)
         names = [ONNX_FILE, *([INT8_FILE] if with_int8 else [])]
         info = Predictor(target).info.to_dict()

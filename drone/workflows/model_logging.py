@@ -6,9 +6,11 @@ from pathlib import Path
 
 from drone.data.dataset import Dataset
 from drone.evaluation import calibration, parity
+from drone.evaluation.batch_inference import predict_outputs_in_batches
 from drone.evaluation.calibration import Calibration
 from drone.evaluation.known_fit import fit_known_score
 from drone.model import export, mobilenet
+from drone.serving.drift import Reference
 from drone.serving.predictor import Predictor, class_metadata
 from drone.tracking.model import log_model, log_model_metrics
 from drone.training import checkpoint
@@ -62,6 +64,7 @@ def export_and_log(
         parity.check(measured, require_top1=False)
         calibrated = calibrate(predictor, config, dataset).as_metadata()
         export.add_metadata(target, calibrated)
+        add_reference(target, config, at_own_sizes)
         return log_model(target, dataset.classes, {**metadata, **calibrated})
 
 
@@ -82,6 +85,24 @@ def calibrate(
         return Calibration(known.temperature, threshold)
     at_own_sizes = dataset.at_bins() if config.model.mixed else dataset
     return calibration.calibrate(predictor, at_own_sizes.split("validation"), unsure_below)
+
+
+def add_reference(target: Path, config: TrainConfig, dataset: Dataset) -> None:
+    """Adds how the answers of an exported model spread over images that it was not trained on.
+
+    These are those of validation, or of test if it was trained on validation too.
+
+    Args:
+        target: Exported model, with its temperature and thresholds.
+        config: Config of its run.
+        dataset: Data set that it was trained on, at the sizes that it takes.
+    """
+    split = dataset.split("validation" if config.train_on == "train" else "test")
+    predictor = Predictor(target)
+    outputs = predict_outputs_in_batches(predictor, split.sides_N, split.gather)
+    answers = predictor.to_predictions(outputs)
+    reference = Reference.of(answers, len(dataset.classes))
+    export.add_metadata(target, reference.as_metadata())
 
 
 def load_best_model(folder: Path, config: TrainConfig, num_classes: int) -> mobilenet.Classifier:

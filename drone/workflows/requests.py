@@ -328,7 +328,8 @@ class ServeRequest:
     """Exported model, instead."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all addresses of this machine."""
+    """Address to listen on; 0.0.0.0 for all addresses of this machine. One that other machines
+    reach needs --api-key-file or --open-to-all."""
 
     port: int = 8000
     """Port to listen on; 0 for any that is free."""

@@ -16,14 +16,18 @@ from typing import Any
 from drone.cluster import serve as ray_serve
 from drone.config import override
 from drone.errors import ConfigError, cannot_listen
+from drone.hosts import is_reached_by_others
 from drone.redaction import redact
-from drone.serving.api import Api, ApiSettings
+from drone.serving.access import Access, AccessSettings
+from drone.serving.api import Api, ApiSettings, identity
 from drone.serving.background_keeper import BackgroundKeeper
 from drone.serving.connections import ConnectionSettings, LimitedServer
 from drone.serving.http import HttpApp, HttpSettings
 from drone.serving.keeping import KeepSettings
 from drone.serving.memory import limit_kept_memory
+from drone.serving.metrics import Metrics
 from drone.serving.predictor import Predictor
+from drone.serving.tls import TlsSettings, tls_context
 from drone.workflows.display import SILENT, Display
 from drone.workflows.model_source import FetchedModel, fetch_model
 from drone.workflows.requests import PAGE_FOLDER, ServeRequest
@@ -36,6 +40,8 @@ class ServerSettings:
     api: ApiSettings = field(default_factory=ApiSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
     replicas: ray_serve.ReplicaSettings = field(default_factory=ray_serve.ReplicaSettings)
     keep: KeepSettings = field(default_factory=KeepSettings)
 
@@ -101,10 +107,13 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
     """Serves a model until it is interrupted; returns the URL.
 
     Raises:
-        ConfigError: The address is in use, or the cluster has no room for the replicas.
+        ConfigError: The address is in use, or others reach it without a key; the file of keys or
+            the certificate is wrong; the cluster has no room for the replicas.
         RunError: There is no such model.
     """
     limit_kept_memory()
+    _check_is_protected(request.host, settings.access)
+    access, tls = Access(settings.access), tls_context(settings.tls)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         fetched = fetch_model(request, folder)
@@ -112,11 +121,15 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
         # The address is taken before anything expensive is started for it.
         listener = stack.enter_context(_bind(request.host, request.port))
         port = listener.getsockname()[1]
-        url = f"http://{_location(request.host, port)}"
+        url = f"{'https' if tls else 'http'}://{_location(request.host, port)}"
         predictor, http = _start_predictor(onnx, settings, f"drone-{port}", stack, display)
         page = request.page if request.page and request.page.is_dir() else None
         keeper = _start_keeper(settings.keep, stack, display)
-        app = HttpApp(Api(predictor, api, keeper), http, page)
+        metrics = Metrics(
+            predictor.info, {**identity(predictor.info, api), "sha256": predictor.checksum}
+        )
+        interface = Api(predictor, api, metrics.observe_answer, keeper)
+        app = HttpApp(interface, http, page, access, metrics)
         beside = f"the page: {url}/, " if page else ""
         message = f"{onnx.name} is served at {url} - {beside}the interface: {url}/docs"
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
@@ -127,8 +140,17 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
                 # In a thread: the browser's first request waits until this one is free.
                 threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
 
-        LimitedServer(app, settings.connections, announce).run(sockets=[listener])
+        LimitedServer(app, settings.connections, announce, tls).run(sockets=[listener])
         return url
+
+
+def _check_is_protected(host: str, access: AccessSettings) -> None:
+    """Rejects an address that others reach, unless they need a key or that is intended."""
+    if is_reached_by_others(host) and access.api_key_file is None and not access.open_to_all:
+        raise ConfigError(
+            f"Other machines reach --host {host}, and could use the model without limit. Set "
+            f"--api-key-file FILE to ask them for a key, or --open-to-all to serve everyone."
+        )
 
 
 def _named(api: ApiSettings, fetched: FetchedModel) -> ApiSettings:

@@ -356,7 +356,7 @@ def test_an_address_of_no_cluster(address: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("host", ["\udce9", "a\nb", "n" * 300, "no such host"])
 def test_a_host_that_is_no_address(call: RunJob, tracked: TrackedModel, host: str) -> None:
     for done in (
-        call("serve", "--onnx", tracked.onnx, f"--host={host}"),
+        call("serve", "--onnx", tracked.onnx, f"--host={host}", "--open-to-all"),
         call("tracking", f"--host={host}"),
     ):
         fails(done, 2, "Cannot listen on ")

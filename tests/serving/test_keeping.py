@@ -150,7 +150,7 @@ def test_the_interface_says_what_is_kept_and_a_header_forbids_it(
 ) -> None:
     store = KeptImages(str(tmp_path / "store"))
     keeper = BackgroundKeeper(KeepSettings(keep_share=1, keep_days=7), store)
-    api = Api(Predictor(linear, threads=1), ApiSettings(), keeper)
+    api = Api(Predictor(linear, threads=1), ApiSettings(), keeper=keeper)
 
     def post(image: bytes, **headers: str) -> dict:
         path, query = "/predict", "evidence=true"
