@@ -1,6 +1,7 @@
 """Metrics of a model's predictions. Axes: N images, K classes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +119,10 @@ class Scores:
     """Bounds of the 95 % interval of Wilson (1927)."""
 
     macro_f1: float
-    """Mean F1 of the classes that have images."""
+    """Mean F1 of the classes that have images, each of which counts equally."""
+
+    weighted_f1: float | None
+    """The same, with each class counting by its weight in training; None if that was not given."""
 
     ece: float
     """Expected calibration error; see `calibration_error`."""
@@ -141,6 +145,7 @@ class Scores:
             "accuracy": self.accuracy,
             "accuracy_95": [self.accuracy_low, self.accuracy_high],
             "macro_f1": self.macro_f1,
+            "macro_f1_by_class_weights": self.weighted_f1,
             "ece": self.ece,
             "bird_or_drone_accuracy": self.bird_or_drone,
             "support": self.support,
@@ -152,8 +157,13 @@ class Scores:
         }
 
 
-def score(predictions: Predictions) -> Scores:
-    """Computes the metrics of at least one prediction."""
+def score(predictions: Predictions, weights_K: Sequence[float] = ()) -> Scores:
+    """Computes the metrics of at least one prediction.
+
+    Args:
+        predictions: The predictions.
+        weights_K: Weights of the classes that training was given; empty if it was given none.
+    """
     labels, predicted = predictions.labels_N, predictions.predicted_N
     indices = list(range(len(predictions.classes)))
     right = labels == predicted
@@ -172,12 +182,17 @@ def score(predictions: Predictions) -> Scores:
         accuracy_low=accuracy.low,
         accuracy_high=accuracy.high,
         macro_f1=float(f1[has_images].mean()),
+        weighted_f1=_weighted(f1, np.array(weights_K) * has_images) if weights_K else None,
         ece=calibration_error(predictions.confidence_N, right),
         bird_or_drone=_bird_or_drone(predictions),
         support=len(right),
         by_class=by_class,
         confusion_KK=confusion_matrix(labels, predicted, labels=indices),
     )
+
+
+def _weighted(values_K: NDArray[np.float64], weights_K: NDArray[np.float64]) -> float:
+    return float(np.average(values_K, weights=weights_K))
 
 
 def calibration_error(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> float:
@@ -259,6 +274,8 @@ def describe(scores: Scores) -> str:
         f"{scores.accuracy:.1%} of {scores.support} images right (95 % interval "
         f"{scores.accuracy_low:.1%} to {scores.accuracy_high:.1%}), macro F1 {scores.macro_f1:.3f}"
     )
+    if scores.weighted_f1 is not None:
+        sentence += f" (all classes equally; by the class weights {scores.weighted_f1:.3f})"
     if scores.bird_or_drone is not None:
         sentence += f", bird against drone {scores.bird_or_drone:.1%}"
     recall = scores.by_class.loc[weakest, "recall"]

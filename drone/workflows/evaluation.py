@@ -28,6 +28,7 @@ from drone.workflows.evaluated_images import (
     with_negatives,
 )
 from drone.workflows.requests import EvaluateRequest
+from drone.workflows.run_spec import read_spec
 
 _LOGGED_RECALL = 0.95
 """Recall of the drones whose false alarms are metrics of the run."""
@@ -159,7 +160,7 @@ def _write(
     run: Run, evaluated: EvaluatedImages, card: Card | None, out: Path
 ) -> tuple[Scores, Path]:
     """Scores the predictions, writes the report and logs both to the run."""
-    scores = score(evaluated.predictions)
+    scores = score(evaluated.predictions, _class_weights(run))
     run_id, tags = run.info.run_id, run.data.tags
     best_epoch = run.data.metrics.get("best/epoch")
     header = report.ReportHeader(
@@ -189,6 +190,14 @@ def _write(
         reopened.log_final(_metrics(evaluated, scores, card))
         reopened.log_folder(folder, f"evaluation/{evaluated.name}")
     return scores, file.resolve()
+
+
+def _class_weights(run: Run) -> tuple[float, ...]:
+    """Returns the weights of the classes that a run was given; empty for none."""
+    try:
+        return read_spec(run.info.run_id).config.optim.class_weight_values
+    except RunError:  # Of other origin, or damaged: evaluation needs nothing else of it.
+        return ()
 
 
 def _metrics(evaluated: EvaluatedImages, scores: Scores, card: Card | None) -> dict[str, float]:

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from drone.evaluation.metrics import Predictions, calibration_error, score, worst_mistakes
+from drone.evaluation.metrics import (
+    Predictions,
+    calibration_error,
+    describe,
+    score,
+    worst_mistakes,
+)
 from drone.labels import CLASSES, ClassSet
 from tests.evaluation.made_predictions import random_predictions
 
@@ -65,3 +71,12 @@ def test_the_most_confident_mistakes_come_first() -> None:
         predictions.labels_N[position] == 2 != predictions.predicted_N[position]
         for position in positions
     )
+
+
+def test_macro_f1_by_the_weights_of_the_classes() -> None:
+    made = random_predictions()
+    scores = score(made, (1.0, 1.0, 1.0, 3.0))
+    f1 = scores.by_class["f1"].to_numpy()
+    assert scores.weighted_f1 == pytest.approx((f1[:3].sum() + 3 * f1[3]) / 6)
+    assert f"by the class weights {scores.weighted_f1:.3f}" in describe(scores)
+    assert score(made).weighted_f1 is None and "class weights" not in describe(score(made))
