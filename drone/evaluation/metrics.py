@@ -72,9 +72,8 @@ class Predictions:
         )
         if self.alarm_N is not None:
             frame[ALARM_COLUMN] = self.alarm_N
-        for index, name in enumerate(self.classes):
-            frame[f"p {name}"] = self.probs_NK[:, index]
-        return frame
+        columns = [f"p {name}" for name in self.classes]
+        return pd.concat([frame, pd.DataFrame(self.probs_NK, columns=columns)], axis=1)
 
 
 @dataclass(frozen=True)
