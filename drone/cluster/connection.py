@@ -187,6 +187,14 @@ def available_resources() -> tuple[dict[str, float], list[float]]:
     return totals, [float(node["CPU"]) for node in nodes if node.get("CPU")] or [1.0]
 
 
+def fitting_workers(gpus: float, gpus_per_worker: float) -> int:
+    """Returns how many workers fit on so many GPUs; a part of a GPU is on one of them."""
+    # The small term is for rounding: ten workers with a tenth each fit on one.
+    if gpus_per_worker < 1:
+        return int(gpus) * int(1 / gpus_per_worker + 1e-9)
+    return int(gpus / gpus_per_worker + 1e-9)
+
+
 BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the cluster's description on its head."""
 

@@ -70,8 +70,9 @@ def choose_workers(
     cpus, gpus = int(totals.get("CPU", 0)), float(totals.get("GPU", 0))
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if gpus else 0.0
+    fitting = connection.fitting_workers(gpus, gpus_per_worker) if gpus_per_worker else None
     if num_workers is None:
-        num_workers = max(1, int(gpus / gpus_per_worker)) if gpus_per_worker else 1
+        num_workers = 1 if fitting is None else max(1, fitting)
     if num_workers < 1:
         raise ConfigError(f"--num-workers is {num_workers}; it must be at least 1.")
     min_workers = num_workers if min_workers is None else min_workers
@@ -83,11 +84,11 @@ def choose_workers(
         raise ConfigError(
             f"--num-workers is {num_workers}, but Ray has {cpus} CPUs; set at most {cpus}."
         )
-    if min_workers * gpus_per_worker > gpus:
+    if fitting is not None and min_workers > fitting:
         raise ConfigError(
-            f"{min_workers} workers with --gpus-per-worker {gpus_per_worker:g} need "
-            f"{min_workers * gpus_per_worker:g} GPUs, but Ray has {gpus:g}. Lower one of the two; "
-            f"--gpus-per-worker 0 trains on CPUs."
+            f"{min_workers} workers with --gpus-per-worker {gpus_per_worker:g} do not fit on the "
+            f"{gpus:g} GPUs that Ray has; {fitting} do. Lower one of the two; --gpus-per-worker 0 "
+            f"trains on CPUs."
         )
     # Rounded up: the CPUs must suffice on the machine that gets the most workers.
     workers_per_node = -(-num_workers // len(cpus_by_node))

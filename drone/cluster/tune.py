@@ -64,7 +64,7 @@ def choose_slots(
         gpus_per_worker = 1.0 if gpus >= workers_per_trial else 0.0
     max_concurrency = cpus // workers_per_trial
     if gpus_per_worker:
-        by_gpus = int(gpus / (workers_per_trial * gpus_per_worker))
+        by_gpus = connection.fitting_workers(gpus, gpus_per_worker) // workers_per_trial
         max_concurrency = min(max_concurrency, by_gpus)
     if max_concurrency < 1:
         advice = "Lower one of the two; --gpus-per-worker 0 trains on CPUs."
