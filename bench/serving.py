@@ -29,7 +29,10 @@ import psutil
 import tyro
 
 NEEDED = {
-    "ours": ("onnxruntime", "numpy", "pillow", "python-multipart", "starlette", "anyio", "uvicorn"),
+    "ours": (
+        *("onnxruntime", "numpy", "pillow", "python-multipart", "starlette", "anyio", "uvicorn"),
+        "prometheus-client",
+    ),
     "theirs": ("torch", "torchvision", "numpy", "pillow"),
 }
 

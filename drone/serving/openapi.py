@@ -127,9 +127,11 @@ _ERROR = {
 
 _ERROR_DESCRIPTIONS = {
     400: "no image in the request, or a malformed form, JSON or query",
+    401: "no API key, or an unknown one, where the service needs one",
     413: "too many bytes or pixels",
     415: "not an image of a supported format",
     422: "a damaged image, or one that is too small",
+    429: "too many requests of this key or address; retry after the seconds in Retry-After",
     503: "too many requests; retry after the seconds in Retry-After",
 }
 
@@ -195,11 +197,15 @@ def openapi_schema(max_bytes: int, keep_notice: str = "") -> dict[str, Any]:
     model = {
         "summary": "The model's name, classes and limits",
         "operationId": "model",
-        "responses": {"200": _json_response("model", "Model")},
+        "responses": {
+            "200": _json_response("model", "Model"),
+            **{status: errors[status] for status in ("401", "429")},
+        },
     }
     health = {
         "summary": "Whether the server runs",
         "operationId": "health",
+        "security": [],
         "responses": {"200": _json_response("the server runs", "Health")},
     }
     return {
@@ -215,14 +221,20 @@ def openapi_schema(max_bytes: int, keep_notice: str = "") -> dict[str, Any]:
             "/model": {"get": model},
             "/health": {"get": health},
         },
+        # The empty one: most services need no key.
+        "security": [{}, {"bearer": []}, {"header": []}],
         "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
             "schemas": {
                 "Prediction": _PREDICTION,
                 "ModelIdentity": _MODEL_IDENTITY,
                 "Model": _MODEL,
                 "Health": {"type": "object"},
                 "Error": _ERROR,
-            }
+            },
         },
     }
 

@@ -17,6 +17,9 @@ _MAX_BUCKETS = 10_000
 _IPV6_NETWORK_BITS = 64
 """Bits that a provider gives to one customer, who may use any address below them."""
 
+_MAX_NAME_LENGTH = 64
+"""Characters of an address that is none; a client may have written it."""
+
 
 class RateLimiter:
     """Buckets of tokens by client; of one thread."""
@@ -49,12 +52,12 @@ class RateLimiter:
 def network_of(address: str) -> str:
     """Returns what stands for a client's address: an IPv4 address, or the network of an IPv6 one.
 
-    Anything else, such as a name that a proxy sends, stands for itself.
+    Anything else, such as a name that a proxy sends, stands for itself, cut at 64 characters.
     """
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return address
+        return address[:_MAX_NAME_LENGTH]
     if isinstance(found, ipaddress.IPv4Address):
         return str(found)
     if found.ipv4_mapped:

@@ -31,7 +31,9 @@ def test_workers_of_a_run() -> None:
     assert (shared.num_workers, shared.gpus_per_worker, shared.cpus_per_worker) == (4, 0.5, 4)
     without = choose_workers(None, 0.0)
     assert (without.num_workers, without.gpus_per_worker, without.cpus_per_worker) == (1, 0.0, 16)
-    with pytest.raises(ConfigError, match="3 workers with --gpus-per-worker 0.6 do not fit .* 2 GPUs .* 2 do"):
+    with pytest.raises(
+        ConfigError, match="3 workers with --gpus-per-worker 0.6 do not fit .* 2 GPUs .* 2 do"
+    ):
         choose_workers(3, 0.6)
 
 

@@ -203,16 +203,9 @@ def parsed(script: str, args: list[str]) -> object:
 
 
 def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
-    texts = [
-        (ROOT / name).read_text()
-        for name in (
-            "README.md",
-            "docs/collect.md",
-            "docs/data.md",
-            "docs/serving.md",
-            "docs/loop.md",
-        )
-    ]
+    pages = ("classes", "collect", "data", "loop", "operations", "serving")
+    files = ("README.md", *(f"docs/{name}.md" for name in pages))
+    texts = [(ROOT / name).read_text() for name in files]
     texts += [(ROOT / "ray_jobs" / f"{name}.py").read_text().split('"""')[1] for name in JOBS]
     commands = [command for text in texts for command in commands_in(text)]
     assert len(commands) > 10

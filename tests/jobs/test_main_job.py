@@ -259,6 +259,13 @@ def test_export_checks_calibrates_and_describes(
         -np.log(calm[rows, validation.labels_N]).mean()
         <= -np.log(plain[rows, validation.labels_N]).mean() + 1e-6
     )
+    # The reference for drift is of the same answers, after the temperature.
+    reference = predictor.info.reference
+    assert reference is not None
+    bins_N = np.digitize(calm.max(axis=1), reference.edges)
+    assert list(reference.confidence) == list(
+        np.bincount(bins_N, minlength=len(reference.edges) + 1)
+    )
 
 
 def test_an_export_without_parity_is_refused(

@@ -148,6 +148,7 @@ def test_the_memory_of_a_limit_is_bounded() -> None:
         ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
         ("fe80::1%eth0", "fe80::/64"),
         ("unknown", "unknown"),
+        ("x" * 9000, "x" * 64),
         ("", ""),
     ],
 )
