@@ -28,7 +28,7 @@ def check_request(request: ExportRequest, config: TrainConfig, info: ModelInfo) 
         raise ConfigError(
             f"An alarm needs classes that are drones and others that are not; the model's classes "
             f"are {', '.join(info.classes)}. Export it without an alarm, or give the classes their "
-            f"roles in a YAML file (python ray_jobs/prepare.py --classes FILE) and train again."
+            f"roles in the data set (docs/classes.md) and train again."
         )
     if request.alarm_recall is not None and config.train_on != "train":
         raise ConfigError(
