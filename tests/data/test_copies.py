@@ -22,7 +22,7 @@ from drone.data.prepare.verdicts import ACROSS, BY_HAND, WITHIN
 from drone.data.prepare.write import write_dataset
 from drone.labels import CLASSES
 from drone.synth.drawing import draw
-from drone.workflows.review import _with_copies
+from drone.workflows.review import with_copies
 from tests.data.preparing import SMALL, prepare
 from tests.data.test_decisions import by_hand_decision
 
@@ -162,7 +162,7 @@ def test_a_decision_on_one_copy_holds_for_all(raw: Path, tmp_path: Path, decided
     assert after.loc[f"{birds}/1.png", "kept"]
     assert after.loc[f"{CLASSES[3]}/9.tiff", "reason"] == WITHIN
     copies = after[after["content"] == after.loc[f"{birds}/2.png", "content"]]
-    assert set(copies["md5"]) <= _with_copies(ledger.by_hand(ledger.read(out / LEDGER_FILE)), after)
+    assert set(copies["md5"]) <= with_copies(ledger.by_hand(ledger.read(out / LEDGER_FILE)), after)
     # Also where the very file that was decided on is gone.
     (raw / birds / decided).unlink()
     left = update()
