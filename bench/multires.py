@@ -140,7 +140,7 @@ def theirs(job: Bench, dataset: Dataset, side: int) -> Iterator[int]:
     backbone = mobilenet_v2()
     state = weights.load(job.weights).state()
     if state is not None:
-        backbone.load_state_dict(state)
+        backbone.load_state_dict(state, strict=False)  # The head is of other classes.
     for parameter in backbone.features[:17].parameters():
         parameter.requires_grad_(False)
     backbone.classifier[1] = nn.Linear(1280, 4)

@@ -134,7 +134,7 @@ def theirs(job: Bench, depth: int, raw: Path) -> tuple[float, float]:
     model = torchvision.models.mobilenet_v2()
     state = weights.load(job.weights).state()
     if state is not None:
-        model.load_state_dict(state)
+        model.load_state_dict(state, strict=False)  # The head is of other classes.
     model.classifier[1] = torch.nn.Linear(1280, 4)
     for parameter in model.features[: 19 - depth].parameters():
         parameter.requires_grad_(False)
