@@ -109,9 +109,7 @@ def limits(facts: ModelFacts) -> list[str]:
         found.append(f"Not tested, for lack of images: {', '.join(missing)}.")
     for row in _first_weak_conditions(facts.metrics):
         recall = row["drone_recall"]["value"]
-        found.append(
-            f"Drones are missed under this condition: {row['text']} (recall {recall:.2f})."
-        )
+        found.append(f"From this level on drones are missed: {row['text']} (recall {recall:.2f}).")
     if not facts.metrics["known"]["kinds"]:
         found.append(
             f"It was not tested on images of anything else: how well it says {NONE!r} is unknown."
