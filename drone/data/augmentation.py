@@ -7,17 +7,19 @@ views in batches on the device of the pixels. Axes: N images, C channels, H and 
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
 from drone import counter_rng
-from drone.data.conditions import HAZE_GREY
+from drone.data.conditions import HAZE_GREY, LUMA
 from drone.data.warp import warp
 from drone.errors import ConfigError
 
 _VIEW_STREAM, _ELASTIC_STREAM, _DISTANCE_STREAM, _WEATHER_STREAM = 1, 2, 3, 4
+_SENSOR_STREAM, _NOISE_STREAM = 5, 6
 """Streams of the counter-based RNG."""
 
 _NUM_COLUMNS = 16
@@ -29,6 +31,9 @@ _ELASTIC_CELLS = 7
 _NUM_DISTANCES = 12
 """Number of sides that far views are reduced to; those of one side are reduced together."""
 
+_NUM_BLURS = 8
+"""Number of blurs; views of one blur are blurred together."""
+
 _CPU_CHUNK = 16
 """Images at a time on a processor, so that intermediate results stay in its cache."""
 
@@ -39,7 +44,7 @@ class AugmentConfig:
 
     strength: float = 0.5
     """Strength of augmentation, 0 (none) to 1; scales every range and the probabilities of flip,
-    cutout, elastic warp, distance and weather."""
+    cutout, elastic warp, distance, weather, blur, noise and grey."""
 
     brightness: float = 0.4
     """Maximum change of brightness in either direction, as a share of the full scale."""
@@ -102,6 +107,21 @@ class AugmentConfig:
     weather: float = 0.8
     """Maximum share of the light that haze or darkness takes."""
 
+    blur_p: float = 0.0
+    """Probability, at strength 1, that a view is blurred."""
+
+    blur: float = 6 / 224
+    """Maximum standard deviation of the blur, as a share of the image's side."""
+
+    noise_p: float = 0.0
+    """Probability, at strength 1, that a view has Gaussian noise."""
+
+    noise: float = 0.38
+    """Maximum standard deviation of the noise, as a share of the full scale."""
+
+    grey_p: float = 0.0
+    """Probability, at strength 1, that a view has no colour."""
+
     def __post_init__(self) -> None:
         for name in vars(self):
             value, maximum = getattr(self, name), 90.0 if name == "rotation_deg" else 1.0
@@ -141,6 +161,21 @@ class Views:
 
     warp_M2KK: Tensor
     """Displacements of the coarse grid of those views, in units of theta."""
+
+    grey: tuple[int, ...]
+    """Positions of the views without colour."""
+
+    blurs: tuple[float, ...]
+    """Standard deviation of each view's blur, as a share of the image's side; 0 for none."""
+
+    noise_N: Tensor
+    """Standard deviation of each view's noise, as a share of the full scale; 0 for none."""
+
+    noisy: tuple[int, ...]
+    """Positions of the views with noise."""
+
+    noise_key: tuple[int, int, Tensor]
+    """Seed, epoch and the keys of all images, from which the noise follows."""
 
 
 def draw(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Views:
@@ -189,7 +224,30 @@ def draw(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Views:
         far_sides=tuple(_far_sides(config, seed, epoch, keys_N).tolist()),
         warped=warped,
         warp_M2KK=_elastic_grids(config, seed, epoch, keys_N[list(warped)]),
+        **_sensor(config, seed, epoch, keys_N),
     )
+
+
+def _sensor(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> dict[str, Any]:
+    """Returns those parameters of views that tell what camera took them."""
+    columns = counter_rng.uniform(seed, epoch, _SENSOR_STREAM, keys_N, 5).unbind(1)
+    strength = config.strength
+    blurred_N, noisy_N, grey_N = (
+        draws_N < probability * strength
+        for draws_N, probability in zip(
+            columns[:3], (config.blur_p, config.noise_p, config.grey_p), strict=True
+        )
+    )
+    # In steps, so that views of the same blur are blurred together.
+    level_N = torch.floor(columns[3] * _NUM_BLURS + 1) / _NUM_BLURS
+    noise_N = columns[4] * config.noise * strength * noisy_N
+    return {
+        "grey": tuple(torch.nonzero(grey_N).flatten().tolist()),
+        "blurs": tuple((level_N * config.blur * strength * blurred_N).tolist()),
+        "noise_N": noise_N,
+        "noisy": tuple(torch.nonzero(noise_N).flatten().tolist()),
+        "noise_key": (seed, epoch, keys_N),
+    }
 
 
 def far_away(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Tensor:
@@ -269,8 +327,15 @@ def apply(pixels_NHWC: Tensor, views: Views, mean_C: Tensor, std_C: Tensor) -> T
         }
         warped_NHWC = warp(pixels_NHWC[chunk], views.theta_N23[chunk], in_chunk)
         out[chunk] = warped_NHWC.view(-1, height, width * channels)
-        _reduce(out[chunk].view(-1, height, width, channels), views.far_sides[chunk])
-        out[chunk].mul_(gain_N1R[chunk]).add_(offset_N1R[chunk]).clamp_(min_R, max_R)
+        view_NHWC = out[chunk].view(-1, height, width, channels)
+        _reduce(view_NHWC, views.far_sides[chunk])
+        _remove_colour(
+            view_NHWC, [at - start for at in views.grey if chunk.start <= at < chunk.stop]
+        )
+        _blur(view_NHWC, views.blurs[chunk])
+        out[chunk].mul_(gain_N1R[chunk]).add_(offset_N1R[chunk])
+        _add_noise(out[chunk], views, chunk, 255 * scale)
+        out[chunk].clamp_(min_R, max_R)
     view_NHWC = out.view(count, height, width, channels)
     _make_holes(view_NHWC, views.hole_N4)
     return view_NHWC.permute(0, 3, 1, 2)
@@ -309,6 +374,61 @@ def _reduce(view_NHWC: Tensor, far_sides: tuple[float, ...]) -> None:
         small = functional.interpolate(far_NCHW, (small_px, small_px), mode="area")
         far = functional.interpolate(small, (side_px, side_px), mode="bilinear")
         view_NHWC[chosen] = far.permute(0, 2, 3, 1)
+
+
+def _remove_colour(view_NHWC: Tensor, positions: list[int]) -> None:
+    """Makes views grey, in place."""
+    if positions:
+        luma_C = torch.tensor(LUMA, device=view_NHWC.device)
+        view_NHWC[positions] = (
+            (view_NHWC[positions] * luma_C)
+            .sum(-1, keepdim=True)
+            .expand(-1, -1, -1, view_NHWC.shape[-1])
+        )
+
+
+def _blur(view_NHWC: Tensor, blurs: tuple[float, ...]) -> None:
+    """Blurs views by Gaussians, in place; the edges are reflected."""
+    side_px = view_NHWC.shape[1]
+    positions = defaultdict(list)
+    for position, blur in enumerate(blurs):
+        if blur:
+            positions[blur * side_px].append(position)
+    for sigma_px, chosen in positions.items():
+        radius = max(1, min(math.ceil(3 * sigma_px), side_px - 1))
+        offsets = torch.arange(-radius, radius + 1, device=view_NHWC.device)
+        kernel = torch.exp(-(offsets**2) / (2 * sigma_px**2))
+        kernel = (kernel / kernel.sum()).to(view_NHWC.dtype)
+        images = view_NHWC[chosen].permute(0, 3, 1, 2)
+        count, channels = images.shape[:2]
+        flat = images.reshape(-1, 1, side_px, view_NHWC.shape[2])
+        flat = functional.pad(flat, [radius] * 4, mode="reflect")
+        flat = functional.conv2d(flat, kernel.view(1, 1, -1, 1))
+        flat = functional.conv2d(flat, kernel.view(1, 1, 1, -1))
+        blurred = flat.view(count, channels, side_px, -1)
+        view_NHWC[chosen] = blurred.permute(0, 2, 3, 1)
+
+
+def _add_noise(rows_NHR: Tensor, views: Views, chunk: slice, scale_R: Tensor) -> None:
+    """Adds Gaussian noise to normalised views, in place.
+
+    Args:
+        rows_NHR: The views of a chunk, each row of pixels with its channels as one row.
+        views: Parameters of all views.
+        chunk: Which of them these are.
+        scale_R: Normalised size of the full scale, for each value of a row.
+    """
+    noisy = [at for at in views.noisy if chunk.start <= at < chunk.stop]
+    if not noisy:
+        return
+    seed, epoch, keys_N = views.noise_key
+    height, row = rows_NHR.shape[1:]
+    keys_M = keys_N[noisy].to(rows_NHR.device)
+    draws = counter_rng.uniform(seed, epoch, _NOISE_STREAM, keys_M, height * row)
+    # By the inverse of the distribution; half a step away from 0 and 1, where it is infinite.
+    noise = math.sqrt(2) * torch.erfinv((2 * draws - 1) + 2.0**-24)
+    sizes = views.noise_N[noisy].to(rows_NHR.device)[:, None, None]
+    rows_NHR[[at - chunk.start for at in noisy]] += noise.view(-1, height, row) * sizes * scale_R
 
 
 def _make_holes(view_NHWC: Tensor, hole_N4: Tensor) -> None:

@@ -20,7 +20,7 @@ Pixels = NDArray[np.uint8]
 REFERENCE_PX = 224
 """Side of the images whose pixels lengths are given in."""
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of ITU-R BT.601."""
 
 HAZE_GREY = 0.85
@@ -91,7 +91,7 @@ def dark(image_HWC: Pixels, exposure: float, rng: np.random.Generator) -> Pixels
 
 def desaturated(image_HWC: Pixels, saturation: float, _: np.random.Generator) -> Pixels:
     """Returns the image with a share of its colour; 0 is grey."""
-    grey_HW1 = (image_HWC @ _LUMA)[..., None]
+    grey_HW1 = (image_HWC @ LUMA)[..., None]
     return _uint8(grey_HW1 + saturation * (image_HWC - grey_HW1))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as functional
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from drone.data import augmentation
 from drone.data.augmentation import AugmentConfig
@@ -172,3 +173,63 @@ def test_weather_takes_light_and_haze_gives_grey() -> None:
     view = image * drawn.gain_N[position].item() + drawn.offset_N[position].item()
     expected = hazy_image(image, drawn.gain_N[position].item(), np.random.default_rng(0))
     assert np.abs(view - expected).max() < 1
+
+
+SENSOR = AugmentConfig(strength=1.0, blur_p=0.5, noise_p=0.5, grey_p=0.5)
+ALONE = {
+    **dict.fromkeys(("brightness", "contrast", "rotation_deg", "scale", "shift"), 0.0),
+    **dict.fromkeys(("flip_p", "cutout_p"), 0.0),
+}
+"""Settings without anything else."""
+
+
+def test_blur_noise_and_grey_do_not_depend_on_the_batch() -> None:
+    drawn = augmentation.draw(SENSOR, 7, 3, KEYS)
+    assert 5 < len(drawn.noisy) < 35 and 5 < len(drawn.grey) < 35
+    assert 5 < sum(blur > 0 for blur in drawn.blurs) < 35 and len(set(drawn.blurs)) <= 9
+    together = augmentation.apply(PIXELS, drawn, MEAN, STD)
+    order = torch.randperm(40)
+    shuffled = augmentation.draw(SENSOR, 7, 3, KEYS[order])
+    other = augmentation.apply(PIXELS[order], shuffled, MEAN, STD)
+    torch.testing.assert_close(other, together[order], rtol=0, atol=1e-5)
+    # What a view has otherwise is as without them.
+    plain = augmentation.draw(AugmentConfig(strength=1.0), 7, 3, KEYS)
+    assert torch.equal(plain.theta_N23, drawn.theta_N23) and not plain.noisy and not plain.grey
+
+
+def test_a_grey_view_has_the_luma_of_the_image() -> None:
+    settings = AugmentConfig(strength=1.0, grey_p=1.0, **ALONE)
+    drawn = augmentation.draw(settings, 0, 0, KEYS[:2])
+    found = augmentation.apply(PIXELS[:2], drawn, torch.zeros(3), torch.ones(3)) * 255
+    expected = np.asarray(Image.fromarray(PIXELS[0].numpy()).convert("L"), np.float32)
+    for channel in found[0]:
+        np.testing.assert_allclose(channel.numpy(), expected, atol=1.0)
+
+
+def test_a_blurred_view_is_the_image_under_a_gaussian() -> None:
+    settings = AugmentConfig(strength=1.0, blur_p=1.0, blur=2 / 48, **ALONE)
+    drawn = augmentation.draw(settings, 0, 0, KEYS[:3])
+    found = augmentation.apply(PIXELS[:3], drawn, torch.zeros(3), torch.ones(3)) * 255
+    for image, blur, pixels in zip(found, drawn.blurs, PIXELS.numpy(), strict=False):
+        assert 0 < blur <= 2 / 48 + 1e-6
+        expected = gaussian_filter(
+            pixels[:, :, 0].astype(float), blur * 48, mode="mirror", truncate=4
+        )
+        np.testing.assert_allclose(image[0].numpy(), expected, atol=1.5)
+
+
+def test_noise_has_its_size_and_differs_between_pixels_images_and_epochs() -> None:
+    settings = AugmentConfig(strength=1.0, noise_p=1.0, noise=0.1, **ALONE)
+    grey = torch.full((3, 64, 64, 3), 128, dtype=torch.uint8)
+
+    def noise(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = augmentation.draw(settings, 0, epoch, KEYS[:3])
+        found = augmentation.apply(grey, drawn, torch.zeros(3), torch.ones(3))
+        return found - 128 / 255, drawn.noise_N
+
+    first, sizes = noise(0)
+    assert first.std(dim=(1, 2, 3)) == pytest.approx(sizes, rel=0.05)
+    assert first.mean(dim=(1, 2, 3)).abs().max() < 0.005
+    flat = first.reshape(3, -1)
+    for other in (flat[1], noise(1)[0].reshape(3, -1)[0], flat[0].roll(1), flat[0].roll(64)):
+        assert abs(float(torch.corrcoef(torch.stack([flat[0], other]))[0, 1])) < 0.05
