@@ -26,9 +26,9 @@ _SHORT_NAMES = {
 _ROLE_WORDS: dict[str, Role] = {
     **dict.fromkeys(
         (
-            *("bird", "fowl", "raptor", "gull", "seagull", "eagle", "hawk", "falcon", "buzzard"),
+            *("bird", "fowl", "raptor", "gull", "seagull", "eagle", "falcon", "buzzard"),
             *("vulture", "owl", "crow", "raven", "pigeon", "dove", "goose", "geese", "duck"),
-            *("swan", "heron", "stork", "crane", "swift", "swallow", "starling"),
+            *("swan", "heron", "stork", "swift", "swallow", "starling"),
         ),
         "bird",
     ),
@@ -125,18 +125,11 @@ class ClassSet(Sequence[str]):
         return matches.pop() if len(matches) == 1 else None
 
 
-def abbreviated(names: Sequence[str], classes: ClassSet | None = None) -> list[str]:
-    """Returns abbreviations if each name is that of a class, else the names.
-
-    Args:
-        names: Names of classes, or others.
-        classes: The classes; by default those of the original project.
-    """
-    short = _SHORT_NAMES
-    if classes is not None:
-        short = dict(zip(classes.names, classes.short_names, strict=True))
+def abbreviated(names: Sequence[str]) -> list[str]:
+    """Returns abbreviations if each name is that of a default class, else the names."""
     # All or none: a class that is called FB must differ from the abbreviation of another.
-    return [short[name] for name in names] if set(names) <= short.keys() else list(names)
+    has_all = set(names) <= _SHORT_NAMES.keys()
+    return [_SHORT_NAMES[name] for name in names] if has_all else list(names)
 
 
 def suggested_role(name: str) -> Role:

@@ -161,12 +161,7 @@ def predict_test_split(
         load_evidence=evidence_loader(predictor, test.sides_N, test.gather),
         files=_files(rows[known_N >= 0]),
         facts={"data set": str(dataset.folder), "fingerprint": dataset.fingerprint},
-        left_out={
-            path: f"The model does not know the class {name}."
-            for path, name in zip(
-                rows.loc[known_N < 0, "path"], rows.loc[known_N < 0, "class_name"], strict=True
-            )
-        },
+        left_out=_of_unknown_classes(rows[known_N < 0]),
         known=_score_known(predictor, predictions, negatives),
         operating_point=_operating_point(predictor, predictions, negatives),
         by_labels=_accuracy_by_labels(predictor, test, predictions, dataset, track)
@@ -181,6 +176,12 @@ def _known_classes(dataset: Dataset, classes: ClassSet) -> NDArray[np.int64]:
     indices = {name: index for index, name in enumerate(classes)}
     names = dataset.rows("test")["class_name"]
     return np.array([indices.get(name, -1) for name in names])
+
+
+def _of_unknown_classes(rows: pd.DataFrame) -> dict[str, str]:
+    """Returns why the images of classes that the model does not know are left out, by path."""
+    pairs = zip(rows["path"], rows["class_name"], strict=True)
+    return {path: f"The model does not know the class {name}." for path, name in pairs}
 
 
 def _with_classes(split: Split, labels_N: NDArray[np.int64]) -> Split:
