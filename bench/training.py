@@ -18,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -141,15 +143,26 @@ def theirs(job: Bench, depth: int, raw: Path) -> tuple[float, float]:
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-4)
     model.train()
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return timed_epochs(job, loader, step)
+
+
+def timed_epochs(
+    job: Bench, loader: Iterable[Any], step: Callable[[torch.Tensor, torch.Tensor], None]
+) -> tuple[float, float]:
+    """Images/s of epochs of a loader, and the share of the time that is the wait for it."""
     speeds, shares = [], []
     for _ in range(job.rounds + 1):
         began, outside, count = time.perf_counter(), 0.0, 0
         start = began
         for images, labels in loader:
             outside += time.perf_counter() - start
-            optimizer.zero_grad()
-            functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
+            step(images, labels)
             count += len(labels)
             start = time.perf_counter()
         seconds = time.perf_counter() - began
@@ -204,25 +217,17 @@ def plain(job: Bench, depth: int, raw: Path) -> tuple[float, float]:
     optimizer = torch.optim.AdamW(learning, lr=1e-4, fused=True)
     frozen.eval()
     trained.train()
-    speeds, shares = [], []
-    for _ in range(job.rounds + 1):
-        began, outside, count = time.perf_counter(), 0.0, 0
-        start = began
-        for images, labels in loader:
-            outside += time.perf_counter() - start
-            with autocast("auto", device):
-                with torch.no_grad():
-                    activations = frozen(images.to(memory_format=torch.channels_last))
-                logits = head(trained(activations).mean((2, 3))).float()
-            optimizer.zero_grad(set_to_none=True)
-            functional.cross_entropy(logits, labels).backward()
-            optimizer.step()
-            count += len(labels)
-            start = time.perf_counter()
-        seconds = time.perf_counter() - began
-        speeds.append(count / seconds)
-        shares.append(outside / seconds)
-    return statistics.median(speeds[1:]), statistics.median(shares[1:])
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        with autocast("auto", device):
+            with torch.no_grad():
+                activations = frozen(images.to(memory_format=torch.channels_last))
+            logits = head(trained(activations).mean((2, 3))).float()
+        optimizer.zero_grad(set_to_none=True)
+        functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+
+    return timed_epochs(job, loader, step)
 
 
 def gemm_macs_per_s(device: torch.device, size: int = 2048, seconds: float = 1.0) -> float:

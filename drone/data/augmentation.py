@@ -361,14 +361,20 @@ def _displacements(views: Views, height: int, width: int) -> dict[int, Tensor]:
     return dict(zip(views.warped, warps.permute(0, 2, 3, 1), strict=True))
 
 
+def _positions_by(values: tuple[float, ...]) -> dict[float, list[int]]:
+    """Returns the positions of each value but 0, which are changed together."""
+    positions = defaultdict(list)
+    for position, value in enumerate(values):
+        if value:
+            positions[value].append(position)
+    return positions
+
+
 def _reduce(view_NHWC: Tensor, far_sides: tuple[float, ...]) -> None:
     """Reduces the views of objects far away to few pixels and enlarges them again, in place."""
     side_px = view_NHWC.shape[1]
-    positions = defaultdict(list)
-    for position, side in enumerate(far_sides):
-        if side:
-            positions[max(1, round(side * side_px))].append(position)
-    for small_px, chosen in positions.items():
+    for side, chosen in _positions_by(far_sides).items():
+        small_px = max(1, round(side * side_px))
         far_NCHW = view_NHWC[chosen].permute(0, 3, 1, 2)
         # As a camera does, which averages over a pixel, and as a crop is then resized for a model.
         small = functional.interpolate(far_NCHW, (small_px, small_px), mode="area")
@@ -390,11 +396,8 @@ def _remove_colour(view_NHWC: Tensor, positions: list[int]) -> None:
 def _blur(view_NHWC: Tensor, blurs: tuple[float, ...]) -> None:
     """Blurs views by Gaussians, in place; the edges are reflected."""
     side_px = view_NHWC.shape[1]
-    positions = defaultdict(list)
-    for position, blur in enumerate(blurs):
-        if blur:
-            positions[blur * side_px].append(position)
-    for sigma_px, chosen in positions.items():
+    for blur, chosen in _positions_by(blurs).items():
+        sigma_px = blur * side_px
         radius = max(1, min(math.ceil(3 * sigma_px), side_px - 1))
         offsets = torch.arange(-radius, radius + 1, device=view_NHWC.device)
         kernel = torch.exp(-(offsets**2) / (2 * sigma_px**2))

@@ -479,26 +479,20 @@ class Predictor:
         index = int(probs_K.argmax())
         by_name = {name: float(value) for name, value in zip(info.classes, probs_K, strict=True)}
         label = info.classes[index] if known >= info.known_above else NONE
-        drones_N = drone_probabilities(probs_K[None], info.classes)
-        kind, kind_probability = self._kind(probs_K) if label != NONE else (None, None)
+        [sums_R] = role_probabilities(probs_K[None], info.classes).tolist()
+        by_role: dict[Role, float] = dict(zip(info.classes.present_roles, sums_R, strict=True))
+        best = max(by_role, key=by_role.__getitem__)
+        kind = best if label != NONE and len(by_role) > 1 else None
         return Prediction(
             index=index,
             label=label,
             probabilities=by_name,
-            drone=None if drones_N is None else float(drones_N[0]),
+            drone=by_role["drone"] if info.classes.tells_drones else None,
             kind=kind,
-            kind_probability=kind_probability,
+            kind_probability=by_role[kind] if kind else None,
             known=known,
             unsure=float(probs_K.max()) < info.unsure_below,
         )
-
-    def _kind(self, probs_K: NDArray[np.float32]) -> tuple[Role | None, float | None]:
-        roles = self.info.classes.present_roles
-        if len(roles) == 1:
-            return None, None
-        [sums_R] = role_probabilities(probs_K[None], self.info.classes)
-        best = int(sums_R.argmax())
-        return roles[best], float(sums_R[best])
 
     def _loaded(self) -> onnxruntime.InferenceSession:
         with self._lock:
