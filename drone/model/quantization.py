@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,7 @@ def to_int8(source: Path, target: Path, batches: Sequence[NDArray[np.uint8]]) ->
         target: File to write.
         batches: Images to calibrate the ranges of activations on, (B, side_px, side_px, 3) uint8.
     """
-    # onnxruntime.quantization logs its advice through the root logger.
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))
-    with tempfile.TemporaryDirectory() as temporary:
+    with _without_advice(), tempfile.TemporaryDirectory() as temporary:
         preprocessed = Path(temporary) / "preprocessed.onnx"
         quant_pre_process(str(source), str(preprocessed), skip_symbolic_shape=True)
         quantize_static(
@@ -58,3 +57,22 @@ def to_int8(source: Path, target: Path, batches: Sequence[NDArray[np.uint8]]) ->
             extra_options={"CalibMovingAverage": True},
         )
     export.add_metadata(target, {**export.read_metadata(source), "precision": "int8"})
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Drops what onnxruntime.quantization logs through the root logger, below errors.
+
+    A logger's filter sees only what is logged by that logger itself, so other loggers keep
+    their warnings, which they would lose by the root's level.
+    """
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    root = logging.getLogger()
+    root.addFilter(is_error)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_error)
