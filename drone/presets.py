@@ -5,7 +5,7 @@ docs/performance.md has the scores of each, and how they were measured.
 
 from dataclasses import dataclass, replace
 
-from drone.data.augmentation import AugmentConfig
+from drone.data.augment_config import AugmentConfig
 from drone.errors import ConfigError
 from drone.labels import nearest
 from drone.model.config import NUM_BLOCKS, ModelConfig

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from drone.data.augmentation import AugmentConfig
+from drone.data.augment_config import AugmentConfig
 from drone.data.conditions import REFERENCE_PX, reduced
 from drone.data.dataset import Dataset
 from drone.data.images import Images

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from drone.data.augmentation import AugmentConfig
+from drone.data.augment_config import AugmentConfig
 from drone.data.bins import PIXEL_BUDGET
 from drone.errors import ConfigError
 from drone.model.config import ModelConfig

@@ -9,8 +9,9 @@ import torch.nn.functional as functional
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from drone.data import augmentation
-from drone.data.augmentation import AugmentConfig
+from drone.data import augmentation, degradations
+from drone.data.augment_config import AugmentConfig
+from drone.data.conditions import compressed, infrared
 from drone.data.conditions import hazy as hazy_image
 from drone.data.warp import warp
 from drone.errors import ConfigError
@@ -121,15 +122,15 @@ def test_a_mask_makes_the_holes_that_slices_make() -> None:
 def test_an_object_far_away_is_reduced_to_few_pixels() -> None:
     config = AugmentConfig(strength=1.0, distance_p=0.4, distance_min=6 / 48, distance_max=0.5)
     keys = torch.arange(4000)
-    sides = torch.tensor(augmentation.draw(config, 1, 2, keys).far_sides)
-    far = augmentation.far_away(config, 1, 2, keys)
+    sides = torch.tensor(augmentation.draw(config, 1, 2, keys).degradations.far_sides)
+    far = degradations.far_away(config, 1, 2, keys)
     assert torch.equal(sides > 0, far) and far.float().mean() == pytest.approx(0.4, abs=0.03)
     assert sides[far].min() == pytest.approx(6 / 48) and sides[far].max() == pytest.approx(0.5)
     assert (sides[far] < 0.25).float().mean() == pytest.approx(0.5, abs=0.05)
     # Other settings of a view do not depend on it.
     near = augmentation.draw(AugmentConfig(strength=1.0), 1, 2, keys)
     assert torch.equal(augmentation.draw(config, 1, 2, keys).theta_N23, near.theta_N23)
-    assert not augmentation.far_away(AugmentConfig(strength=1.0), 1, 2, keys).any()
+    assert not degradations.far_away(AugmentConfig(strength=1.0), 1, 2, keys).any()
 
 
 def test_a_view_of_an_object_far_away_is_averaged_and_enlarged_linearly() -> None:
@@ -151,7 +152,7 @@ def test_a_far_view_does_not_depend_on_its_batch() -> None:
     config = AugmentConfig(strength=1.0, distance_p=0.5)
     together = augmentation.apply(PIXELS, augmentation.draw(config, 1, 2, KEYS), MEAN, STD)
     some = augmentation.draw(config, 1, 2, KEYS[5:9])
-    assert 0 < sum(side > 0 for side in some.far_sides) < 4
+    assert 0 < sum(side > 0 for side in some.degradations.far_sides) < 4
     part = augmentation.apply(PIXELS[5:9], some, MEAN, STD)
     torch.testing.assert_close(part, together[5:9], rtol=0, atol=1e-5)
 
@@ -175,7 +176,9 @@ def test_weather_takes_light_and_haze_gives_grey() -> None:
     assert np.abs(view - expected).max() < 1
 
 
-SENSOR = AugmentConfig(strength=1.0, blur_p=0.5, noise_p=0.5, grey_p=0.5)
+SENSOR = AugmentConfig(
+    strength=1.0, blur_p=0.5, noise_p=0.5, grey_p=0.5, infrared_p=0.5, jpeg_p=0.5
+)
 ALONE = {
     **dict.fromkeys(("brightness", "contrast", "rotation_deg", "scale", "shift"), 0.0),
     **dict.fromkeys(("flip_p", "cutout_p"), 0.0),
@@ -183,10 +186,17 @@ ALONE = {
 """Settings without anything else."""
 
 
-def test_blur_noise_and_grey_do_not_depend_on_the_batch() -> None:
+def test_what_a_camera_loses_does_not_depend_on_the_batch() -> None:
     drawn = augmentation.draw(SENSOR, 7, 3, KEYS)
-    assert 5 < len(drawn.noisy) < 35 and 5 < len(drawn.grey) < 35
-    assert 5 < sum(blur > 0 for blur in drawn.blurs) < 35 and len(set(drawn.blurs)) <= 9
+    assert all(
+        5 < len(chosen) < 35
+        for chosen in (drawn.degradations.infrared, drawn.degradations.compressed)
+    )
+    assert 5 < len(drawn.degradations.noisy) < 35 and 5 < len(drawn.degradations.grey) < 35
+    assert (
+        5 < sum(blur > 0 for blur in drawn.degradations.blurs) < 35
+        and len(set(drawn.degradations.blurs)) <= 9
+    )
     together = augmentation.apply(PIXELS, drawn, MEAN, STD)
     order = torch.randperm(40)
     shuffled = augmentation.draw(SENSOR, 7, 3, KEYS[order])
@@ -194,7 +204,11 @@ def test_blur_noise_and_grey_do_not_depend_on_the_batch() -> None:
     torch.testing.assert_close(other, together[order], rtol=0, atol=1e-5)
     # What a view has otherwise is as without them.
     plain = augmentation.draw(AugmentConfig(strength=1.0), 7, 3, KEYS)
-    assert torch.equal(plain.theta_N23, drawn.theta_N23) and not plain.noisy and not plain.grey
+    assert (
+        torch.equal(plain.theta_N23, drawn.theta_N23)
+        and not plain.degradations.noisy
+        and not plain.degradations.grey
+    )
 
 
 def test_a_grey_view_has_the_luma_of_the_image() -> None:
@@ -210,7 +224,7 @@ def test_a_blurred_view_is_the_image_under_a_gaussian() -> None:
     settings = AugmentConfig(strength=1.0, blur_p=1.0, blur=2 / 48, **ALONE)
     drawn = augmentation.draw(settings, 0, 0, KEYS[:3])
     found = augmentation.apply(PIXELS[:3], drawn, torch.zeros(3), torch.ones(3)) * 255
-    for image, blur, pixels in zip(found, drawn.blurs, PIXELS.numpy(), strict=False):
+    for image, blur, pixels in zip(found, drawn.degradations.blurs, PIXELS.numpy(), strict=False):
         assert 0 < blur <= 2 / 48 + 1e-6
         expected = gaussian_filter(
             pixels[:, :, 0].astype(float), blur * 48, mode="mirror", truncate=4
@@ -225,7 +239,7 @@ def test_noise_has_its_size_and_differs_between_pixels_images_and_epochs() -> No
     def noise(epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = augmentation.draw(settings, 0, epoch, KEYS[:3])
         found = augmentation.apply(grey, drawn, torch.zeros(3), torch.ones(3))
-        return found - 128 / 255, drawn.noise_N
+        return found - 128 / 255, drawn.degradations.noise_N
 
     first, sizes = noise(0)
     assert first.std(dim=(1, 2, 3)) == pytest.approx(sizes, rel=0.05)
@@ -233,3 +247,41 @@ def test_noise_has_its_size_and_differs_between_pixels_images_and_epochs() -> No
     flat = first.reshape(3, -1)
     for other in (flat[1], noise(1)[0].reshape(3, -1)[0], flat[0].roll(1), flat[0].roll(64)):
         assert abs(float(torch.corrcoef(torch.stack([flat[0], other]))[0, 1])) < 0.05
+
+
+def test_an_infrared_like_view_has_the_tones_of_the_card_of_conditions() -> None:
+    settings = AugmentConfig(strength=1.0, infrared_p=1.0, **ALONE)
+    drawn = augmentation.draw(settings, 0, 0, KEYS[:2])
+    found = augmentation.apply(PIXELS[:2], drawn, torch.zeros(3), torch.ones(3)) * 255
+    expected = infrared(PIXELS[0].numpy(), 0.0, np.random.default_rng(0))
+    np.testing.assert_allclose(found[0].permute(1, 2, 0).numpy(), expected, atol=1.0)
+
+
+@pytest.mark.parametrize("side_px", [48, 52, 37])
+def test_a_compressed_view_is_what_a_jpeg_file_gives_back(side_px: int) -> None:
+    settings = AugmentConfig(strength=1.0, jpeg_p=1.0, **ALONE)
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(60, 200, (20, 9, 9, 3), np.uint8)
+    images = np.stack(
+        [np.asarray(Image.fromarray(one).resize((side_px, side_px))) for one in coarse]
+    )
+    drawn = augmentation.draw(settings, 0, 0, KEYS[:20])
+    pixels = torch.from_numpy(images)
+    found = augmentation.apply(pixels, drawn, torch.zeros(3), torch.ones(3)).permute(0, 2, 3, 1)
+    qualities = drawn.degradations.qualities_N.tolist()
+    assert min(qualities) < 40 and max(qualities) > 60
+    for view, image, quality in zip(found.numpy() * 255, images, qualities, strict=True):
+        decoded = compressed(image, quality, rng).astype(np.float32)
+        difference = np.abs(view - decoded)
+        # libjpeg computes in integers, so values at the edge of two steps go either way.
+        assert difference.mean() < 0.4 * np.abs(image - decoded).mean() or quality > 90
+
+
+def test_the_qualities_of_compression_scale_with_strength() -> None:
+    for strength in (0.25, 1.0):
+        config = AugmentConfig(strength=strength, jpeg_p=0.5, jpeg=0.8)
+        lost = augmentation.draw(config, 0, 0, torch.arange(4000)).degradations
+        assert len(lost.compressed) / 4000 == pytest.approx(0.5 * strength, abs=0.03)
+        assert lost.qualities_N.min() == pytest.approx(100 - 80 * strength, abs=1)
+    none = augmentation.draw(AugmentConfig(strength=1.0), 0, 0, torch.arange(9)).degradations
+    assert not none.compressed and (none.qualities_N == 100).all()

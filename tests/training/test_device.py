@@ -31,7 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "drift": {"model": {"unfreeze_depth": 3, "batchnorm": "drift"}},
     "sgd": {"optim": {"optimizer": "sgd", "schedule": "seed-cyclic", "class_weights": "balanced"}},
     "far views": {"augment": {"strength": 1.0, "distance_p": 0.9, "weather_p": 0.5}},
-    "sensor": {"augment": {"strength": 1.0, "blur_p": 0.9, "noise_p": 0.9, "grey_p": 0.9}},
+    "blur and noise": {"augment": {"strength": 1.0, "blur_p": 0.9, "noise_p": 0.9}},
+    "codec": {"augment": {"strength": 1.0, "grey_p": 0.9, "infrared_p": 0.9, "jpeg_p": 0.9}},
     "seed": {"model": {"head": "seed"}, "augment": {"elastic_p": 1.0, "cutout_p": 1.0}},
 }
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from drone.data import augmentation
+from drone.data import augmentation, degradations
 from drone.data.batches import DeviceSplit
 from drone.model.config import NUM_BLOCKS
 from drone.model.inference import with_mirrored
@@ -96,7 +96,7 @@ class ImageSource:
     def far_away(self, epoch: int, positions_B: NDArray[np.int64]) -> Tensor:
         """Which augmented views of an epoch show their objects far away, (B,) bool."""
         keys_B, config = self.images.keys_N[positions_B], self.config
-        return augmentation.far_away(config.augment, config.seed, self.view_of(epoch), keys_B)
+        return degradations.far_away(config.augment, config.seed, self.view_of(epoch), keys_B)
 
     def augmented(self, view: int, positions_B: NDArray[np.int64]) -> Tensor:
         """A view of images, a pure function of seed, view and image, (B, 3, H, W)."""
