@@ -105,7 +105,7 @@ def _run(
     os.environ.update(environment)
     for number, file in enumerate(output, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
-    # Where the tests themselves run in the background, Ctrl-C would be ignored.
+    # The fork server ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [script, *args]
     code = 0

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -160,8 +159,6 @@ def test_ctrl_c_ends_quietly_at_any_moment(tmp_path: Path, where: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Tests that run in the background ignore it, and so would the job.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdout and process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
@@ -178,11 +175,10 @@ def test_ctrl_c_in_a_finalizer_is_not_lost(tmp_path: Path) -> None:
     Finalized()
     for _ in range(300):
         time.sleep(0.1)
+    print("slept to the end")
     """
-    start = time.monotonic()
     done = run(tmp_path, body=body)
-    assert (done.code, done.err) == (130, "stopped: interrupted\n")
-    assert time.monotonic() - start < 20
+    assert (done.code, done.out, done.err) == (130, "", "stopped: interrupted\n")
 
 
 @pytest.mark.parametrize("command", ["print('x' * 100000)", "console.show('x' * 100000)"])

@@ -41,8 +41,6 @@ def served(folder: Path, *args: object) -> Iterator[Server]:
             stdout=stream,
             stderr=stream,
             start_new_session=True,
-            # A shell makes its background jobs ignore SIGINT, and the server would inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
             wait_for(lambda: "is served at" in log.read_text() or process.poll() is not None)
