@@ -42,6 +42,7 @@ class ApiKeys:
             ConfigError: It cannot be read, or is not a list of keys.
         """
         self._file = file
+        # Before the content: what is written in between is read again.
         self._state = _state(file)
         self._keys = _read_keys(file)
 
@@ -86,13 +87,17 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def _state(file: Path) -> tuple[int, int, int] | None:
-    """Returns what differs between two versions of a file; None if there is no file."""
+def _state(file: Path) -> tuple[int, int, int, int] | None:
+    """Returns what differs between two versions of a file; None if there is no file.
+
+    The third is the time of a change of the owner or of permissions too: a file that could not be
+    read is read again when it can be.
+    """
     try:
         found = file.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_size, found.st_ctime_ns, found.st_ino
 
 
 def _read_keys(file: Path) -> tuple[_Key, ...]:

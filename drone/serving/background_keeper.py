@@ -1,13 +1,11 @@
 """Keeps served images in a thread of its own, within limits on bytes and days."""
 
-import contextlib
 import datetime
 import logging
 import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from drone.serving.keeping import (
@@ -24,7 +22,10 @@ _MAX_WAITING_BYTES = 64 * 2**20
 """Bytes of images that wait to be written; a further one is dropped."""
 
 _RELIST_S = 3600.0
-"""Seconds after which the store is listed again: other servers may share it."""
+"""Seconds after which the store is listed again: other servers may share it, and days end."""
+
+_RELIST_AFTER_FAILURE_S = 60.0
+"""The same after a write or deletion that failed."""
 
 _log = logging.getLogger("drone.keeping")
 
@@ -94,8 +95,16 @@ class BackgroundKeeper:
 
     def _run(self) -> None:
         # At the start, and not with the first image: what is too old goes in any case.
+        self._attempt(self._store.check_writable)
         self._attempt(lambda: self._index.refresh(self._clock()))
-        while (kept := self._queue.get()) is not None:
+        while True:
+            try:
+                kept = self._queue.get(timeout=_RELIST_S)
+            except queue.Empty:  # Days end without images too.
+                self._attempt(lambda: self._index.refresh_if_due(self._clock()))
+                continue
+            if kept is None:
+                return
             is_done = self._attempt(lambda kept=kept: self._keep(kept))  # type: ignore[misc]
             with self._lock:
                 self.num_dropped += not is_done
@@ -107,6 +116,7 @@ class BackgroundKeeper:
             action()
         except Exception as error:  # A store may fail in any way, and this thread must not end.
             self._complaints.log_error(error)
+            self._index.refresh_soon()
             return False
         return True
 
@@ -117,13 +127,8 @@ class BackgroundKeeper:
         if not self._index.has_room(len(kept.image)):
             self._drop("The images of one day alone reach --keep-gb.")
             return
-        try:
-            self._index.add(kept, write_pair(self._store, kept))
-        except Exception:
-            # On a full disk the image may fit and its record not: no half of a pair stays.
-            with contextlib.suppress(Exception):
-                self._store.delete(next(iter(kept.files())))
-            raise
+        # A half that is left of a failure stays until the next day: it may be another server's.
+        self._index.add(write_pair(self._store, kept))
         self.num_kept += 1
 
     def _drop(self, reason: str) -> None:
@@ -133,67 +138,76 @@ class BackgroundKeeper:
 
 
 class _Index:
-    """What a store holds, and the deletion of its oldest days; used by one thread.
+    """What a store holds, and the deletion of what is too old or too much; used by one thread.
 
     Others may read `stored`.
     """
 
     def __init__(self, settings: KeepSettings, store: ImageStore) -> None:
         self.stored: set[str] = set()
-        """SHA-256 of the stored images."""
+        """SHA-256 of the images that are stored with their records."""
 
         self._settings = settings
         self._store = store
-        self._bytes_by_day: Counter[str] = Counter()
-        self._hashes_by_day: dict[str, set[str]] = {}
-        self._refreshed_at = -_RELIST_S
+        self._days: dict[str, dict[str, int]] = {}
+        """Bytes of each file by its path, by day."""
+
+        self._num_bytes = 0
+        self._refresh_at = 0.0
         self._today = ""
 
     def refresh_if_due(self, when: datetime.datetime) -> None:
         """Lists the store again on a new day, or if the last time is long ago."""
-        is_old = time.monotonic() - self._refreshed_at >= _RELIST_S
-        if is_old or self._today != f"{when:%Y-%m-%d}":
+        if time.monotonic() >= self._refresh_at or self._today != _day(when):
             self.refresh(when)
 
     def refresh(self, when: datetime.datetime) -> None:
-        """Lists the store, and deletes the days that are too old."""
-        self._bytes_by_day.clear()
-        self._hashes_by_day.clear()
+        """Lists the store, and deletes the days that are too old and halves of pairs."""
+        self._days.clear()
         for file in self._store.files():
-            day, _, name = file.path.partition("/")
-            if is_day(day):
-                self._bytes_by_day[day] += file.size_bytes
-                if name.endswith(".json"):
-                    self._hashes_by_day.setdefault(day, set()).add(name.removesuffix(".json"))
-        first = when - datetime.timedelta(days=self._settings.keep_days - 1)
-        for day in sorted(self._bytes_by_day):
-            if day < f"{first:%Y-%m-%d}":
-                self._delete(day)
-        self.stored = set().union(*self._hashes_by_day.values())
-        self._today = f"{when:%Y-%m-%d}"
+            self._days.setdefault(_day_of(file.path), {})[file.path] = file.size_bytes
+        self._today = _day(when)
+        self._num_bytes = sum(sum(files.values()) for files in self._days.values())
+        self.stored = set().union(*map(_pairs, self._days.values()))
+        first = _day(when - datetime.timedelta(days=self._settings.keep_days - 1))
+        # Of today, another server may be writing the other half.
+        for day in [day for day in self._days if day < self._today]:
+            files = self._days[day]
+            pairs = set() if day < first else _pairs(files)
+            self._delete(day, [path for path in files if _stem(path) not in pairs])
         # Last: after a failure the next image tries again.
-        self._refreshed_at = time.monotonic()
+        self._refresh_at = time.monotonic() + _RELIST_S
+
+    def refresh_soon(self) -> None:
+        """Has the store listed again before long: something else may be in it than was thought."""
+        self._refresh_at = min(self._refresh_at, time.monotonic() + _RELIST_AFTER_FAILURE_S)
 
     def has_room(self, num_bytes: int) -> bool:
         """Deletes the oldest days until so many bytes fit; False if today's alone are too many."""
         limit = self._settings.keep_gb * 1e9
-        while sum(self._bytes_by_day.values()) + num_bytes > limit:
-            days = sorted(day for day in self._bytes_by_day if day != self._today)
+        while self._num_bytes + num_bytes > limit:
+            days = sorted(day for day in self._days if day != self._today)
             if not days:
                 return False
-            self._delete(days[0])
+            self._delete(days[0], list(self._days[days[0]]))
         return True
 
-    def add(self, kept: KeptImage, num_bytes: int) -> None:
-        """Counts an image that was written."""
-        self._bytes_by_day[kept.day] += num_bytes
-        self._hashes_by_day.setdefault(kept.day, set()).add(kept.sha256)
-        self.stored.add(kept.sha256)
+    def add(self, files: Mapping[str, int]) -> None:
+        """Counts the files of an image that was written, with their bytes."""
+        for path, num_bytes in files.items():
+            self._days.setdefault(_day_of(path), {})[path] = num_bytes
+        self._num_bytes += sum(files.values())
+        self.stored |= _pairs(files)
 
-    def _delete(self, day: str) -> None:
-        self._store.delete(day)
-        del self._bytes_by_day[day]
-        self.stored -= self._hashes_by_day.pop(day, set())
+    def _delete(self, day: str, paths: Sequence[str]) -> None:
+        """Deletes files of one day."""
+        if paths:
+            self._store.delete(paths)
+        files = self._days[day]
+        self._num_bytes -= sum(files.pop(path) for path in paths)
+        self.stored -= {_stem(path) for path in paths}
+        if not files:
+            del self._days[day]
 
 
 def is_day(name: str) -> bool:
@@ -202,3 +216,25 @@ def is_day(name: str) -> bool:
         return datetime.date.fromisoformat(name).isoformat() == name
     except ValueError:
         return False
+
+
+def _day(when: datetime.datetime) -> str:
+    return when.astimezone(datetime.UTC).date().isoformat()
+
+
+def _day_of(path: str) -> str:
+    return path.partition("/")[0]
+
+
+def _stem(path: str) -> str:
+    """Returns the SHA-256 in the path of a file."""
+    return path.partition("/")[2].partition(".")[0]
+
+
+def _pairs(paths: Iterable[str]) -> set[str]:
+    """Returns the SHA-256 of the images, of one day, that are there with their records."""
+    names = [path.partition("/")[2] for path in paths]
+    records = {_stem(path) for path in paths if path.endswith(".json")}
+    return {
+        name.partition(".")[0] for name in names if not name.endswith((".json", ".new"))
+    } & records

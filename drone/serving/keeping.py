@@ -2,8 +2,9 @@
 
 A store holds one folder per day, in UTC. Each image lies in it with its original bytes as
 `DAY/SHA256.EXTENSION`, beside `DAY/SHA256.json` with the answer, the model, the time and why it was
-kept. Nothing about the client is stored. Keeping never fails an answer: a store that is full,
-broken or slow costs images only.
+kept. The image has what metadata the client sent in it, such as a place; nothing else about the
+client is stored. Keeping never fails an answer: a store that is full, broken or slow costs images
+only.
 """
 
 import datetime
@@ -11,7 +12,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +39,12 @@ _EXTENSIONS = {
     b"P6": "ppm",
 }
 """Extensions of files by how their content begins; those of containers are in `_extension`."""
+
+_MAX_DAYS = 36_500
+"""A century."""
+
+_LOG_AGAIN_S = 3600.0
+"""Seconds after which a problem that lasts is logged again."""
 
 _log = logging.getLogger("drone.keeping")
 
@@ -66,12 +74,14 @@ class KeepSettings:
     """Days after which kept images are deleted."""
 
     def __post_init__(self) -> None:
+        if self.keep is not None and not self.keep.strip():
+            raise ConfigError("--keep is empty; name a folder or a URI such as s3://bucket/folder.")
         if not 0 <= self.keep_share <= 1:
             raise ConfigError(f"--keep-share is {self.keep_share}; it must be 0 to 1.")
         if not 0 < self.keep_gb < math.inf:
             raise ConfigError(f"--keep-gb is {self.keep_gb}; it must be above 0.")
-        if self.keep_days < 1:
-            raise ConfigError(f"--keep-days is {self.keep_days}; it must be at least 1.")
+        if not 1 <= self.keep_days <= _MAX_DAYS:
+            raise ConfigError(f"--keep-days is {self.keep_days}; it must be 1 to {_MAX_DAYS:,}.")
 
     def reasons(self, answer: Mapping[str, Any], sha256: str) -> list[str]:
         """Returns why an image is kept; empty if it is not."""
@@ -105,8 +115,10 @@ class KeepSettings:
         return (
             f"To improve the model, this server keeps {', '.join(kinds) or 'no images'}, with the "
             f"answer and the time, for at most {self.keep_days} days; people may look at them and "
-            f"label them, and labelled ones are kept for training. Nothing about the client is "
-            f"stored. A request with the header {DO_NOT_KEEP} is not kept."
+            f"label them, and labelled ones are kept for training. A file is kept as it was sent, "
+            f"with the metadata in it, such as the place where it was taken; nothing else about "
+            f"the client is stored. The image of a request with the header {DO_NOT_KEEP} is not "
+            f"kept."
         )
 
 
@@ -130,11 +142,14 @@ class ImageSink(Protocol):
 class ImageStore(ImageSink, Protocol):
     """Where images are kept, and deleted again."""
 
-    def files(self) -> Iterable[StoredFile]:
-        """Returns all files of the store."""
+    def check_writable(self) -> None:
+        """Writes and deletes a file; raises an error if that fails."""
 
-    def delete(self, path: str) -> None:
-        """Deletes a file, or a folder with all files in it."""
+    def files(self) -> Iterable[StoredFile]:
+        """Returns the files that `write` has written, complete or not, and no others."""
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Deletes files, and folders that are left empty; a file that is gone is no error."""
 
 
 class Keeper(Protocol):
@@ -210,8 +225,8 @@ def _extension(image: bytes) -> str:
     return next((name for start, name in _EXTENSIONS.items() if image.startswith(start)), "img")
 
 
-def write_pair(sink: ImageSink, kept: KeptImage) -> int:
-    """Writes an image and its record; returns their bytes.
+def write_pair(sink: ImageSink, kept: KeptImage) -> dict[str, int]:
+    """Writes an image and its record; returns the bytes of each by its path.
 
     Raises:
         Exception: Whatever the sink raises.
@@ -219,21 +234,22 @@ def write_pair(sink: ImageSink, kept: KeptImage) -> int:
     files = kept.files()
     for path, content in files.items():
         sink.write(path, content)
-    return sum(map(len, files.values()))
+    return {path: len(content) for path, content in files.items()}
 
 
 class Complaints:
-    """Logs each kind of problem once: a store that is away for a day must not fill the log."""
+    """Logs each kind of problem once an hour: a store that is away must not fill the log."""
 
     def __init__(self) -> None:
-        self._logged: set[str] = set()
+        self._logged_at: dict[str, float] = {}
 
     def log(self, kind: str, message: str) -> None:
-        """Logs a message, unless one of its kind was logged before."""
-        if kind not in self._logged:
-            self._logged.add(kind)
+        """Logs a message, unless one of its kind was logged within the hour."""
+        present = time.monotonic()
+        if present - self._logged_at.get(kind, -math.inf) >= _LOG_AGAIN_S:
+            self._logged_at[kind] = present
             # As an error of ours, since those show no password that a location may hold.
-            _log.warning("%s This is logged once.", DroneError(message))
+            _log.warning("%s This is logged once an hour.", DroneError(message))
 
     def log_error(self, error: Exception) -> None:
         """Logs why an image was not kept."""

@@ -27,6 +27,7 @@ from PIL import Image
 
 from drone.errors import ConfigError, RunError
 from drone.serving.api import Api, ApiError, ApiSettings, loggable, request_id_of
+from drone.serving.environment import whole_number
 from drone.serving.lambda_events import (
     format_response,
     is_http_event,
@@ -59,11 +60,11 @@ def load_settings() -> ApiSettings:
     Raises:
         ConfigError: An environment variable is not a whole number.
     """
-    memory_mb = _int_variable("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", _MB_PER_CORE)
+    memory_mb = whole_number("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", _MB_PER_CORE)
     fitting_pixels = max(memory_mb - _BASE_MEMORY_MB, 1) * 2**20 // _BYTES_PER_PIXEL
     return ApiSettings(
-        max_bytes=_int_variable("DRONE_MAX_BYTES", _MAX_BYTES),
-        max_pixels=_int_variable("DRONE_MAX_PIXELS", min(ApiSettings.max_pixels, fitting_pixels)),
+        max_bytes=whole_number("DRONE_MAX_BYTES", _MAX_BYTES),
+        max_pixels=whole_number("DRONE_MAX_PIXELS", min(ApiSettings.max_pixels, fitting_pixels)),
         allow_origin=os.environ.get("DRONE_ALLOW_ORIGIN", "*"),
     )
 
@@ -125,7 +126,7 @@ def create_api() -> Api:
         DroneError: The model or a setting is wrong.
     """
     settings = load_settings()
-    memory_mb = _int_variable("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", _MB_PER_CORE)
+    memory_mb = whole_number("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", _MB_PER_CORE)
     # With an explicit count, onnxruntime does not pin its threads to cores, which Lambda forbids.
     predictor = Predictor(model_file(), threads=max(1, memory_mb // _MB_PER_CORE))
     if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
@@ -163,13 +164,6 @@ def handle_event(api: Api, event: Any, context: Any) -> dict[str, Any]:
     # Never log the content: an image may be private, and a log is not.
     _log.info("%s %d %.0f ms %s", loggable(target), response.status, took_ms, request_id)
     return format_response(response, event, head=method == "HEAD")
-
-
-def _int_variable(name: str, default: int) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isascii() or not text.isdigit():
-        raise ConfigError(f"{name} is {text!r}; it must be a whole number.")
-    return int(text)
 
 
 def _warm_up_image() -> bytes:

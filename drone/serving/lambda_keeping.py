@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from drone.errors import ConfigError
+from drone.serving import environment
 from drone.serving.keeping import ImmediateKeeper, KeepSettings
 
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 0.5, 1.0
@@ -30,10 +31,10 @@ def create_keeper() -> ImmediateKeeper | None:
         return None
     settings = KeepSettings(
         keep=location,
-        keep_share=_number("DRONE_KEEP_SHARE", KeepSettings.keep_share),
-        keep_unsure=_flag("DRONE_KEEP_UNSURE"),
-        keep_none=_flag("DRONE_KEEP_NONE"),
-        keep_days=int(_number("DRONE_KEEP_DAYS", KeepSettings.keep_days)),
+        keep_share=environment.number("DRONE_KEEP_SHARE", KeepSettings.keep_share),
+        keep_unsure=environment.flag("DRONE_KEEP_UNSURE", KeepSettings.keep_unsure),
+        keep_none=environment.flag("DRONE_KEEP_NONE", KeepSettings.keep_none),
+        keep_days=environment.whole_number("DRONE_KEEP_DAYS", KeepSettings.keep_days),
     )
     return ImmediateKeeper(settings, Bucket(location))
 
@@ -71,18 +72,3 @@ class Bucket:
     def write(self, path: str, content: bytes) -> None:
         """Writes an object."""
         self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{path}", Body=content)
-
-
-def _number(name: str, default: float) -> float:
-    text = os.environ.get(name) or str(default)
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"{name} is {text!r}; it must be a number.") from error
-
-
-def _flag(name: str) -> bool:
-    text = os.environ.get(name) or "true"
-    if text not in ("true", "false"):
-        raise ConfigError(f"{name} is {text!r}; it must be true or false.")
-    return text == "true"

@@ -90,6 +90,11 @@ def _check_dates(context: ssl.SSLContext, certificate: Path) -> None:
             raise ConfigError(
                 f"The certificate {certificate} is not valid yet; check this machine's clock."
             ) from error
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"No client can connect with the certificate {certificate} ({error.reason or error}). "
+            f"Use a key of RSA, or of the curve P-256 or P-384."
+        ) from error
 
 
 def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:

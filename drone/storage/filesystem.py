@@ -11,6 +11,9 @@ from drone.storage.head_files import SCHEME, HeadFileSystem
 
 _HEAD = f"{SCHEME}://"
 
+_SCHEMES = (SCHEME, "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+"""What a URI may begin with: pyarrow's file systems, and the job's machine."""
+
 
 def absolute(location: str) -> str:
     """Returns an absolute path, which is valid in every process; a URI is returned unchanged.
@@ -24,6 +27,20 @@ def absolute(location: str) -> str:
         return str(Path(location).expanduser().resolve())
     except RuntimeError as error:
         raise ConfigError(f"{location} cannot be found: {error} Write ./~ for a name.") from error
+
+
+def check_scheme(location: str) -> None:
+    """Fails for a URI that no file system is for; nothing is read or sent.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    scheme, separator, _ = location.partition("://")
+    if separator and scheme not in _SCHEMES:
+        raise ConfigError(
+            f"Cannot open the storage {location}: nothing reads {scheme}://. Name a folder, or a "
+            f"URI such as s3://bucket/folder."
+        )
 
 
 def head_uri(folder: str) -> str:

@@ -17,7 +17,6 @@ from drone.cluster import serve as ray_serve
 from drone.config import override
 from drone.errors import ConfigError, cannot_listen
 from drone.hosts import is_reached_by_others
-from drone.redaction import redact
 from drone.serving.access import Access, AccessSettings
 from drone.serving.api import Api, ApiSettings, identity
 from drone.serving.background_keeper import BackgroundKeeper
@@ -124,10 +123,10 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
         url = f"{'https' if tls else 'http'}://{_location(request.host, port)}"
         predictor, http = _start_predictor(onnx, settings, f"drone-{port}", stack, display)
         page = request.page if request.page and request.page.is_dir() else None
-        keeper = _start_keeper(settings.keep, stack, display)
         metrics = Metrics(
             predictor.info, {**identity(predictor.info, api), "sha256": predictor.checksum}
         )
+        keeper = _start_keeper(settings.keep, metrics, stack)
         interface = Api(predictor, api, metrics.observe_answer, keeper)
         app = HttpApp(interface, http, page, access, metrics)
         beside = f"the page: {url}/, " if page else ""
@@ -159,7 +158,7 @@ def _named(api: ApiSettings, fetched: FetchedModel) -> ApiSettings:
 
 
 def _start_keeper(
-    settings: KeepSettings, stack: contextlib.ExitStack, display: Display
+    settings: KeepSettings, metrics: Metrics, stack: contextlib.ExitStack
 ) -> BackgroundKeeper | None:
     """Returns what keeps served images until the stack is closed; None if nothing does.
 
@@ -171,13 +170,16 @@ def _start_keeper(
     # pyarrow, which reaches every file system, is slow to import.
     from drone.storage.kept_images import KeptImages
 
-    store = KeptImages(settings.keep)
-    try:
-        store.check_writable()
-    except OSError as error:  # It may be back before long, and answers do not need it.
-        display.warn(f"Served images cannot be kept in {redact(settings.keep)} now: {error}.")
-    keeper = BackgroundKeeper(settings, store)
+    # A store that is away may be back before long, and answers do not need it: the keeper's thread
+    # says so in the log.
+    keeper = BackgroundKeeper(settings, KeptImages(settings.keep))
     stack.callback(keeper.close)
+    metrics.watch("kept_images", "Served images that were stored.", lambda: keeper.num_kept)
+    metrics.watch(
+        "dropped_images",
+        "Served images that were to be stored, and could not be.",
+        lambda: keeper.num_dropped,
+    )
     return keeper
 
 

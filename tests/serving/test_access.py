@@ -104,6 +104,23 @@ def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(
     assert not any(secret in caplog.text for secret in (FIRST, SECOND, THIRD, "nonsense"))
 
 
+def test_a_file_that_becomes_readable_later_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_keys(tmp_path / "keys", f"alice {FIRST}\n")
+    keys = ApiKeys(file)
+    write_keys(file, f"alice {SECOND}\n")
+
+    def unreadable(path: Path, *args: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", unreadable)
+        assert name_of(keys, FIRST) == "alice"
+    file.chmod(0o400)
+    assert name_of(keys, SECOND) == "alice" and name_of(keys, FIRST) is None
+
+
 def test_a_file_that_everyone_can_read_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -201,10 +218,14 @@ def test_wrong_usage(call_job: RunJob, args: list[str], message: str) -> None:
 
 
 def make_certificate(
-    folder: Path, name: str, days: tuple[int, int] = (-1, 1), passphrase: bytes = b""
+    folder: Path,
+    name: str,
+    days: tuple[int, int] = (-1, 1),
+    passphrase: bytes = b"",
+    curve: ec.EllipticCurve | None = None,
 ) -> TlsSettings:
     """Makes a key, and a certificate for localhost that is valid from one day on to another."""
-    private = ec.generate_private_key(ec.SECP256R1())
+    private = ec.generate_private_key(curve or ec.SECP256R1())
     own_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     first, last = (datetime.now(UTC) + timedelta(days=day) for day in days)
     signed = (
@@ -244,6 +265,8 @@ def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:
         tls_context(make_certificate(tmp_path, "expired", (-9, -2)))
     with pytest.raises(ConfigError, match=r"early.crt is not valid yet"):
         tls_context(make_certificate(tmp_path, "early", (2, 9)))
+    with pytest.raises(ConfigError, match=r"No client can connect with .*odd.crt .*P-256"):
+        tls_context(make_certificate(tmp_path, "odd", curve=ec.BrainpoolP256R1()))
 
 
 def request(

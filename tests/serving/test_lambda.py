@@ -211,10 +211,12 @@ def test_images_are_kept_in_a_bucket_and_a_broken_one_costs_no_answer(
     for _ in range(2):
         assert function.handle_event(api, event, CONTEXT)["statusCode"] == 200
     assert caplog.text.count("Served images cannot be kept") == 1
-    for name, value in (("", "/tmp/x"), ("_SHARE", "2"), ("_SHARE", "many"), ("_NONE", "no")):
+    wrong = [("", "/tmp/x"), ("_SHARE", "2"), ("_SHARE", "many"), ("_SHARE", "nan")]
+    wrong += [("_NONE", "no"), ("_DAYS", "nan"), ("_DAYS", "1.5"), ("_DAYS", "0")]
+    for name, value in wrong:
         with monkeypatch.context() as patch:
             patch.setenv(f"DRONE_KEEP{name}", value)
-            with pytest.raises(ConfigError, match="(?i)keep.share|DRONE_KEEP"):
+            with pytest.raises(ConfigError, match="(?i)keep.share|keep.days|DRONE_KEEP"):
                 function.create_api()
 
 

@@ -58,9 +58,12 @@ def test_images_are_listed_once_oldest_first_and_deleted_by_day(location: str) -
     keep(store, 22, b"GIF8 two", b"GIF8 three")  # The second is there already.
     assert sorted(image.day for image in store.images()) == [f"2026-11-{n}" for n in (20, 20, 22)]
     # What has no record, or a damaged one, was not written to its end.
-    store.write("2026-11-22/half.png", b"\x89PNG")
-    store.write("2026-11-22/torn.png", b"\x89PNG")
-    store.write("2026-11-22/torn.json", b'{"sha')
+    half, *damaged = (f"{number:064x}" for number in range(4))
+    store.write(f"2026-11-22/{half}.png", b"\x89PNG")
+    wrong = [b'{"sha', b"[" * 100_000, b'{"time": "yesterday", "model": {}}']
+    for name, content in zip(damaged, wrong, strict=True):
+        store.write(f"2026-11-22/{name}.png", b"\x89PNG")
+        store.write(f"2026-11-22/{name}.json", content)
     # Another server has stored the same image on another day.
     record = next(file.path for file in store.files() if file.path.endswith(".json"))
     name = record.partition("/")[2]
@@ -76,7 +79,9 @@ def test_images_are_listed_once_oldest_first_and_deleted_by_day(location: str) -
 
 
 def test_a_location_without_a_file_system() -> None:
-    with pytest.raises(ConfigError, match="Cannot open the storage nosuch://x"):
+    with pytest.raises(
+        ConfigError, match="Cannot open the storage nosuch://x: nothing reads nosuch://"
+    ):
         KeptImages("nosuch://x")
 
 
@@ -89,5 +94,5 @@ def test_a_server_whose_store_cannot_be_written_says_so_and_answers(
     with served(tmp_path, "--onnx", small_export, *keeping) as server:
         assert [server.request("POST", "/predict", IMAGE)[0] for _ in range(3)] == [200] * 3
         log = server.log.read_text()
-    assert "Served images cannot be kept in file/store now" in log and "Traceback" not in log
-    assert log.count("This is logged once") == 1
+    assert "Served images cannot be kept: NotADirectoryError" in log and "Traceback" not in log
+    assert log.count("This is logged once an hour") == 1
