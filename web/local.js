@@ -98,13 +98,15 @@ function applyTemperature(probabilities, temperature) {
 
 function toPrediction(classes, probabilities, known, model) {
   const { unsure_below: unsureBelow = 0, known_above: knownAbove = 0.5, alarm_above: alarmAbove = null } = model;
-  const confidence = Math.max(...probabilities);
-  const index = probabilities.indexOf(confidence);
   const byClass = Object.fromEntries(classes.map((name, at) => [name, probabilities[at]]));
   const isNone = known < knownAbove;
   const byRole = sumByRole(probabilities, model.roles);
   const kinds = Object.keys(byRole);
-  const kind = kinds.length > 1 && !isNone ? kinds.reduce((best, role) => (byRole[role] > byRole[best] ? role : best)) : null;
+  const likeliest = kinds.reduce((best, role) => (byRole[role] > byRole[best] ? role : best));
+  const kind = kinds.length > 1 && !isNone ? likeliest : null;
+  // As the service decides: the most probable class of the most probable role.
+  const confidence = Math.max(...probabilities.filter((_, at) => model.roles[at] === likeliest));
+  const index = probabilities.findIndex((value, at) => value === confidence && model.roles[at] === likeliest);
   const drone = kinds.length > 1 ? byRole.drone ?? null : null;
   return {
     label: isNone ? NONE : classes[index],

@@ -8,8 +8,10 @@ from scipy.optimize import minimize_scalar
 
 from drone.data.dataset import Split
 from drone.evaluation.batch_inference import predict_in_batches
+from drone.labels import ClassSet
 from drone.model.known_score import THRESHOLD
 from drone.serving.predictor import Predictor, apply_temperature
+from drone.serving.roles import decide
 
 _TEMPERATURE_RANGE = (0.25, 4.0)
 
@@ -28,7 +30,7 @@ class Calibration:
     """Divisor of the logits."""
 
     unsure_below: float
-    """Threshold on the highest probability, below which a prediction counts as unsure."""
+    """Threshold on the confidence, below which a prediction counts as unsure."""
 
     known_above: float = THRESHOLD
     """Threshold on the known score, below which an image is none of the classes."""
@@ -59,7 +61,9 @@ def calibrate(
     temperature = fit_temperature(probs_NK, validation.labels_N)
     if unsure_below is None:
         calibrated_NK = apply_temperature(probs_NK, temperature)
-        unsure_below = choose_unsure_threshold(calibrated_NK, validation.labels_N)
+        unsure_below = choose_unsure_threshold(
+            calibrated_NK, validation.labels_N, predictor.info.classes
+        )
     return Calibration(temperature, unsure_below)
 
 
@@ -85,8 +89,10 @@ def fit_temperature(probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64]) 
     return round(float(np.exp(minimum.x)), 4)
 
 
-def choose_unsure_threshold(probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
-    """Returns the lowest threshold on the top probability at which 95 % of predictions are right.
+def choose_unsure_threshold(
+    probs_NK: NDArray[np.float32], labels_N: NDArray[np.int64], classes: ClassSet
+) -> float:
+    """Returns the lowest threshold on the confidence at which 95 % of predictions are right.
 
     At most a quarter of the images may fall below it. A model that does not reach 95 % that way
     gets the threshold that makes this quarter unsure.
@@ -94,9 +100,11 @@ def choose_unsure_threshold(probs_NK: NDArray[np.float32], labels_N: NDArray[np.
     Args:
         probs_NK: Calibrated probabilities.
         labels_N: Class indices.
+        classes: Classes in the order of their indices.
     """
-    confidence_N = probs_NK.max(axis=1)
-    right_N = probs_NK.argmax(axis=1) == labels_N
+    predicted_N = decide(probs_NK, classes)
+    confidence_N = probs_NK[np.arange(len(probs_NK)), predicted_N]
+    right_N = predicted_N == labels_N
     max_threshold = float(np.quantile(confidence_N, _MAX_UNSURE))
     # Upwards and to the first hit: accuracy need not rise with the threshold.
     for threshold in np.arange(0.0, 1.0, 0.01):

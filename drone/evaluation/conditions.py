@@ -13,6 +13,7 @@ from drone.evaluation.batch_inference import LoadPixels, Track, no_progress, pre
 from drone.evaluation.metrics import Proportion, called_drones, proportion
 from drone.labels import ClassSet
 from drone.serving.predictor import Predictor
+from drone.serving.roles import decide
 
 _MAX_IMAGES = 200
 """Images of the sample; with more, a card would take minutes on a processor."""
@@ -180,7 +181,7 @@ def _row(
     classes: ClassSet,
 ) -> Row:
     recall, birds = _bird_or_drone(probs_NK, labels_N, classes)
-    accuracy = proportion(probs_NK.argmax(axis=1) == labels_N)
+    accuracy = proportion(decide(probs_NK, classes) == labels_N)
     if condition is None:
         return Row("", 0, None, _UNCHANGED, accuracy, recall, birds)
     level = condition.levels[number]

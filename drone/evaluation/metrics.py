@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from drone.labels import ClassSet
-from drone.serving.roles import role_probabilities
+from drone.serving.roles import decide, role_probabilities
 
 _ECE_BINS = 15
 _NORMAL_QUANTILE = 1.959963984540054
@@ -47,14 +47,14 @@ class Predictions:
 
     @property
     def predicted_N(self) -> NDArray[np.int64]:
-        """Indices of the most probable classes."""
-        indices_N: NDArray[np.int64] = self.probs_NK.argmax(axis=1)
-        return indices_N
+        """Indices of the predicted classes; see `roles.decide`."""
+        return decide(self.probs_NK, self.classes)
 
     @property
     def confidence_N(self) -> NDArray[np.float32]:
-        """Probabilities of the most probable classes."""
-        confidence_N: NDArray[np.float32] = self.probs_NK.max(axis=1)
+        """Probabilities of the predicted classes."""
+        rows_N = np.arange(len(self.probs_NK))
+        confidence_N: NDArray[np.float32] = self.probs_NK[rows_N, self.predicted_N]
         return confidence_N
 
     def table(self) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from drone.errors import DataError
 
-MARGIN = 0.5
+MARGIN = 0.35
 """Margin on each side, as a share of the box's longer side. Measured: see docs/boxes.md."""
 
 _MAX_SIDE_PX = 4096

@@ -1,12 +1,13 @@
 """One answer for a clip, or for an object that boxes track, from the answers for its frames."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drone.serving.predictor import ModelInfo, Outputs
-from drone.serving.roles import role_probabilities
+from drone.serving.roles import decide, role_probabilities
 
 _MIN_PROBABILITY = 1e-6
 """Smaller probabilities count as this one, so that no single frame can rule a class out."""
@@ -70,11 +71,14 @@ def find_consensus(timeline: Timeline, info: ModelInfo) -> Consensus:
     frames, running = timeline.outputs, running_consensus(timeline)
     by_kind = None
     if len(info.classes.present_roles) > 1:
-        by_kind = _agreement(timeline.times_s, _kinds(frames, info), _kinds(running, info), info)
+        kinds = _kinds(frames, info), _kinds(running, info)
+        by_kind = _agreement(timeline.times_s, *kinds, info, lambda probs_NR: probs_NR.argmax(1))
     return Consensus(
         outputs=Outputs(running.probs_NK[-1:], running.known_N[-1:]),
         num_frames=len(timeline.times_s),
-        by_class=_agreement(timeline.times_s, frames, running, info),
+        by_class=_agreement(
+            timeline.times_s, frames, running, info, lambda probs_NK: decide(probs_NK, info.classes)
+        ),
         by_kind=by_kind,
     )
 
@@ -107,11 +111,18 @@ def _kinds(outputs: Outputs, info: ModelInfo) -> Outputs:
 
 
 def _agreement(
-    times_s: NDArray[np.float64], frames: Outputs, running: Outputs, info: ModelInfo
+    times_s: NDArray[np.float64],
+    frames: Outputs,
+    running: Outputs,
+    info: ModelInfo,
+    choose: Callable[[NDArray[np.float32]], NDArray[np.int64]],
 ) -> Agreement:
-    own_T, answers_T = _answers(frames, info), _answers(running, info)
+    own_T = _unless_none(choose(frames.probs_NK), frames, info)
+    chosen_T = choose(running.probs_NK)
+    answers_T = _unless_none(chosen_T, running, info)
+    confidence_T = running.probs_NK[np.arange(len(chosen_T)), chosen_T]
     # Probabilities of classes say nothing of what is none of them.
-    sure_T = (running.probs_NK.max(axis=1) >= info.unsure_below) | (answers_T == _NONE)
+    sure_T = (confidence_T >= info.unsure_below) | (answers_T == _NONE)
     last_doubts = np.flatnonzero(~sure_T | (answers_T != answers_T[-1]))
     first_sure = int(last_doubts[-1]) + 1 if len(last_doubts) else 0
     return Agreement(
@@ -120,6 +131,8 @@ def _agreement(
     )
 
 
-def _answers(outputs: Outputs, info: ModelInfo) -> NDArray[np.int64]:
-    is_known_N = outputs.known_N >= info.known_above
-    return np.where(is_known_N, outputs.probs_NK.argmax(axis=1), _NONE)
+def _unless_none(
+    indices_N: NDArray[np.int64], outputs: Outputs, info: ModelInfo
+) -> NDArray[np.int64]:
+    """Returns indices, and _NONE where an image is none of the classes."""
+    return np.where(outputs.known_N >= info.known_above, indices_N, _NONE)

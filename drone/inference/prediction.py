@@ -17,8 +17,9 @@ from drone.inference.boxes import MARGIN, Box, crop, visible_part
 from drone.inference.clips import CLIP_SUFFIXES, Frame, frames, is_clip
 from drone.inference.items import Item
 from drone.inference.rows import Row
+from drone.inference.surroundings import MIN_MARGIN, SHARE, discount, paint_out
 from drone.serving.many import UNREADABLE, cannot_be_read, map_ahead
-from drone.serving.predictor import Predictor
+from drone.serving.predictor import Prediction, Predictor
 
 EVERY_S = 0.5
 """Seconds from one frame of a clip to the next."""
@@ -40,6 +41,10 @@ class Views:
 
     margin: float = MARGIN
     """Margin around boxes, as a share of their longer side."""
+
+    discount: float = SHARE
+    """Share of what a box's surroundings say by themselves that is subtracted from its prediction,
+    0 to 1."""
 
 
 def predict_rows(
@@ -107,7 +112,7 @@ def _predict_image(predictor: Predictor, opener: Opener, views: Views, item: Ite
             cuts = [_cut(predictor, image, box, views) for box in item.boxes or [None]]
     except ImageError as error:
         return [replace(blank, reason=error.reason, detail=str(error))]
-    return [_predict_cut(predictor, blank, cut) for cut in cuts]
+    return [_predict_cut(predictor, blank, cut, views) for cut in cuts]
 
 
 class _Clip:
@@ -164,7 +169,7 @@ class _Clip:
         blank = replace(self._blank, frame=frame.number, time_s=frame.time_s)
         boxes = self._boxes.get(frame.number, [None])
         cuts = [_cut(self._predictor, frame.image, box, self._views) for box in boxes]
-        return [_predict_cut(self._predictor, blank, cut) for cut in cuts]
+        return [_predict_cut(self._predictor, blank, cut, self._views) for cut in cuts]
 
     def _missing_boxes(self) -> Iterator[Row]:
         """Yields a row for each box of a frame that was not read; those between steps are none."""
@@ -198,6 +203,10 @@ class _Cut:
     track: str | None
     detail: str = ""
 
+    surroundings_HWC: NDArray[np.uint8] | None = None
+    """The pixels with the object painted out, if its prediction is to be without part of what they
+    say."""
+
 
 def _cut(predictor: Predictor, image: Image.Image, box: Box | None, views: Views) -> _Cut:
     if box is None:
@@ -209,19 +218,37 @@ def _cut(predictor: Predictor, image: Image.Image, box: Box | None, views: Views
     except DataError as error:
         return _Cut(None, image.size, None, track, str(error))
     rectangle = (left, top, right - left, bottom - top)
-    return _Cut(predictor.resize(square), square.size, rectangle, track)
+    pixels_HWC = predictor.resize(square)
+    around_HWC = None
+    if views.discount and views.margin >= MIN_MARGIN:
+        around_HWC = paint_out(pixels_HWC, rectangle[2:], views.margin)
+    return _Cut(pixels_HWC, square.size, rectangle, track, surroundings_HWC=around_HWC)
 
 
-def _predict_cut(predictor: Predictor, blank: Row, cut: _Cut) -> Row:
+def _predict_cut(predictor: Predictor, blank: Row, cut: _Cut, views: Views) -> Row:
     row = replace(blank, box=cut.box, track=cut.track)
     if cut.pixels_HWC is None:
         return replace(row, reason=BAD_BOX, detail=cut.detail)
     return replace(
         row,
         # For the contact sheet.
-        prediction=predictor.predict_one(cut.pixels_HWC, evidence=True),
+        prediction=_prediction(predictor, cut.pixels_HWC, cut.surroundings_HWC, views.discount),
         thumbnail=_thumbnail(cut.pixels_HWC, cut.size),
     )
+
+
+def _prediction(
+    predictor: Predictor,
+    pixels_HWC: NDArray[np.uint8],
+    surroundings_HWC: NDArray[np.uint8] | None,
+    share: float,
+) -> Prediction:
+    outputs = predictor.predict_outputs(pixels_HWC[None], evidence=True)
+    if surroundings_HWC is not None:
+        around = predictor.predict_outputs(surroundings_HWC[None])
+        probs_NK = discount(outputs.probs_NK, around.probs_NK, predictor.info.classes, share)
+        outputs = replace(outputs, probs_NK=probs_NK)
+    return predictor.to_predictions(outputs)[0]
 
 
 def _thumbnail(pixels_HWC: NDArray[np.uint8], size: tuple[int, int]) -> bytes:

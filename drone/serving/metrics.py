@@ -68,7 +68,7 @@ class Metrics:
         self._unsure = self._counter("unsure_answers", "Answers that were unsure.")
         self._alarms = self._counter("alarms", "Answers that raised an alarm.")
         self._confidence = self._histogram(
-            "drone_confidence", "Probability of the most probable class.", EDGES
+            "drone_confidence", "Probability of the predicted class.", EDGES
         )
         self._known = self._histogram(
             "drone_known_score", "How much images are like those of training, 0 to 1.", EDGES

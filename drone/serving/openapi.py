@@ -14,7 +14,10 @@ _EVIDENCE = {
     "description": "Only if requested: how much each part of the image speaks for a class.",
     "required": ["class", "map"],
     "properties": {
-        "class": {"type": "string", "description": "The most probable class."},
+        "class": {
+            "type": "string",
+            "description": "The predicted class: the most probable one of the most probable role.",
+        },
         "map": {
             "type": "array",
             "items": {"type": "array", "items": _PROBABILITY},
@@ -33,9 +36,9 @@ _PREDICTION = {
     "properties": {
         "label": {
             "type": "string",
-            "description": f"The most probable class; {NONE!r} if the known score is too low.",
+            "description": f"The predicted class; {NONE!r} if the known score is too low.",
         },
-        "index": {"type": "integer", "minimum": 0, "description": "Of the most probable class."},
+        "index": {"type": "integer", "minimum": 0, "description": "Of the predicted class."},
         "probabilities": {"type": "object", "additionalProperties": _PROBABILITY},
         "confidence": _PROBABILITY,
         # null for a model without a bird class, which cannot tell drones from birds.

@@ -23,7 +23,7 @@ from drone.serving.drift import Reference
 from drone.serving.evidence import Evidence, normalised
 from drone.serving.many import FileResult, predict_files
 from drone.serving.preprocess import Preprocessing, decode_input, decode_opened, open_header, resize
-from drone.serving.roles import drone_probabilities, role_probabilities
+from drone.serving.roles import decide, drone_probabilities, role_probabilities
 from drone.serving.weighted_semaphore import WeightedSemaphore
 
 _EXPORT = "Export the model again: python ray_jobs/export.py --run RUN --out FOLDER"
@@ -57,11 +57,11 @@ class Prediction:
     """The classification of one image."""
 
     index: int
-    """Index of the most probable class."""
+    """Index of the predicted class: the most probable one of the most probable role."""
 
     label: str
-    """Name of the most probable class, or NONE ("none of these") for an image that is not like
-    those that the model was trained on."""
+    """Name of the predicted class, or NONE ("none of these") for an image that is not like those
+    that the model was trained on."""
 
     probabilities: dict[str, float]
     """Probability by class name, in the order of the class indices; they sum to 1."""
@@ -81,18 +81,18 @@ class Prediction:
     """How much the image is like those that the model was trained on, 0 to 1."""
 
     unsure: bool = False
-    """Whether the highest probability is below the model's `unsure_below`."""
+    """Whether the confidence is below the model's `unsure_below`."""
 
     evidence: Evidence | None = None
-    """Evidence for the most probable class; None unless it was requested."""
+    """Evidence for the predicted class; None unless it was requested."""
 
     alarm: bool | None = None
     """Whether the image raises an alarm; None for a model without `alarm_above`."""
 
     @property
     def confidence(self) -> float:
-        """Probability of the most probable class."""
-        return max(self.probabilities.values())
+        """Probability of the predicted class."""
+        return list(self.probabilities.values())[self.index]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class ModelInfo:
     """Divisor of the logits, fitted on validation images; see `apply_temperature`."""
 
     unsure_below: float
-    """Threshold on the highest probability, below which a prediction counts as unsure."""
+    """Threshold on the confidence, below which a prediction counts as unsure."""
 
     known_above: float
     """Threshold on the known score, below which an image is none of the classes."""
@@ -476,7 +476,7 @@ class Predictor:
 
     def _to_prediction(self, probs_K: NDArray[np.float32], known: float) -> Prediction:
         info = self.info
-        index = int(probs_K.argmax())
+        index = int(decide(probs_K[None], info.classes)[0])
         by_name = {name: float(value) for name, value in zip(info.classes, probs_K, strict=True)}
         label = info.classes[index] if known >= info.known_above else NONE
         [sums_R] = role_probabilities(probs_K[None], info.classes).tolist()
@@ -491,7 +491,7 @@ class Predictor:
             kind=kind,
             kind_probability=by_role[kind] if kind else None,
             known=known,
-            unsure=float(probs_K.max()) < info.unsure_below,
+            unsure=float(probs_K[index]) < info.unsure_below,
         )
 
     def _loaded(self) -> onnxruntime.InferenceSession:

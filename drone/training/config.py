@@ -95,7 +95,7 @@ class CalibrationConfig:
     """Divisor of the logits, 0.25 to 4; 0 fits it, and the threshold, on validation images."""
 
     unsure_below: float = 0.0
-    """Threshold on the highest probability, below which a prediction counts as unsure; with a
+    """Threshold on the confidence, below which a prediction counts as unsure; with a
     temperature, 0 means never."""
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,8 +201,8 @@ def _ask(model: Sequence[str], data: Path, report: Path, display: Display) -> An
             _predict(url, open_root(root).read(path, _MAX_UPLOAD_BYTES))
             for root, path in zip(rows["root"], rows["path"], strict=True)
         ]
-    # As the report counts: by the most probable class, also where the answer is none of these.
-    predicted = np.array([_most_probable(answer) for answer in answers])
+    # As the report counts: by the predicted class, also where the answer is none of these.
+    predicted = np.array([list(answer["probabilities"])[answer["index"]] for answer in answers])
     right = predicted == rows["class_name"].to_numpy()
     is_known = np.array([answer["label"] != NONE for answer in answers])
     # As text: a class may be called NA or 01.
@@ -216,11 +216,6 @@ def _ask(model: Sequence[str], data: Path, report: Path, display: Display) -> An
         example=f"{rows['path'].iloc[shown]} shows {predicted[shown]} "
         f"({answers[shown]['confidence']:.0%})",
     )
-
-
-def _most_probable(answer: Mapping[str, Any]) -> str:
-    probabilities: dict[str, float] = answer["probabilities"]
-    return max(probabilities, key=probabilities.__getitem__)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from drone.labels import ClassSet
 from drone.names import short_key
 from drone.serving.predictor import ModelInfo, Predictor, alarm_scores
 from drone.serving.preprocess import Preprocessing
+from drone.serving.roles import decide
 from drone.storage import dataset_cache
 from drone.tracking import artifacts
 from drone.tracking.runs import Run
@@ -450,7 +451,8 @@ def _accuracy_by_labels(
             lambda positions_B: original.gather(dropped_M[positions_B]),
             track,
         )
-        predicted |= zip(original.rows_N[dropped_M], probs_MK.argmax(axis=1), strict=True)
+        predicted_M = decide(probs_MK, predictions.classes)
+        predicted |= zip(original.rows_N[dropped_M], predicted_M, strict=True)
     correct_N = np.array([predicted[row] for row in original.rows_N]) == original.labels_N
     return {
         "raw": proportion(correct_N),

@@ -25,6 +25,7 @@ from drone.model import export, quantization
 from drone.project import ROOT
 from drone.serving.checksum import INFO_FILE, file_sha256
 from drone.serving.predictor import Predictor
+from drone.serving.roles import decide
 from drone.storage import checkpoints, dataset_cache
 from drone.tracking import artifacts, runs
 from drone.tracking.model import ModelRef, fetch_onnx, resolve_model
@@ -240,7 +241,7 @@ def _quantize(source: Path, target: Path, dataset: Dataset) -> Quantization:
         for predictor in (fp32, int8)
     )
     accuracy_fp32, accuracy_int8 = (
-        float((outputs.probs_NK.argmax(axis=1) == validation.labels_N).mean())
+        float((decide(outputs.probs_NK, dataset.classes) == validation.labels_N).mean())
         for outputs in (outputs_fp32, outputs_int8)
     )
     # Rounded features have other scores; as many images as before must count as known.

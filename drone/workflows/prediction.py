@@ -155,6 +155,7 @@ def _settings(request: PredictRequest, predictor: Predictor) -> dict[str, Any]:
         "--images": [absolute(name) for name in request.images],
         "--every-s": request.every_s,
         "--margin": request.margin,
+        "--discount": request.discount,
     }
 
 
@@ -209,7 +210,8 @@ def _rows(job: _Job, items: list[Item]) -> Iterator[Iterator[Row]]:
 
 
 def _views(job: _Job) -> Views:
-    return Views(every_s=job.request.every_s, margin=job.request.margin)
+    request = job.request
+    return Views(every_s=request.every_s, margin=request.margin, discount=request.discount)
 
 
 def _write_results(job: _Job, num_new: int, images_per_s: float) -> PredictionResult:

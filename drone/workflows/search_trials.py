@@ -306,7 +306,9 @@ def final_config(
     score = scorer.score(winner)
     if final_on == "train" or score is None:
         return config
-    threshold = choose_unsure_threshold(score.probs_MK.astype(np.float32), score.labels_M)
+    threshold = choose_unsure_threshold(
+        score.probs_MK.astype(np.float32), score.labels_M, scorer.held_out.classes
+    )
     calibration = CalibrationConfig(temperature=score.temperature, unsure_below=threshold)
     return replace(config, train_on=final_on, stop_epoch=score.epoch, calibration=calibration)
 

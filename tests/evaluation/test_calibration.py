@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from drone.evaluation.calibration import Calibration, choose_unsure_threshold, fit_temperature
+from drone.labels import ClassSet
 from drone.serving.predictor import apply_temperature
 from tests.evaluation.made_predictions import random_predictions
 
@@ -22,10 +23,11 @@ def test_the_lowest_threshold_that_reaches_95_percent() -> None:
     labels_N = probs_NK.argmax(axis=1)
     wrong_N = confidence_N < 0.415
     labels_N[wrong_N] = 3
-    assert choose_unsure_threshold(probs_NK, labels_N) == 0.0
+    classes = ClassSet.of(("a", "b", "c", "d"))
+    assert choose_unsure_threshold(probs_NK, labels_N, classes) == 0.0
     labels_N[confidence_N > 0.76] = 3  # No threshold reaches 95 % now: a quarter is unsure.
     expected = round(float(np.quantile(probs_NK.max(axis=1), 0.25)), 2)
-    assert choose_unsure_threshold(probs_NK, labels_N) == expected
+    assert choose_unsure_threshold(probs_NK, labels_N, classes) == expected
 
 
 def test_metadata_keeps_all_digits() -> None:

@@ -49,7 +49,7 @@ def test_repetition_does_not_make_an_answer_more_certain() -> None:
 
 
 def test_the_consensus_is_the_normalised_geometric_mean() -> None:
-    frames = timeline([(0, 0.9), (1, 0.6), (0, 0.4)])
+    frames = timeline([(0, 0.9), (1, 0.6), (0, 0.55)])
     product = frames.outputs.probs_NK.prod(axis=0) ** (1 / 3)
     found = find_consensus(frames, INFO)
     assert found.outputs.probs_NK.shape == (1, 4)

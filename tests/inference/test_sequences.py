@@ -11,6 +11,7 @@ import pytest
 from drone.errors import DataError
 from drone.inference.boxes import MARGIN
 from drone.inference.prediction import EVERY_S
+from drone.inference.surroundings import SHARE
 from drone.model.export import add_metadata
 from drone.workflows.prediction import PredictionResult, predict
 from drone.workflows.requests import PredictRequest
@@ -143,7 +144,7 @@ def test_boxes_of_nothing_are_refused(run, tmp_path: Path) -> None:
         run("image.png", boxes=tmp_path / "boxes.csv")
 
 
-def test_the_default_margin_is_the_measured_one() -> None:
+def test_the_default_margin_and_discount_are_the_measured_ones() -> None:
     # The request names it too, since importing boxes takes longer than --help may.
     fields = {field.name: field.default for field in dataclasses.fields(PredictRequest)}
-    assert fields["margin"] == MARGIN
+    assert fields["margin"] == MARGIN and fields["discount"] == SHARE

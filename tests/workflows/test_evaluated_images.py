@@ -11,6 +11,8 @@ from drone.data.dataset import MANIFEST_FILE, Dataset, open_dataset
 from drone.errors import RunError
 from drone.evaluation.batch_inference import no_progress
 from drone.evaluation.metrics import Predictions, proportion
+from drone.labels import CLASSES
+from drone.serving.roles import decide
 from drone.tracking import artifacts
 from drone.workflows.evaluated_images import _accuracy_by_labels, _check_unseen
 from tests.data.preparing import rewrite
@@ -59,7 +61,7 @@ def test_only_dropped_images_are_predicted_again(
         assert accuracies == {}
         return
     naive_NK = model.predict_pixels(original.gather(np.arange(len(original))))
-    right_N = naive_NK.argmax(axis=1) == original.labels_N
+    right_N = decide(naive_NK, CLASSES) == original.labels_N
     assert accuracies["raw"] == proportion(right_N)
     assert accuracies["cleaned"] == proportion(right_N[~changed_N])
     assert accuracies["relabelled"] == proportion(predictions.predicted_N == predictions.labels_N)
