@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -34,6 +35,9 @@ _NEAREST_WEIGHT = 0.5
 """Weight of the similarity to the classes beside the score against negatives, both in standard
 deviations over validation images."""
 
+_WIDTHS = (1.2, 2.5)
+"""Width of the views with more around the object, in widths of an image."""
+
 _INVERSE_REGULARISATION = 10.0
 """Of the logistic regression against negatives; 1 to 1000 rank alike."""
 
@@ -50,18 +54,19 @@ def fit_known_score(
         model: A trained model, on the CPU.
         dataset: What it was trained on, read at the sizes that it takes.
         augment: How. A model that was trained on objects far away is to know these too, so each
-            image counts twice: as it is, and as from far away.
+            image counts three times: as it is, as from far away, and so with more around it, as
+            boxes are cut out.
     """
     loaders = [_as_it_is]
     if augment and augment.distance_p * augment.strength:
-        loaders.append(partial(_far_away, augment))
+        loaders += [partial(_far_away, augment, widths) for widths in ((1.0, 1.0), _WIDTHS)]
 
     def features(images: Images) -> NDArray[np.float64]:
         return np.concatenate([_features(model, images, load) for load in loaders])
 
     train, validation = (_sample(dataset.split(name)) for name in ("train", "validation"))
     train_NF, validation_NF = features(train), features(validation)
-    # Means of their own for far views, since their features differ.
+    # Means of their own for each kind of views, since their features differ.
     labels_N = np.concatenate(
         [train.labels_N + number * len(dataset.classes) for number in range(len(loaders))]
     )
@@ -75,7 +80,9 @@ def fit_known_score(
         spreads = nearest_N.std(), (validation_NF @ weights_F).std()
         weights_F *= spreads[0] / max(spreads[1], 1e-9) / _NEAREST_WEIGHT
     sums_N = nearest_N + validation_NF @ weights_F
-    threshold, median = np.quantile(sums_N, [1 - ACCEPTED, 0.5])
+    # The share is accepted of each kind of views.
+    threshold = np.quantile(sums_N.reshape(len(loaders), -1), 1 - ACCEPTED, axis=1).min()
+    median = np.median(sums_N)
     scale = math.log(_MEDIAN_SCORE / (1 - _MEDIAN_SCORE)) / max(median - threshold, 1e-6)
     return KnownScore(
         torch.from_numpy(means_KF).float(),
@@ -96,15 +103,40 @@ def _as_it_is(images: Images, positions_B: NDArray[np.int64]) -> NDArray[np.uint
 
 
 def _far_away(
-    augment: AugmentConfig, images: Images, positions_B: NDArray[np.int64]
+    augment: AugmentConfig,
+    widths: tuple[float, float],
+    images: Images,
+    positions_B: NDArray[np.int64],
 ) -> NDArray[np.uint8]:
-    """Returns images reduced as in training, each by a fixed factor of its own."""
+    """Returns images as from far away, each with fixed factors of its own.
+
+    Args:
+        augment: Has the sides that images are reduced to, as in training.
+        widths: Range of the width of the view, in widths of the image; what is beyond the image is
+            its reflection.
+        images: Images of a split.
+        positions_B: Which of them.
+    """
     sides = np.log([augment.distance_min, augment.distance_max])
     views = []
     for position, image in zip(positions_B, images.gather(positions_B), strict=True):
         rng = np.random.default_rng(int(position))
-        views.append(reduced(image, REFERENCE_PX * math.exp(rng.uniform(*sides)), rng))
+        side = REFERENCE_PX * math.exp(rng.uniform(*sides))
+        wide = _widened(image, math.exp(rng.uniform(*np.log(widths))))
+        views.append(reduced(wide, side, rng))
     return np.stack(views)
+
+
+def _widened(image_HWC: NDArray[np.uint8], width: float) -> NDArray[np.uint8]:
+    """Returns a square image with more around it, in the same size."""
+    side_px = image_HWC.shape[0]
+    small_px = round(side_px / width)
+    if small_px == side_px:
+        return image_HWC
+    small = cv2.resize(image_HWC, (small_px, small_px), interpolation=cv2.INTER_AREA)
+    before, both = (side_px - small_px) // 2, side_px - small_px
+    edges = (before, both - before, before, both - before)
+    return np.asarray(cv2.copyMakeBorder(small, *edges, cv2.BORDER_REFLECT))
 
 
 def _features(

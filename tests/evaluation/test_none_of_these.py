@@ -5,8 +5,10 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from drone.data.augment_config import AugmentConfig
 from drone.data.dataset import Dataset
 from drone.data.images import Negatives
+from drone.evaluation import known_fit
 from drone.evaluation.known_fit import fit_known_score
 from drone.evaluation.metrics import wilson
 from drone.evaluation.none_of_these import score_known
@@ -37,6 +39,33 @@ def test_most_validation_images_are_known(model: mobilenet.Classifier, dataset: 
     known_N = known(model, dataset, validation.gather(np.arange(len(validation))))
     assert (known_N >= 0.5).mean() == pytest.approx(0.95, abs=1 / len(validation))
     assert np.median(known_N) == pytest.approx(0.9, abs=0.05)
+
+
+def test_objects_far_away_are_known_to_a_model_that_was_trained_on_them(
+    model: mobilenet.Classifier, dataset: Dataset
+) -> None:
+    augment = AugmentConfig(distance_p=0.5, distance_min=20 / 224, distance_max=60 / 224)
+    validation = dataset.split("validation")
+    positions = np.arange(len(validation))
+    score, plain = (fit_known_score(model, dataset, how) for how in (augment, None))
+    for widths in ((1.0, 1.0), (1.2, 2.5)):
+        views = known_fit._far_away(augment, widths, validation, positions)
+        with torch.no_grad():
+            features_NF = Served(model).eval().features(torch.from_numpy(views))
+            # Of each kind of views, and not only of all together.
+            assert (score(features_NF) < 0.5).float().mean() <= 0.05 + 1 / len(validation)
+            # Similarity to a mean of their own.
+            nearest, nearest_plain = (fit.sums(features_NF).mean() for fit in (score, plain))
+            assert nearest > nearest_plain + 0.01
+
+
+def test_a_wider_view_has_the_image_in_its_middle() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    wide = known_fit._widened(image, 2.0)
+    assert wide.shape == image.shape
+    assert np.array_equal(wide[16:48, 16:48], image[::2, ::2])
+    assert np.array_equal(wide[16:48, 15], wide[16:48, 16])
+    assert np.array_equal(known_fit._widened(image, 1.0), image)
 
 
 def test_noise_is_less_known_than_images(model: mobilenet.Classifier, dataset: Dataset) -> None:
