@@ -11,6 +11,7 @@ Ctrl-C writes a checkpoint and ends the run as KILLED; --resume continues the sa
 """
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,8 @@ def parse(arguments: Sequence[str]) -> Train:
         settings = override(settings, read_yaml(Path(file)), file)
     # A resumed run has a data set of its own, so that --data is not required then.
     default = Train(data="" if resumes else tyro.MISSING, train=settings)
-    job = tyro.cli(Train, args=flags, default=default, description=_help())
+    # The preset is the first argument, and not a flag as well.
+    job = cli.from_flags(Train, flags, _help(), default=default, hidden=("preset",))
     if resumes:
         _check_resumed(job, default, preset)
     return job
@@ -139,7 +141,11 @@ def _check_resumed(job: Train, default: Train, preset: str | None) -> None:
 
 
 def _help() -> str:
-    presets = "\n".join(f"    {name:<16} {preset.about}" for name, preset in PRESETS.items())
+    indent = " " * 21
+    presets = "\n".join(
+        textwrap.fill(f"    {name:<16} {preset.about}", 100, subsequent_indent=indent)
+        for name, preset in PRESETS.items()
+    )
     return f"{__doc__}\nThe first argument is a preset:\n{presets}\n"
 
 

@@ -29,7 +29,6 @@ from ray_jobs import bug_report
 
 bug_report.install(__name__)
 
-import tyro
 
 from drone.errors import ConfigError
 from drone.settings_file import read_yaml
@@ -197,7 +196,7 @@ def parse(arguments: Sequence[str]) -> Tune:
     """Parses the command line; the defaults of a resumed study are what it was started with."""
     resumed = cli.value_of("--resume", arguments)
     if not resumed or {"--help", "-h"} & set(arguments):
-        return tyro.cli(Tune, args=arguments, description=__doc__)
+        return cli.from_flags(Tune, arguments, __doc__)
     for argument in arguments:
         name = argument.split("=")[0].removeprefix("--").replace("-", "_")
         if argument.startswith("--") and name in _FIXED_BY_STUDY:
@@ -210,7 +209,7 @@ def parse(arguments: Sequence[str]) -> Tune:
     studies = Path(cli.value_of("--studies", arguments) or Tune.studies)
     _, spec = search.reopen_study(resumed, studies)
     default = Tune(resume=resumed, studies=studies, **_from_plain(spec.options))
-    return tyro.cli(Tune, args=arguments, default=default, description=__doc__)
+    return cli.from_flags(Tune, arguments, __doc__, default=default)
 
 
 def _options(job: Tune) -> dict[str, Any]:

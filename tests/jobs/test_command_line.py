@@ -33,6 +33,22 @@ def test_help_is_quick_and_teaches(call_job: RunJob, name: str) -> None:
     assert "--json" in done.out
     if name == "train":
         assert "seed-attempt-2" in done.out and "--optim.lr-head" in done.out
+        assert "--preset" not in done.out
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_names_each_default_once(call_job: RunJob, name: str) -> None:
+    # Wide: where lines are short, tyro shows two columns.
+    shown = re.sub(r"[\s│]+", " ", call_job(name, "--help", COLUMNS="100").out)
+    assert "(default:" in shown
+    assert not re.findall(r"\(default: (?:None|'')?\)", shown)
+    assert not re.findall(r"\(default: [^()]*\)\. \(default: [^()]*\)", shown)
+
+
+def test_the_preset_of_a_run_is_its_first_argument(call_job: RunJob) -> None:
+    train = import_module("ray_jobs.train")
+    assert train.parse(["frozen", "--data", "set"]).train.preset == "frozen"
+    fails(call_job("train", "frozen", "--data", "set", "--preset", "smoke"), 2, "--preset")
 
 
 FLAGS = {
