@@ -41,15 +41,17 @@ class Train:
     """Arguments of the job."""
 
     data: str
-    """Data set written by prepare.py: a folder or a URI such as s3://bucket/drones."""
+    """Data set written by prepare.py: a folder or a URI such as s3://bucket/drones; not needed with
+    --resume."""
 
     weights: str = field(default_factory=cli.default_weights)
     """Starting weights: imagenet (downloaded once), none (random) or a file; DRONE_WEIGHTS sets
     another default."""
 
     from_run: str | None = None
-    """Run whose trained weights are the starting weights instead, by id or name: for a data set
-    with more images, or with classes added or removed; rows of the head are kept by class."""
+    """Run whose trained weights are the starting weights, in place of --weights, by id or name: for
+    a data set with more images, or with classes added or removed; rows of the head are kept by
+    class."""
 
     class_weights: str | None = None
     """Weights of the classes in the loss: none, balanced (all classes count equally) or a YAML file
@@ -66,8 +68,8 @@ class Train:
     """GPUs per worker (default: one, if there are any)."""
 
     resume: str | None = None
-    """Run to resume, by id or name; its settings and data set are its own (--data names the place
-    of a data set that has moved)."""
+    """Run to resume, by id or name; it keeps its settings and its data set (--data names the new
+    place of one that has moved)."""
 
     config: Path | None = None
     """YAML file of settings that replace the preset's; flags replace both."""
@@ -82,7 +84,7 @@ class Train:
     """Folder or URI for checkpoints; DRONE_STORAGE sets another default."""
 
     max_failures: int = 3
-    """How often lost workers are replaced before the run fails."""
+    """Maximum number of worker failures before the run fails."""
 
     activation_cache: Path = field(default_factory=cli.default_activation_cache)
     """Local folder of the activation cache; DRONE_ACTIVATION_CACHE sets another default."""
@@ -146,7 +148,10 @@ def _help() -> str:
         textwrap.fill(f"    {name:<16} {preset.about}", 100, subsequent_indent=indent)
         for name, preset in PRESETS.items()
     )
-    return f"{__doc__}\nThe first argument is a preset:\n{presets}\n"
+    return (
+        f"{__doc__}\nThe first argument is a preset, a named configuration; flags change single "
+        f"settings of it:\n{presets}\n"
+    )
 
 
 def main(job: Train) -> cli.Result:
