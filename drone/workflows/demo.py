@@ -159,7 +159,7 @@ def _draw(request: DemoRequest, recipe: Recipe, display: Display) -> Path:
     number = request.images_per_class or recipe.images_per_class
     folder = request.out / f"raw-{number}-s{request.seed}"
     truth = request.out / f"{folder.name}.json"
-    if not truth.exists():  # It is written last: an interrupted drawing is repeated.
+    if not truth.exists():  # It is written last: an interrupted generation is repeated.
         display.show(f"Generating {number} images per class, with defects among the files ...")
         settings = SynthSettings(
             images_per_class=number, max_side_px=_MAX_SIDE_PX, seed=request.seed
