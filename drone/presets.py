@@ -70,7 +70,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "frozen": Preset(
-        "Only a linear head learns, on a frozen backbone.",
+        "Trains only a linear head on a frozen backbone.",
         TrainConfig(
             preset="frozen",
             epochs=12,
@@ -79,7 +79,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "finetune": Preset(
-        "The head first, then the last blocks at a lower rate. The one to use.",
+        "The head first, then the last blocks at a lower rate. The recommended preset.",
         TrainConfig(
             preset="finetune",
             epochs=12,
@@ -89,7 +89,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "distant": Preset(
-        "finetune for objects that are small in the image, cut out by their boxes.",
+        "As finetune, for objects that are small in the image and cut out by their boxes.",
         TrainConfig(
             preset="distant",
             epochs=16,
@@ -99,7 +99,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "scratch": Preset(
-        "All layers from random weights, on simple small images: for trying things out without "
+        "All layers from random weights, on small simple images: for trying things out without "
         "ImageNet weights; prepare with --preprocessing.side-px 96.",
         TrainConfig(
             preset="scratch",
@@ -119,7 +119,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "seed-attempt-1": Preset(
-        "The original's first attempt as it was: frozen backbone, 30 epochs of cyclic SGD.",
+        "The original project's first attempt: frozen backbone, 30 epochs of cyclic SGD.",
         TrainConfig(
             preset="seed-attempt-1",
             epochs=30,
@@ -132,7 +132,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "seed-attempt-2": Preset(
-        "The original's second attempt as it was: features 16 to 18 unfrozen, 25 epochs.",
+        "The original project's second attempt: features 16 to 18 unfrozen, 25 epochs.",
         TrainConfig(
             preset="seed-attempt-2",
             epochs=25,
@@ -156,7 +156,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "seed-attempt-3": Preset(
-        "The original's third attempt as it was: a resizing network, an image a step. Collapses.",
+        "The original project's third attempt: a resizing network, one image per step. Collapses.",
         TrainConfig(
             preset="seed-attempt-3",
             epochs=11,

@@ -1,6 +1,7 @@
 """The command line that all jobs share: parsing, exit codes, `--json`, defaults."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -8,9 +9,16 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Annotated, Any, NoReturn, Protocol, TypeVar
 
 import tyro
+from tyro.constructors import (
+    MISSING_NONPROP,
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from drone.names import printable
 from drone.project import user_cache
@@ -67,7 +75,7 @@ def _parse(
 ) -> AnyJob:
     def parse() -> AnyJob:
         if isinstance(job, type):
-            return tyro.cli(job, args=sys.argv[1:], description=description)
+            return from_flags(job, sys.argv[1:], description)
         return job(sys.argv[1:])
 
     if all(argument.isprintable() for argument in sys.argv):
@@ -80,6 +88,74 @@ def _parse(
     finally:
         for line in filter(None, quoted.getvalue().split("\n")):
             print(printable(line), file=sys.stderr)
+
+
+def from_flags(
+    job: type[AnyJob],
+    arguments: Sequence[str],
+    description: str | None = None,
+    *,
+    default: AnyJob | None = None,
+    hidden: Sequence[str] = (),
+) -> AnyJob:
+    """Returns a job's arguments from flags; exits after --help and on wrong usage.
+
+    Args:
+        job: The dataclass of arguments.
+        arguments: The command line without the program.
+        description: The text of --help; the dataclass's docstring if None.
+        default: Defaults of the flags; those of the dataclass if None.
+        hidden: Names of fields that have no flag.
+    """
+    return tyro.cli(
+        job,
+        args=arguments,
+        default=MISSING_NONPROP if default is None else default,
+        description=description,
+        registry=_registry(hidden),
+    )
+
+
+def _registry(hidden: Sequence[str]) -> ConstructorRegistry:
+    """Returns the rules by which tyro makes flags of the fields of dataclasses."""
+    registry, nested = ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal nested
+        if nested or not dataclasses.is_dataclass(info.type):
+            return None
+        # tyro's own rule does the work: while it runs, this one steps aside.
+        nested = True
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            nested = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        return dataclasses.replace(
+            spec, fields=tuple(_flag(field, hidden) for field in spec.fields)
+        )
+
+    return registry
+
+
+def _flag(spec: StructFieldSpec, hidden: Sequence[str]) -> StructFieldSpec:
+    """Returns a field with its help text on one line, and with its default in it only once."""
+
+    def text() -> str | None:
+        written = spec.helptext() if callable(spec.helptext) else spec.helptext
+        # tyro would keep the line breaks of the source.
+        return None if written is None else " ".join(written.split())
+
+    def hint(default: str) -> str:
+        is_told = default in ("", "None", "''") or "(default:" in (text() or "")
+        return "" if is_told else f"(default: {default})"
+
+    kind: Any = Annotated[spec.type, tyro.conf.arg(help_behavior_hint=hint)]
+    if spec.name in hidden:
+        kind = Annotated[kind, tyro.conf.Fixed, tyro.conf.Suppress]
+    return dataclasses.replace(spec, type=kind, helptext=text)
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:

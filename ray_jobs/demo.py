@@ -1,11 +1,11 @@
-"""Every stage on one machine: raw images, data set, runs, reports, a champion that answers.
+"""Runs every stage on one machine: raw images, data set, runs, reports, a champion that answers.
 
-    python ray_jobs/demo.py                                  (drawings, made for this)
-    python ray_jobs/demo.py --raw images --weights FILE      (your own)
+    python ray_jobs/demo.py                                  (on generated synthetic images)
+    python ray_jobs/demo.py --raw images --weights FILE      (on your own images)
 
 Each step is the command that you would type; it is shown before it runs. Without ImageNet weights
-all layers are trained from random ones, on small drawings that are easy to tell apart: this shows
-how the stages fit together, and says nothing about real drones and birds.
+all layers are trained from random ones, on small synthetic images that are easy to tell apart: this
+shows how the stages fit together, and says nothing about real drones and birds.
 """
 
 import sys
@@ -75,8 +75,8 @@ def _show(result: "DemoResult") -> None:
     )
     if result.drawn:
         console.warn(
-            "These scores are on drawings that are easy to tell apart. They say nothing about real "
-            "drones and birds."
+            "These scores are on synthetic images that are easy to tell apart. They say nothing "
+            "about real drones and birds."
         )
     answers = result.answers
     champion = result.champion or "unchanged: the best run did not pass the gate"

@@ -3,8 +3,9 @@
     python ray_jobs/prepare.py --raw images --out data/drones --dry-run   (what would be done)
     python ray_jobs/prepare.py --raw images more.zip s3://bucket/raw --out data/drones
     python ray_jobs/prepare.py --raw images --negatives planes-and-sky --out data/drones
-    python ray_jobs/prepare.py --raw images --out data/drones --decisions decisions.jsonl
-    python ray_jobs/prepare.py --raw images --served served --out data/drones --decisions D.jsonl
+    python ray_jobs/prepare.py --raw images --out data/drones --decisions decisions-....jsonl
+    python ray_jobs/prepare.py --raw images --out data/drones --served served \\
+        --decisions decisions-....jsonl
     python ray_jobs/prepare.py --raw images --out data/drones --bins      (for preset multires)
     python ray_jobs/prepare.py --out data/drones --undo
     python ray_jobs/prepare.py --diff data/drones@1f2e3d data/drones

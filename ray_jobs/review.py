@@ -1,18 +1,20 @@
-"""Writes a page for deciding on the doubtful images of a data set, or on served images.
+"""Writes a page for reviewing the suspect labels of a data set, or for labelling served images.
 
     python ray_jobs/review.py --data data/drones --out review.html
     python ray_jobs/prepare.py --raw images --out data/drones --decisions decisions-....jsonl
 
     python ray_jobs/review.py --served served --model models:/drone-classifier@champion
-    python ray_jobs/prepare.py --raw images --served served --out data/drones --decisions D.jsonl
+    python ray_jobs/prepare.py --raw images --out data/drones --served served \\
+        --decisions decisions-....jsonl
 
-The page needs no server: open it in a browser, decide by keys, export the decisions. It shows
-copies in several classes, labels that the images contradict, and near duplicates. The number of
-wrong labels, and the accuracy that they allow, are estimated by confident learning on frozen
-features; so is what more images of each class, or cleaner labels, would add.
+The page needs no server: open it in a browser, decide by keys, and export the decisions; the
+browser saves them as decisions-....jsonl in its download folder. The page shows exact duplicates in
+several classes, suspect labels, and near duplicates. Confident learning on frozen features
+estimates the number of wrong labels, the accuracy that they allow, and what more images of each
+class, or cleaner labels, would add.
 
-With --served it shows images that serve.py --keep has kept, those first that a label would teach
-the model most from: unsure ones, those that a candidate answers otherwise, and no two alike.
+With --served it shows images that serve.py --keep has kept, the most informative first: unsure
+ones and those that a candidate model answers differently, one of each group of near duplicates.
 """
 
 import sys
@@ -55,7 +57,7 @@ def main(job: Review) -> cli.Result:
     title = "Of each given class (row), estimated share that is"
     console.table(title, ["given", *result.short_names], dataset_tables.rows_of(table))
     console.show(
-        f"{result.num_suspects} labels are doubtful. A model without errors would get "
+        f"{result.num_suspects} labels are suspect. A model without errors would get "
         f"{review.describe(result.ceiling)} on the test split as it is labelled.",
         *result.advice,
         f"Decide in a browser: {job.out.resolve()}",

@@ -8,8 +8,8 @@
 
     curl --data-binary @image.jpg http://127.0.0.1:8000/predict
 
-Without --replicas it runs on this machine alone and needs no Ray. GET /docs describes the
-interface.
+Without --replicas it runs on this machine alone and needs no Ray. GET /docs describes the HTTP
+API.
 """
 
 import os
@@ -44,7 +44,7 @@ class Serve(ServeRequest):
     """Arguments of the job."""
 
     json: bool = False
-    """Print where it listened as one JSON object, last."""
+    """Print the server's URL and process id as one JSON object, after it has ended."""
 
     # Without names, the flags of these groups have no prefix: --max-bytes.
     api: Annotated[ApiSettings, tyro.conf.arg(name="")] = field(default_factory=ApiSettings)

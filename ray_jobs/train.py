@@ -11,6 +11,7 @@ Ctrl-C writes a checkpoint and ends the run as KILLED; --resume continues the sa
 """
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,15 +41,17 @@ class Train:
     """Arguments of the job."""
 
     data: str
-    """Data set written by prepare.py: a folder or a URI such as s3://bucket/drones."""
+    """Data set written by prepare.py: a folder or a URI such as s3://bucket/drones; not needed with
+    --resume."""
 
     weights: str = field(default_factory=cli.default_weights)
     """Starting weights: imagenet (downloaded once), none (random) or a file; DRONE_WEIGHTS sets
     another default."""
 
     from_run: str | None = None
-    """Run whose trained weights are the starting weights instead, by id or name: for a data set
-    with more images, or with classes added or removed; rows of the head are kept by class."""
+    """Run whose trained weights are the starting weights, in place of --weights, by id or name: for
+    a data set with more images, or with classes added or removed; rows of the head are kept by
+    class."""
 
     class_weights: str | None = None
     """Weights of the classes in the loss: none, balanced (all classes count equally) or a YAML file
@@ -65,8 +68,8 @@ class Train:
     """GPUs per worker (default: one, if there are any)."""
 
     resume: str | None = None
-    """Run to resume, by id or name; its settings and data set are its own (--data names the place
-    of a data set that has moved)."""
+    """Run to resume, by id or name; it keeps its settings and its data set (--data names the new
+    place of one that has moved)."""
 
     config: Path | None = None
     """YAML file of settings that replace the preset's; flags replace both."""
@@ -81,7 +84,7 @@ class Train:
     """Folder or URI for checkpoints; DRONE_STORAGE sets another default."""
 
     max_failures: int = 3
-    """How often lost workers are replaced before the run fails."""
+    """Maximum number of worker failures before the run fails."""
 
     activation_cache: Path = field(default_factory=cli.default_activation_cache)
     """Local folder of the activation cache; DRONE_ACTIVATION_CACHE sets another default."""
@@ -115,7 +118,8 @@ def parse(arguments: Sequence[str]) -> Train:
         settings = override(settings, read_yaml(Path(file)), file)
     # A resumed run has a data set of its own, so that --data is not required then.
     default = Train(data="" if resumes else tyro.MISSING, train=settings)
-    job = tyro.cli(Train, args=flags, default=default, description=_help())
+    # The preset is the first argument, and not a flag as well.
+    job = cli.from_flags(Train, flags, _help(), default=default, hidden=("preset",))
     if resumes:
         _check_resumed(job, default, preset)
     return job
@@ -139,8 +143,15 @@ def _check_resumed(job: Train, default: Train, preset: str | None) -> None:
 
 
 def _help() -> str:
-    presets = "\n".join(f"    {name:<16} {preset.about}" for name, preset in PRESETS.items())
-    return f"{__doc__}\nThe first argument is a preset:\n{presets}\n"
+    indent = " " * 21
+    presets = "\n".join(
+        textwrap.fill(f"    {name:<16} {preset.about}", 100, subsequent_indent=indent)
+        for name, preset in PRESETS.items()
+    )
+    return (
+        f"{__doc__}\nThe first argument is a preset, a named configuration; flags change single "
+        f"settings of it:\n{presets}\n"
+    )
 
 
 def main(job: Train) -> cli.Result:

@@ -29,7 +29,6 @@ from ray_jobs import bug_report
 
 bug_report.install(__name__)
 
-import tyro
 
 from drone.errors import ConfigError
 from drone.settings_file import read_yaml
@@ -68,7 +67,7 @@ class Tune:
 
     data: str | None = None
     """Data set written by prepare.py: a folder or a URI such as s3://bucket/drones. With --resume,
-    where the study's own is now, if it has moved."""
+    the new place of the study's data set, if it has moved."""
 
     num_trials: int = 30
     """Maximum number of trials of the study."""
@@ -77,7 +76,7 @@ class Tune:
     """End the search when more trials are expected to gain less than the noise of a comparison."""
 
     preset: str = "finetune"
-    """Preset that provides the settings which are not searched."""
+    """Preset that provides the settings that are not searched."""
 
     config: Path | None = None
     """YAML file of settings that replace the preset's, as for train.py."""
@@ -103,8 +102,8 @@ class Tune:
     """YAML list of parameters to try first, each by name (default: the preset's)."""
 
     folds: int | None = None
-    """Number of folds that each trial is scored on; 1 is the plain validation split. By default as
-    many as it takes to know an accuracy to about 1 point, at most 5."""
+    """Number of folds that each trial is scored on; 1 is the plain validation split (default: as
+    many as it takes to know an accuracy to about 1 point, at most 5)."""
 
     objective: Literal["log_loss", "macro_f1"] = "log_loss"
     """What trials are compared by, on held-out images: log-loss after temperature scaling, or macro
@@ -120,8 +119,8 @@ class Tune:
     and trained after them."""
 
     confirm: tuple[int, int] | None = None
-    """Train the best K configurations, and the preset, again on S folds with another seed; 0 0
-    takes the best trial's (default: 3 3 with --folds 1, else 0 0)."""
+    """K and S: train the best K configurations, and the preset, again on S folds with another seed;
+    0 0 takes the best trial's (default: 3 3 with --folds 1, else 0 0)."""
 
     final: bool = True
     """Train the winner once more, evaluate it on test, register it and try to promote it."""
@@ -144,8 +143,8 @@ class Tune:
     another default."""
 
     concurrency: int | None = None
-    """Number of concurrent trials (default: what CPUs and GPUs allow). 1 makes a study
-    repeatable."""
+    """Number of concurrent trials; 1 makes a study repeatable (default: what CPUs and GPUs
+    allow)."""
 
     workers_per_trial: int = 1
     """Number of processes that share each batch of a trial."""
@@ -197,7 +196,7 @@ def parse(arguments: Sequence[str]) -> Tune:
     """Parses the command line; the defaults of a resumed study are what it was started with."""
     resumed = cli.value_of("--resume", arguments)
     if not resumed or {"--help", "-h"} & set(arguments):
-        return tyro.cli(Tune, args=arguments, description=__doc__)
+        return cli.from_flags(Tune, arguments, __doc__)
     for argument in arguments:
         name = argument.split("=")[0].removeprefix("--").replace("-", "_")
         if argument.startswith("--") and name in _FIXED_BY_STUDY:
@@ -210,7 +209,7 @@ def parse(arguments: Sequence[str]) -> Tune:
     studies = Path(cli.value_of("--studies", arguments) or Tune.studies)
     _, spec = search.reopen_study(resumed, studies)
     default = Tune(resume=resumed, studies=studies, **_from_plain(spec.options))
-    return tyro.cli(Tune, args=arguments, default=default, description=__doc__)
+    return cli.from_flags(Tune, arguments, __doc__, default=default)
 
 
 def _options(job: Tune) -> dict[str, Any]:

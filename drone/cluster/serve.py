@@ -41,13 +41,13 @@ class ReplicaSettings:
     """Autoscaling of the replicas on Ray Serve."""
 
     replicas: int | None = None
-    """Maximum number of replicas on Ray Serve; by default the server runs without Ray."""
+    """Maximum number of replicas on Ray Serve (default: the server runs without Ray)."""
 
     min_replicas: int = 1
     """Minimum number of replicas, also without any requests."""
 
     replica_cpus: float | None = None
-    """CPUs that Ray reserves for a replica, fractions allowed; by default one for each engine."""
+    """CPUs that Ray reserves for a replica, fractions allowed (default: one for each engine)."""
 
     target_ongoing_requests: float = 4.0
     """Average number of ongoing requests per replica above which replicas are added."""

@@ -1,4 +1,4 @@
-"""Curation of a data set: what is in it, which labels are doubtful, and a page to correct them.
+"""Curation of a data set: what is in it, which labels are suspect, and a page to correct them.
 
 - `audit_page.write_audit`: Writes audit.html and the tables of `audit` into a data set's folder.
 - `label_issues.find_in_dataset`: Ranks suspect labels by confident learning.

@@ -1,4 +1,4 @@
-"""Which unlabelled images a label would teach a model most: doubtful, disputed and diverse ones.
+"""Which unlabelled images a label would teach a model most: uncertain, disputed and diverse ones.
 
 Axes: N images, K classes, B bytes of a perceptual hash.
 """

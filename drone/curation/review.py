@@ -1,4 +1,4 @@
-"""The review page: doubtful images for the user to decide on, in one HTML file without a server."""
+"""The review page: suspect labels for the user to decide on, in one HTML file without a server."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,8 +23,8 @@ from drone.labels import NONE
 _SUSPECT, _COPIES, _NEAR = "suspect", "copies", "near"
 
 _KINDS = {
-    _SUSPECT: "doubtful labels",
-    _COPIES: "copies in several classes",
+    _SUSPECT: "suspect labels",
+    _COPIES: "exact duplicates in several classes",
     _NEAR: "near duplicates",
 }
 """Kinds of items, by which the page filters, with their names there."""
@@ -66,7 +66,7 @@ def build_items(
 ) -> list[Item]:
     """Collects the images to decide on, worst first, each once.
 
-    Copies in several classes come first, since one of their labels must be wrong; then doubtful
+    Copies in several classes come first, since one of their labels must be wrong; then suspect
     labels, near duplicates of several classes, and the other near duplicates.
 
     Args:
@@ -78,7 +78,7 @@ def build_items(
 
     Returns:
         For each image `md5`, `path`, `given`, `kinds`, `suggested`, `confidence` and `evidence` (of
-        doubtful labels), `places` (all paths of its copies) and `twins` (md5 of its near
+        suspect labels), `places` (all paths of its copies) and `twins` (md5 of its near
         duplicates).
     """
     of_classes = manifest[manifest["class_name"] != NONE]

@@ -41,7 +41,7 @@ class AugmentConfig:
     """Probability of a shift."""
 
     flip_p: float = 1.0
-    """Twice the probability of a horizontal flip at strength 1."""
+    """Twice the probability of a horizontal flip at strength 1: 1 flips half of the views."""
 
     cutout_p: float = 0.7
     """Probability, at strength 1, of one square hole filled with the mean colour."""
@@ -60,7 +60,8 @@ class AugmentConfig:
 
     distance_p: float = 0.0
     """Probability, at strength 1, that a view shows its object as from far away: reduced to few
-    pixels and enlarged again. Such a view is trained to be a bird or a drone, of whichever kind."""
+    pixels and enlarged again. The target of such a view is the role, bird, drone or other, of
+    whichever class."""
 
     distance_min: float = 16 / 224
     """Minimum side that such a view is reduced to, as a share of the image's side."""

@@ -30,19 +30,20 @@ class Limits:
     """Maximum increase of the expected calibration error over the champion's, 0 to 1."""
 
     min_accepted: float = 0.85
-    """Minimum share of the test images of classes that the model takes for one, 0 to 1."""
+    """Minimum share of the test images that the model takes for one of the classes, and not for
+    "none of these", 0 to 1."""
 
     max_auroc_drop: float = 0.03
     """Maximum drop below the champion's AUROC against the negatives of the test split, 0 to 1."""
 
     max_false_alarms: float | None = None
-    """Maximum false alarms per 1,000 birds of the test split, at the threshold at which a share
-    alarm_recall of its drones raise an alarm (default: not required). A test split of fewer than
-    3,000 birds divided by this limit cannot tell, and does not pass."""
+    """Maximum false alarms per 1,000 birds of the test split, at the threshold at which the share
+    --limits.alarm-recall of its drones raises an alarm (default: not required). A test split with
+    fewer birds than 3,000 divided by this limit cannot show this, and does not pass."""
 
     alarm_recall: float = 0.95
-    """Share of the drones of the test split that max_false_alarms holds for, above 0 and at most
-    1."""
+    """Share of the drones of the test split that must raise an alarm where
+    --limits.max-false-alarms counts the false ones, above 0 and at most 1."""
 
     max_onnx_difference: float = MAX_PROBABILITY_DIFFERENCE
     """Maximum probability difference between the trained and the exported model."""

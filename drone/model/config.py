@@ -18,8 +18,8 @@ class ModelConfig:
     features 16 to 18, 19 the whole backbone."""
 
     head: Literal["mlp", "seed"] = "mlp"
-    """Classifier head. mlp: linear or one hidden layer, see head_width. seed: the original
-    project's three layers and LogSoftmax."""
+    """Classifier head. mlp: linear, or with one hidden layer of --model.head-width units. seed: the
+    original project's three layers and LogSoftmax."""
 
     head_width: int = 0
     """Units in the hidden layer of an mlp head; 0 for a linear head."""

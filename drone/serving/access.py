@@ -13,16 +13,16 @@ from drone.serving.rate_limit import RateLimiter, network_of
 
 @dataclass(frozen=True, kw_only=True)
 class AccessSettings:
-    """Who may use the interface, and how often."""
+    """Who may use the HTTP API, and how often."""
 
     api_key_file: Path | None = None
-    """File of API keys, one "NAME KEY" on each line; predictions, the model and the metrics then
-    need one of them. A changed file counts at once."""
+    """File of API keys, one "NAME KEY" per line; predictions, the model and the metrics then need
+    one of them. A change to the file takes effect with the next request."""
 
     rate_limit: float | None = None
-    """Requests per minute of each API key, or of each client address without keys; further ones
-    are answered 429. Those of ten seconds, and ten in any case, may come at once (default: no
-    limit)."""
+    """Requests per minute for each API key, or for each client address where there are no keys;
+    further ones are answered 429. Bursts are allowed: up to ten seconds' worth of requests at once,
+    and never fewer than ten (default: no limit)."""
 
     open_to_all: bool = False
     """Let everyone who reaches --host use the model, without API keys."""

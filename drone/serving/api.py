@@ -1,4 +1,4 @@
-"""The HTTP interface without a server: `Api` turns a `Request` into a `Response`.
+"""The HTTP API without a server: `Api` turns a `Request` into a `Response`.
 
 The HTTP app and the Lambda handler both call `Api.handle`, so they answer alike.
 
@@ -52,7 +52,7 @@ _URL_ENCODED = re.compile(rb"(?:[^&]*&)*?image=([^&]*)")
 
 @dataclass(frozen=True, kw_only=True)
 class ApiSettings:
-    """Limits and headers of the HTTP interface."""
+    """Limits and headers of the HTTP API."""
 
     max_bytes: int = 10 * 2**20
     """Maximum length of a request body in bytes; a longer one is answered 413."""

@@ -1,4 +1,4 @@
-"""The HTTP app: the interface of `api` as an ASGI application, with the web page beside it.
+"""The HTTP app: the HTTP API of `api` as an ASGI application, with the web page beside it.
 
 Requests for a prediction are computed by a pool of threads. When all threads are busy and the queue
 is full, a further request is answered 503 at once. A request enters the queue only when its body
@@ -68,8 +68,8 @@ class HttpSettings:
     """Concurrency and timeouts of the HTTP server."""
 
     engines: int | None = None
-    """Inference calls that run at the same time, each on one core; by default one for each core of
-    this machine, or one in each replica."""
+    """Inference calls that run at the same time, each on one core (default: one for each core of
+    this machine, or one in each replica)."""
 
     max_concurrent: int = 16
     """Requests processed at the same time."""
@@ -161,15 +161,15 @@ class HttpApp:
     def _watch(self) -> None:
         """Adds gauges of the queue to the metrics."""
         max_concurrent, watch = self.settings.max_concurrent, self.metrics.watch
-        watch("running", "Images in work.", lambda: min(self._accepted, max_concurrent))
+        watch("running", "Requests being processed.", lambda: min(self._accepted, max_concurrent))
         watch(
             "queued",
-            "Images that wait for a thread.",
+            "Requests that wait for a thread.",
             lambda: max(0, self._accepted - max_concurrent),
         )
-        watch("queue_limit", "Images that may wait.", lambda: self.settings.max_queued)
-        watch("uploading", "Images that are being received.", lambda: self._uploading)
-        watch("body_bytes", "Bytes of all images in memory.", lambda: self._body_bytes)
+        watch("queue_limit", "Requests that may wait.", lambda: self.settings.max_queued)
+        watch("uploading", "Requests whose bodies are being received.", lambda: self._uploading)
+        watch("body_bytes", "Bytes of all request bodies in memory.", lambda: self._body_bytes)
 
     @property
     def is_busy(self) -> bool:

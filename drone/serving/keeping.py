@@ -58,8 +58,8 @@ class KeepSettings:
     image is kept)."""
 
     keep_share: float = 0.05
-    """Share of all images that is kept as a sample, 0 to 1. The content decides, so that an image
-    always has the same fate."""
+    """Share of all images that is kept as a sample, 0 to 1; chosen by a hash of the content, so
+    that an image is kept either always or never."""
 
     keep_unsure: bool = True
     """Keep every image whose answer is unsure."""

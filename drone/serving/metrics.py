@@ -59,7 +59,7 @@ class Metrics:
             registry=self.registry,
         )
         self._wait = self._histogram(
-            "drone_queue_wait_seconds", "Time that an image waited for a thread.", _SECONDS
+            "drone_queue_wait_seconds", "Time that a request waited for a thread.", _SECONDS
         )
         self._images = self._counter(
             "images", "Images by result: decoded, or why they were refused.", "result"

@@ -1,4 +1,4 @@
-"""The description of the HTTP interface: an OpenAPI 3.1 schema and an HTML page of it."""
+"""The description of the HTTP API: an OpenAPI 3.1 schema and an HTML page of it."""
 
 import html
 import json

@@ -51,8 +51,8 @@ class OptimConfig:
     classes, whatever their numbers of images."""
 
     class_weight_values: tuple[float, ...] = ()
-    """Weights of the classes in the training loss, in the order of their indices, instead of those
-    of class_weights; train.py --class-weights takes them from a file."""
+    """Weights of the classes in the training loss, in the order of their indices, in place of
+    --optim.class-weights; train.py --class-weights takes them from a file."""
 
     max_grad_norm: float = 1.0
     """Maximum norm of the gradient before it is clipped; 0 disables clipping."""
@@ -131,7 +131,8 @@ class TrainConfig:
 
     train_on: TrainOn = "train"
     """Images to train on. With train+validation none are held out: the last epoch counts as the
-    best, and calibration must be set, as the best.yaml of a study has it."""
+    best, and --calibration.temperature and --calibration.unsure-below must be set, as the best.yaml
+    of a study has them."""
 
     batch_size: int = 64
     """Images per optimiser step, over all workers together."""
@@ -142,15 +143,15 @@ class TrainConfig:
     time."""
 
     early_stopping_patience: int = 0
-    """Early stopping: consecutive evaluations that a run may be worse than at its start, or predict
-    a single class, before it is stopped; 0 disables it."""
+    """Early stopping: number of consecutive evaluations in which a run may be worse than at its
+    start, or predict a single class, before it is stopped; 0 disables it."""
 
     seed: int = 0
     """Seed for head initialisation, data order, augmentation and dropout."""
 
     views: int = 0
-    """Number of different augmented views per image: epoch e uses view e mod this. 0 draws a new
-    view in every epoch."""
+    """Number of different augmented views (versions) of each image: with V views, epoch e uses view
+    e mod V. 0 draws a new view in every epoch."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the activations: auto is bf16 where the device computes in it, else fp32.

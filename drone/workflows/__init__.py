@@ -5,7 +5,7 @@ called from Python as well. A Display shows progress; without one a workflow is 
 
 collection     URLs, searches -> raw folder
 preparation    raw folders -> data set
-review         data set -> a page with its doubtful labels
+review         data set -> a page with its suspect labels
 training       data set -> run with a model
 search         data set -> study, and the best model
 evaluation     model -> scores and a report
@@ -13,7 +13,7 @@ promotion      run -> champion, if it passes the gate
 export         model -> files that can be served
 prediction     model, images -> tables and a contact sheet
 serving        model -> HTTP server, on this machine or on replicas
-demo           every stage on drawn images
+demo           every stage on synthetic images
 """
 
 import lazy_loader

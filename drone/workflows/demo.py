@@ -1,6 +1,6 @@
 """The demonstration: from raw images to a served champion, each stage as the command of its job.
 
-Without ImageNet weights it trains from random ones, on drawings that are simple enough for that.
+Without ImageNet weights it trains from random ones, on synthetic images that are simple enough.
 Such a score shows that the stages work together; it says nothing about real drones and birds.
 """
 
@@ -31,7 +31,7 @@ from drone.workflows.display import SILENT, Display
 from drone.workflows.requests import DemoRequest
 
 _MAX_SIDE_PX = 448
-"""Maximum side of the drawings: larger ones take most of the time and show nothing more."""
+"""Maximum side of the synthetic images: larger ones take most of the time and show nothing more."""
 
 _MAX_QUESTIONS = 40
 """Maximum number of test images that are sent to the server."""
@@ -48,7 +48,7 @@ class Recipe:
     """Side of the packed images."""
 
     images_per_class: int
-    """Number of drawings in each class."""
+    """Number of synthetic images in each class."""
 
     epochs: int
 
@@ -89,7 +89,7 @@ class DemoResult:
     """Starting weights: "none", "imagenet" or a file name."""
 
     drawn: bool
-    """Whether the images are drawings."""
+    """Whether the images are synthetic."""
 
     seconds: float
 
@@ -145,10 +145,10 @@ def choose_recipe(request: DemoRequest, display: Display = SILENT) -> tuple[str,
     display.warn(
         "",
         "TRAINING FROM RANDOM WEIGHTS with the preset scratch: all layers, images of 96 px.",
-        "The task is made up and easy: drawings, not photos. Its score says nothing about real "
-        "drones and birds."
+        "The task is made up and easy: synthetic images, not photos. Its score says nothing about "
+        "real drones and birds."
         if request.raw is None
-        else "It is meant for simple drawings: expect low scores on photos.",
+        else "It is meant for simple synthetic images: expect low scores on photos.",
         "",
     )
     return source, SCRATCH
@@ -159,13 +159,13 @@ def _draw(request: DemoRequest, recipe: Recipe, display: Display) -> Path:
     number = request.images_per_class or recipe.images_per_class
     folder = request.out / f"raw-{number}-s{request.seed}"
     truth = request.out / f"{folder.name}.json"
-    if not truth.exists():  # It is written last: an interrupted drawing is repeated.
-        display.show(f"Drawing {number} images per class, with defects among the files ...")
+    if not truth.exists():  # It is written last: an interrupted generation is repeated.
+        display.show(f"Generating {number} images per class, with defects among the files ...")
         settings = SynthSettings(
             images_per_class=number, max_side_px=_MAX_SIDE_PX, seed=request.seed
         )
         write_ground_truth(write_raw_folder(folder, settings), truth)
-    display.show(f"The drawings are in {folder}, and what is wrong with them in {truth}")
+    display.show(f"The synthetic images are in {folder}, and their defects are listed in {truth}")
     return folder
 
 

@@ -24,9 +24,9 @@ class PrepareRequest:
     empty sky, each with one subfolder per kind; images beside these are of the kind other."""
 
     classes: tuple[str, ...] = ()
-    """Names of the classes; or a YAML file with a name for each and maybe short, role (bird, drone
-    or other) and folders; or the word folders, for all that the raw folders have (default: those of
-    an existing --out, else the four of the original project)."""
+    """Names of the classes; or a YAML file with a name and optionally short, role (bird, drone or
+    other) and folders for each; or the word folders, which makes every subfolder of the raw folders
+    a class (default: the classes of an existing --out, else the four default ones)."""
 
     served: str | None = None
     """Store of served images (serve.py --keep). Those with a class in --decisions are copied to the
@@ -39,7 +39,8 @@ class PrepareRequest:
     """Show what would be done, and write no data set."""
 
     decisions: Path | None = None
-    """Decisions exported by the page of review.py (JSON lines), to be added to the ledger."""
+    """Decisions to add to the ledger: the file decisions-....jsonl that the page of review.py
+    exports to the browser's download folder."""
 
     bins: bool = False
     """Also pack each image at the bin of its own size (224 to 3584 px), for the preset multires;
@@ -94,17 +95,17 @@ class ReviewRequest:
     duplicates and what was decided on before are left out."""
 
     served: str | None = None
-    """Review served images instead: the folder or URI that serve.py --keep fills. Those that a
-    label would teach the model most from come first."""
+    """Store of served images to review in place of a data set: the folder or URI that serve.py
+    --keep fills. The most informative images come first."""
 
     model: str | None = None
     """Registered model that ranks served images, such as models:/drone-classifier@champion."""
 
     run: str | None = None
-    """Run whose model ranks served images, instead."""
+    """Run whose model ranks served images, in place of --model."""
 
     onnx: Path | None = None
-    """Exported model that ranks served images, instead."""
+    """Exported model that ranks served images, in place of --model."""
 
     candidate: str | None = None
     """Second model for served images: a registered model, a run or an exported file. Images that
@@ -121,8 +122,8 @@ class ReviewRequest:
     default."""
 
     max_suspects: int = 500
-    """Maximum number of doubtful labels, or of served images, on the page, the most doubtful
-    first."""
+    """Maximum number of suspect labels on the page, the most suspect first; or of served images,
+    the most informative first."""
 
     def __post_init__(self) -> None:
         if self.data is None and self.served is None:
@@ -152,8 +153,8 @@ class CollectRequest:
     """Raw folder with one subfolder per class; an existing collection is added to."""
 
     classes: tuple[str, ...] = ()
-    """Names of the classes, or a YAML file with them, as for prepare.py (default: the four of the
-    original project)."""
+    """Names of the classes, or a YAML file with them, as for prepare.py (default: the four default
+    classes)."""
 
     negatives: bool = False
     """Collect images that show none of the classes, such as planes or empty sky, in one subfolder
@@ -167,9 +168,9 @@ class CollectRequest:
     """Public searches that return URLs with their licences."""
 
     query: tuple[str, ...] = ()
-    """What to search for, as "CLASS=TERMS" or with --negatives "KIND=TERMS", for these alone
-    (default: built-in queries for the four default classes, or for eleven kinds; of your own
-    classes their names)."""
+    """What to search for, as "CLASS=TERMS", or as "KIND=TERMS" with --negatives; nothing else is
+    searched for (default: built-in queries for the four default classes, the names of other
+    classes, or built-in queries for eleven kinds of negatives)."""
 
     retry_failed: bool = False
     """Retry the URLs that failed in an earlier run."""
@@ -192,14 +193,15 @@ class EvaluateRequest:
     """Run whose model is evaluated, by id or name (the newest with that name)."""
 
     model: str | None = None
-    """Registered model instead, such as models:/drone-classifier@champion."""
+    """Registered model to evaluate in place of --run, such as
+    models:/drone-classifier@champion."""
 
     data: str | None = None
     """Data set whose test split is used (default: the one that the run was trained on)."""
 
     images: Path | None = None
-    """Folder of class folders to evaluate on instead; images that the model was trained on, and
-    their near duplicates, are left out."""
+    """Folder of class folders to evaluate on, in place of a test split; images that the model was
+    trained on, and their near duplicates, are left out."""
 
     negatives: tuple[str, ...] = ()
     """Folders, zip archives or URIs of images that show none of the classes, each with one
@@ -219,7 +221,8 @@ class EvaluateRequest:
     image by image."""
 
     conditions: bool = True
-    """Also evaluate a sample of at most 200 images small, blurred, noisy, dark and so on."""
+    """Also evaluate a sample of at most 200 images that are made small, blurred, noisy, dark and so
+    on."""
 
     name: str = "drone-classifier"
     """Registered model whose champion is shown beside, under the same conditions."""
@@ -252,7 +255,7 @@ class ExportRequest:
     """Registered model, such as models:/drone-classifier@champion."""
 
     run: str | None = None
-    """Run whose model is exported, instead."""
+    """Run whose model is exported, in place of --model."""
 
     out: Path
     """Folder for model.onnx, model.json and export.json."""
@@ -276,7 +279,8 @@ class ExportRequest:
     images (default: the model has no alarm)."""
 
     alarm_above: float | None = None
-    """Probability of a drone of any kind from which an image raises an alarm, instead."""
+    """Probability of a drone, of any class, from which an image raises an alarm, in place of
+    --alarm-recall."""
 
     unchecked: bool = False
     """Export although the trained weights to compare with are gone."""
@@ -322,10 +326,10 @@ class ServeRequest:
     """Registered model, such as models:/drone-classifier@champion."""
 
     run: str | None = None
-    """Run whose model is served, instead."""
+    """Run whose model is served, in place of --model."""
 
     onnx: Path | None = None
-    """Exported model, instead."""
+    """Exported model to serve, in place of --model."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all addresses of this machine. One that other machines
@@ -335,7 +339,7 @@ class ServeRequest:
     """Port to listen on; 0 for any that is free."""
 
     page: Path | None = PAGE_FOLDER
-    """Folder of the page that is served beside the interface."""
+    """Folder of the page that is served beside the HTTP API."""
 
     open: bool = False
     """Open the page in this machine's browser."""
@@ -361,17 +365,17 @@ class PredictRequest:
     """Registered model, such as models:/drone-classifier@champion."""
 
     run: str | None = None
-    """Run whose model predicts, instead."""
+    """Run whose model predicts, in place of --model."""
 
     onnx: Path | None = None
-    """Exported model, instead."""
+    """Exported model that predicts, in place of --model."""
 
     images: tuple[str, ...]
     """Folders, zip archives, image files, globs or URIs (s3://...); they are only read."""
 
     out: Path
-    """Folder for the predictions; the same command continues what was interrupted there, and adds
-    images that are new."""
+    """Folder for the predictions; running the same command again continues an interrupted
+    prediction, and adds new images."""
 
     boxes: Path | None = None
     """Boxes to classify in the images or clips: a CSV (path,x,y,w,h and maybe track and frame),
@@ -427,7 +431,7 @@ class DemoRequest:
     """Arguments of the demonstration."""
 
     raw: Path | None = None
-    """Folder with one subfolder per class; by default the images are drawn."""
+    """Folder with one subfolder per class (default: synthetic images are generated)."""
 
     weights: str
     """Starting weights: imagenet (downloaded once; random if that fails), none (random) or a
@@ -437,13 +441,13 @@ class DemoRequest:
     """Folder for the images, the data set, the checkpoints, the reports and the export."""
 
     images_per_class: int | None = None
-    """Number of images to draw of each class (default: 150, or 450 from random weights)."""
+    """Number of images to generate per class (default: 150, or 450 from random weights)."""
 
     epochs: int | None = None
     """Number of epochs of each run (default: 4, or 24 from random weights)."""
 
     seed: int = 0
-    """Seed of the drawings and of the runs."""
+    """Seed of the synthetic images and of the runs."""
 
     def __post_init__(self) -> None:
         for name, minimum in (("images_per_class", 4), ("epochs", 1), ("seed", 0)):

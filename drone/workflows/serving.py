@@ -53,7 +53,7 @@ class ServiceArgs:
     """Registered model, such as models:/drone-classifier@champion."""
 
     run: str | None = None
-    """Run whose model is served, instead."""
+    """Run whose model is served, in place of the registered one."""
 
     onnx: str | None = None
     """Exported model, instead: a file on every machine of the cluster."""
@@ -130,7 +130,7 @@ def serve(request: ServeRequest, settings: ServerSettings, display: Display = SI
         interface = Api(predictor, api, metrics.observe_answer, keeper)
         app = HttpApp(interface, http, page, access, metrics)
         beside = f"the page: {url}/, " if page else ""
-        message = f"{onnx.name} is served at {url} - {beside}the interface: {url}/docs"
+        message = f"{onnx.name} is served at {url} - {beside}the HTTP API: {url}/docs"
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
 
         def announce() -> None:

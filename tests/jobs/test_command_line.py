@@ -1,5 +1,6 @@
 """Wrong usage gets a message that names the cause and the way out, never a traceback."""
 
+import ast
 import re
 import shlex
 from importlib import import_module
@@ -33,6 +34,22 @@ def test_help_is_quick_and_teaches(call_job: RunJob, name: str) -> None:
     assert "--json" in done.out
     if name == "train":
         assert "seed-attempt-2" in done.out and "--optim.lr-head" in done.out
+        assert "--preset" not in done.out
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_names_each_default_once(call_job: RunJob, name: str) -> None:
+    # Wide: where lines are short, tyro shows two columns.
+    shown = re.sub(r"[\s│]+", " ", call_job(name, "--help", COLUMNS="100").out)
+    assert "(default:" in shown
+    assert not re.findall(r"\(default: (?:None|'')?\)", shown)
+    assert not re.findall(r"\(default: [^()]*\)\. \(default: [^()]*\)", shown)
+
+
+def test_the_preset_of_a_run_is_its_first_argument(call_job: RunJob) -> None:
+    train = import_module("ray_jobs.train")
+    assert train.parse(["frozen", "--data", "set"]).train.preset == "frozen"
+    fails(call_job("train", "frozen", "--data", "set", "--preset", "smoke"), 2, "--preset")
 
 
 FLAGS = {
@@ -190,7 +207,8 @@ def test_a_dry_run_writes_nothing(run_job: RunJob, made_up, tmp_path: Path) -> N
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """Each `python ray_jobs/...` line of a text, as args."""
+    """Each `python ray_jobs/...` command of a text, as args; a backslash continues a line."""
+    text = re.sub(r"\\\n\s*", "", text)
     lines = re.findall(r"^\s*(?:\$ )?(python ray_jobs/\w+\.py[^\n(`]*)", text, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
@@ -206,7 +224,8 @@ def test_commands_of_the_readme_and_of_docstrings_parse() -> None:
     pages = ("classes", "collect", "data", "loop", "operations", "serving")
     files = ("README.md", *(f"docs/{name}.md" for name in pages))
     texts = [(ROOT / name).read_text() for name in files]
-    texts += [(ROOT / "ray_jobs" / f"{name}.py").read_text().split('"""')[1] for name in JOBS]
+    sources = [(ROOT / "ray_jobs" / f"{name}.py").read_text() for name in JOBS]
+    texts += [ast.get_docstring(ast.parse(source)) or "" for source in sources]
     commands = [command for text in texts for command in commands_in(text)]
     assert len(commands) > 10
     for _, script, *args in commands:

@@ -250,7 +250,7 @@ def test_the_contact_sheet(
     # What the answers rest on is drawn over each image once it is asked for.
     maps = page.locator("#grid heat-map")
     assert maps.count() == len(tiles(page)) and not maps.first.is_visible()
-    page.get_by_label("show what answers rest on").check()
+    page.get_by_label("show evidence map").check()
     assert maps.first.bounding_box() == page.locator("#grid img").first.bounding_box()
     evidence = Predictor(onnx).predict(Path(tiles(page)[0]).read_bytes(), evidence=True).evidence
     assert evidence is not None and maps.first.get_attribute("values") == evidence.encoded()

@@ -1,4 +1,4 @@
-"""The review of a data set in a real browser, from its doubtful images to its next version."""
+"""The review of a data set in a real browser, from its suspect labels to its next version."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tests.conftest import SMALL_PX, MadeUp, RunJob
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: which labels are doubtful does not matter here."""
+    """Random weights: which labels are suspect does not matter here."""
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("weights") / "random.pth"
     torch.save(mobilenet_v2().state_dict(), file)

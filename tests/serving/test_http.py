@@ -387,5 +387,5 @@ def test_the_address_is_printed_as_a_browser_takes_it(exported: Path, tmp_path: 
         pytest.skip("this machine has no IPv6")
     with served(tmp_path, *args) as server:
         log = server.log.read_text()
-        assert f"is served at http://[::1]:{server.port} - the interface: http://[::1]:" in log
+        assert f"is served at http://[::1]:{server.port} - the HTTP API: http://[::1]:" in log
         assert "the page" not in log

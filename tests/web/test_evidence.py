@@ -16,7 +16,7 @@ from tests.web.site import WEB, Reply, Site, prediction
 
 pytestmark = pytest.mark.slow
 
-SWITCH = "Show what the answer rests on"
+SWITCH = "Show evidence map"
 
 CORNER = [[float((row, column) == (0, 6)) for column in range(7)] for row in range(7)]
 """All evidence in the upper right corner."""
