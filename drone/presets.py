@@ -94,7 +94,7 @@ PRESETS: dict[str, Preset] = {
             preset="distant",
             epochs=16,
             model=ModelConfig(unfreeze_depth=5),
-            # Drones of 15 to 60 px were found more often (0.83 instead of 0.49; docs/boxes.md).
+            # Drones of 15 to 60 px were found more often (0.84 instead of 0.57; docs/boxes.md).
             augment=AugmentConfig(strength=1.0, distance_p=0.3),
         ),
     ),
