@@ -11,6 +11,7 @@ from drone.data.prepare.verdicts import BY_HAND
 from drone.errors import DamagedError, DataError
 from drone.files import write_whole
 from drone.labels import NONE, nearest
+from drone.names import listed
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -178,7 +179,7 @@ def _parse(
         )
     if action == "relabel" and class_name not in classes and not is_none:
         like = nearest(class_name, classes)
-        hint = f"did you mean {like!r}?" if like else f"the classes are {', '.join(classes)}."
+        hint = f"did you mean {like!r}?" if like else f"the classes are {listed(classes)}."
         raise DataError(f"{location} relabels to {class_name!r}; {hint}")
     return Decision(
         md5=md5,
