@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Collection
+from itertools import islice
 
 from drone.errors import ConfigError
 
@@ -15,6 +17,12 @@ MAX_KEY_LENGTH = 200
 """Characters of a name that `key` has encoded; MLflow takes 250, with the prefix of the metric."""
 
 _MAX_SHORT_KEY = 60
+
+_MAX_PART_BYTES = 80
+"""Bytes that a name may take of a file's name, of which file systems allow 255."""
+
+_MAX_LISTED = 10
+"""Names that a message lists."""
 
 
 def printable(text: str) -> str:
@@ -106,5 +114,17 @@ def short_key(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """Returns a name as part of a file's name: letters, digits, dots, dashes and underscores."""
-    return _NOT_IN_FILE_NAMES.sub("_", name).lstrip(".-")[:80]
+    """Returns a name as part of a file's name: letters, digits, dots, dashes and underscores.
+
+    It has at most 80 bytes. Different names may become the same.
+    """
+    part = _NOT_IN_FILE_NAMES.sub("_", name).lstrip(".-")
+    # File systems count bytes, and a letter has up to four. One that is cut through is dropped.
+    return part.encode()[:_MAX_PART_BYTES].decode(errors="ignore")
+
+
+def listed(names: Collection[str]) -> str:
+    """Returns names as a message lists them; of more than ten the first, and how many more."""
+    shown = ", ".join(islice(names, _MAX_LISTED))
+    num_more = len(names) - _MAX_LISTED
+    return f"{shown} and {num_more} more" if num_more > 0 else shown

@@ -49,7 +49,7 @@ def show_plan(preparation: "Preparation", request: "PrepareRequest") -> None:
         console.table("Bins", ["side", "images", "GB"], rows_of(preparation.bins.astype(object)))
     if request.decisions:
         console.show(
-            f"{request.decisions}: {len(preparation.decisions)} decisions, "
+            f"{request.decisions}: {preparation.num_decided} decisions, "
             f"{len(plan.new_decisions)} of them new, {preparation.num_missing} on images that are "
             f"not in the raw folders."
         )

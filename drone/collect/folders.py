@@ -3,7 +3,7 @@
 from drone.data.prepare.class_names import check_kind
 from drone.errors import ConfigError
 from drone.labels import CLASSES, ClassSet, composed, nearest
-from drone.names import check_folder_name
+from drone.names import check_folder_name, listed
 
 
 def folder_of(name: str, classes: ClassSet = CLASSES, *, negatives: bool = False) -> str:
@@ -30,5 +30,5 @@ def folder_of(name: str, classes: ClassSet = CLASSES, *, negatives: bool = False
 
 def _unknown(name: str, classes: ClassSet) -> str:
     suggestion = nearest(name, classes)
-    hint = f"Did you mean {suggestion!r}?" if suggestion else f"Classes: {', '.join(classes)}."
+    hint = f"Did you mean {suggestion!r}?" if suggestion else f"Classes: {listed(classes)}."
     raise ConfigError(f"{name!r} is not a class. {hint}")

@@ -13,6 +13,7 @@ from drone.collect.rate_limiter import RateLimiter
 from drone.collect.settings import FetchSettings
 from drone.collect.urls import host_of
 from drone.commands import command
+from drone.data.prepare.class_names import folder_name
 from drone.errors import DataError
 from drone.files import write_whole
 from drone.labels import CLASSES, ClassSet
@@ -190,7 +191,7 @@ def _store(folder: Path, class_name: str, outcome: Outcome) -> str:
     Equal images of a class become one file.
     """
     suffix = _SUFFIXES.get(outcome.format, outcome.format.lower())
-    path = f"{class_name}/{outcome.md5[:16]}.{suffix}"
+    path = f"{folder_name(class_name)}/{outcome.md5[:16]}.{suffix}"
     target = folder / path
     # Anything of that name counts, a broken link too: nothing is written through it.
     if target.parent.is_symlink() or target.is_symlink():

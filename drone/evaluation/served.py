@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from drone.data.prepare.verdicts import BRIDGE, NEAR
 from drone.evaluation.metrics import proportion
 
 SAMPLE, CHOSEN = "sample", "unsure or none"
@@ -9,6 +10,29 @@ SAMPLE, CHOSEN = "sample", "unsure or none"
 good all answers are; the others were kept because they are hard."""
 
 _KEYS = ["week", "model", "kept_as"]
+
+
+def labels_by_md5(manifest: pd.DataFrame) -> dict[str, str]:
+    """Returns the label of each labelled image, also of those that were left out as copies.
+
+    An exact copy has the label of the image that is kept, a near one that of the image that stands
+    for it. Images without a label are those that were dropped by hand, copies in several classes of
+    which none is kept, and files that could not be used.
+
+    Args:
+        manifest: Manifest of a data set.
+    """
+    near = manifest["reason"] == NEAR
+    # Left out for the sake of the splits, and not for their labels.
+    labelled = manifest["kept"] | near | (manifest["reason"] == BRIDGE)
+    label = manifest["class_name"].mask(near, manifest["duplicate_class"])[labelled]
+    rows = manifest.loc[labelled, ["md5", "content"]].assign(label=label)
+    # Where files and not pixels are compared, copies may have been kept in several classes.
+    is_clear = rows.groupby("content")["label"].transform("nunique") == 1
+    by_content = rows[is_clear].set_index("content")["label"].to_dict()
+    copies = manifest[manifest["content"].isin(list(by_content))]
+    by_md5 = dict(zip(copies["md5"], copies["content"].map(by_content), strict=True))
+    return {**by_md5, **rows.set_index("md5")["label"].to_dict()}
 
 
 def accuracy_by_week(answers: pd.DataFrame) -> pd.DataFrame:

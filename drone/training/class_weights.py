@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from drone.errors import ConfigError
 from drone.labels import nearest
+from drone.names import listed
 from drone.training.config import OptimConfig
 
 _UNEQUAL = 2.0
@@ -60,7 +61,7 @@ def with_values(
     for name, weight in weights.items():
         if name not in classes:
             like = nearest(str(name), classes)
-            hint = f"did you mean {like!r}?" if like else f"the classes are {', '.join(classes)}."
+            hint = f"did you mean {like!r}?" if like else f"the classes are {listed(classes)}."
             raise ConfigError(f"{source}: {name!r} is no class of the data set; {hint}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
             raise ConfigError(f"{source}: {name} is {weight!r}; it must be a number above 0.")

@@ -1,8 +1,7 @@
 """Starting weights from an earlier run, whose classes may have been others."""
 
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ from drone.errors import RunError
 from drone.labels import ClassSet
 from drone.model import mobilenet, weights
 from drone.model.weights import Weights
+from drone.names import listed
 from drone.storage import checkpoints
 from drone.tracking import artifacts, runs
 from drone.tracking.runs import Run
@@ -41,16 +41,16 @@ def starting_weights(spec: RunSpec, dataset: Dataset, display: Display) -> Weigh
     """
     run = runs.find_run(spec.from_run)
     _check_held_out(run, dataset)
-    before = json.loads(run.data.tags["classes"])
+    before, state = _best_weights(run)
     _show_classes(run, before, dataset.classes, display)
-    state = _best_weights(run)
     model = mobilenet.build(spec.config.model, len(dataset.classes), spec.config.seed, None)
     _check_head(run, state, model)
     merged = _merge(model.state_dict(), state, before, dataset.classes)
     return weights.of_model(f"run {run.info.run_name}", merged)
 
 
-def _best_weights(run: Run) -> Mapping[str, Tensor]:
+def _best_weights(run: Run) -> tuple[Sequence[str], Mapping[str, Tensor]]:
+    """Returns the classes of a run, in their order, and the weights of its best epoch."""
     storage = read_spec(run.info.run_id).storage
     stored = checkpoints.newest(storage)
     if stored is None:
@@ -60,15 +60,17 @@ def _best_weights(run: Run) -> Mapping[str, Tensor]:
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = checkpoints.fetch(stored.location, Path(temporary) / "checkpoint")
-        return checkpoint.load_best(folder)
+        # Not from MLflow, which cuts long tags: 200 classes may have 40,000 bytes of names.
+        _, identity = checkpoint.read_position(folder)
+        return identity.classes, checkpoint.load_best(folder)
 
 
-def _show_classes(run: Run, before: list[str], now: ClassSet, display: Display) -> None:
+def _show_classes(run: Run, before: Sequence[str], now: ClassSet, display: Display) -> None:
     new = [name for name in now if name not in before]
     removed = [name for name in before if name not in now]
     parts = [f"{len(now) - len(new)} of {len(now)} classes keep their weights"]
-    parts += [f"new: {', '.join(new)}"] if new else []
-    parts += [f"removed: {', '.join(removed)}"] if removed else []
+    parts += [f"new: {listed(new)}"] if new else []
+    parts += [f"removed: {listed(removed)}"] if removed else []
     display.show(f"Starting from run {run.info.run_name} ({'; '.join(parts)})")
 
 
@@ -90,13 +92,13 @@ def _check_head(run: Run, state: Mapping[str, Tensor], model: mobilenet.Classifi
         return
     theirs = read_spec(run.info.run_id).config.model
     raise RunError(
-        f"Cannot start from run {run.info.run_name}: its head is another one. Add --model.head "
+        f"Cannot start from run {run.info.run_name}: it has another head. Add --model.head "
         f"{theirs.head} --model.head-width {theirs.head_width}, or start from --weights."
     )
 
 
 def _merge(
-    fresh: Mapping[str, Tensor], state: Mapping[str, Tensor], before: list[str], now: ClassSet
+    fresh: Mapping[str, Tensor], state: Mapping[str, Tensor], before: Sequence[str], now: ClassSet
 ) -> dict[str, Tensor]:
     """Returns the earlier weights, with the rows of the last layer in the order of the classes."""
     last = _last_layer(fresh)

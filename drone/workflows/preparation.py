@@ -25,8 +25,9 @@ from drone.data.prepare.plan import (
     plan_dataset,
 )
 from drone.data.prepare.write import check_content, undo_last, write_dataset, writing
-from drone.errors import ConfigError
-from drone.labels import CLASSES, ClassSet
+from drone.errors import ConfigError, DataError
+from drone.labels import CLASSES, NONE, ClassSet
+from drone.names import listed
 from drone.storage import dataset_cache
 from drone.storage.raw_roots import open_root
 from drone.workflows import served_images
@@ -45,10 +46,18 @@ class Preparation:
     dropped_served: Collection[str] = ()
     """md5 of served images that were dropped, which are in no raw folder."""
 
+    absent_served: Collection[str] = ()
+    """md5 of images that were decided to show none of the classes, and are no longer stored."""
+
+    @property
+    def num_decided(self) -> int:
+        """Number of images that the decisions are on."""
+        return len(self.decisions) + len(self.absent_served)
+
     @property
     def num_missing(self) -> int:
         """Number of decided images that are in none of the raw folders, but should be."""
-        decided = {decision.md5 for decision in self.decisions}
+        decided = {*(decision.md5 for decision in self.decisions), *self.absent_served}
         return len(decided - set(self.plan.manifest["md5"]) - set(self.dropped_served))
 
     @property
@@ -88,18 +97,19 @@ def prepare(
         _ray_mapper() as mapper,
     ):
         plan = plan_dataset(
-            (*request.raw, *served.raw),
+            (*served_images.without_served(request.raw, out), *served.raw),
             settings,
             mapper,
             out,
             classes=classes,
-            negatives=(*request.negatives, *served.negatives),
+            negatives=(*served_images.without_served(request.negatives, out), *served.negatives),
             decisions=served.decisions,
             cache_folder=dataset_cache.cache_folder("scans"),
             rescan=request.rescan,
             opener=open_root,
         )
-        preparation = Preparation(plan, served.decisions, served.dropped)
+        _check_none(request, plan, served.absent)
+        preparation = Preparation(plan, served.decisions, served.dropped, served.absent)
         _notify_of_lost_negatives(out, plan, notify)
         show_plan(preparation)
         if request.dry_run:
@@ -115,6 +125,19 @@ def _classes(request: PrepareRequest) -> ClassSet:
         return read_classes(request.classes, request.raw, request.negatives, open_root)
     before = newest_intact(request.out) if request.out else None
     return before.classes if before else CLASSES
+
+
+def _check_none(request: PrepareRequest, plan: PreparePlan, absent: Collection[str]) -> None:
+    """Fails if images that were decided to be of no class are those of a raw folder.
+
+    Those that are nowhere count as missing.
+    """
+    paths = plan.manifest.loc[plan.manifest["md5"].isin(list(absent)), "path"].tolist()
+    if paths:
+        raise DataError(
+            f"{request.decisions} relabels {listed(paths)} to {NONE!r}, which is possible for "
+            f"served images only. Move these files to a folder of --negatives instead."
+        )
 
 
 def _notify_of_lost_negatives(out: Path, plan: PreparePlan, notify: Callable[[str], None]) -> None:

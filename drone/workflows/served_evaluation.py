@@ -8,12 +8,13 @@ import pandas as pd
 
 from drone.errors import DataError
 from drone.evaluation import plots
-from drone.evaluation.served import accuracy_by_week
+from drone.evaluation.served import accuracy_by_week, labels_by_md5
 from drone.serving.keeping import SAMPLED
 from drone.storage import dataset_cache
 from drone.storage.kept_images import KeptImages
 from drone.workflows.display import SILENT, Display
 from drone.workflows.requests import EvaluateRequest
+from drone.workflows.served_images import first_by_md5
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,9 @@ def evaluate_served(request: EvaluateRequest, display: Display = SILENT) -> Serv
         DataError: The store or the data set cannot be read, or no served image is labelled in it.
     """
     assert request.served is not None and request.data is not None
-    images = KeptImages(request.served).images()
-    manifest = dataset_cache.open_at(request.data, notify=display.show).manifest
-    kept = manifest[manifest["kept"]].drop_duplicates("md5")
-    labels = dict(zip(kept["md5"], kept["class_name"], strict=True))
+    stored = KeptImages(request.served).images()
+    images = first_by_md5(stored, display.warn).values()
+    labels = labels_by_md5(dataset_cache.open_at(request.data, notify=display.show).manifest)
     answers = pd.DataFrame(
         {
             "time": [image.time for image in images],

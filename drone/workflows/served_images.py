@@ -1,28 +1,23 @@
 """Takes labelled images out of the store of served ones, which deletes them some day."""
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drone.data.prepare import ledger
+from drone.data.prepare.class_names import folder_name
 from drone.data.prepare.ledger import Decision
 from drone.errors import DataError
-from drone.files import write_whole
 from drone.labels import NONE
-from drone.names import file_name
+from drone.names import listed
 from drone.storage.kept_images import KeptImages, StoredImage
+from drone.workflows import served_folder
 from drone.workflows.requests import PrepareRequest
-
-KIND = "served"
-"""Kind of the negatives among served images."""
-
-_PROVENANCE_FILE = "provenance.jsonl"
-"""Beside the class folders; the audit counts images by the `source` in its lines."""
+from drone.workflows.served_folder import Outcome
 
 
 @dataclass(frozen=True)
@@ -38,6 +33,9 @@ class ServedImages:
     decisions: Sequence[Decision] = ()
     dropped: frozenset[str] = frozenset()
     """md5 of images that were dropped, and so are in no folder."""
+
+    absent: frozenset[str] = frozenset()
+    """md5 of images that were decided to show none of the classes, and are not in the folders."""
 
 
 @contextlib.contextmanager
@@ -60,11 +58,11 @@ def opened(
     Raises:
         DataError: The store or the decisions cannot be read, or the folder cannot be written.
     """
-    folder = out.resolve().with_name(f"{out.resolve().name}-served")
+    folder = _folder_beside(out)
     with contextlib.ExitStack() as stack:
-        if request.dry_run and request.served:
+        if request.dry_run and request.decisions:
             folder = _linked(folder, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        yield _without_named(_take_labelled(request, classes, folder, notify), request)
+        yield _take_labelled(request, classes, folder, notify)
 
 
 def _linked(folder: Path, temporary: Path) -> Path:
@@ -75,14 +73,17 @@ def _linked(folder: Path, temporary: Path) -> Path:
     return linked
 
 
-def _without_named(served: ServedImages, request: PrepareRequest) -> ServedImages:
-    """Returns the images without folders that the request names itself."""
-    named = {str(Path(name).resolve()) for name in (*request.raw, *request.negatives)}
-    raw, negatives = (
-        tuple(name for name in names if name not in named)
-        for names in (served.raw, served.negatives)
-    )
-    return replace(served, raw=raw, negatives=negatives)
+def without_served(names: Sequence[str], out: Path) -> list[str]:
+    """Returns the folders of a request without those that `opened` yields for the data set.
+
+    Commands that prepare it again name these as well, and a dry run has others in their place.
+    """
+    folder = _folder_beside(out)
+    return [name for name in names if Path(name).resolve() not in (folder, folder / NONE)]
+
+
+def _folder_beside(out: Path) -> Path:
+    return out.resolve().with_name(f"{out.resolve().name}-served")
 
 
 def _take_labelled(
@@ -90,63 +91,119 @@ def _take_labelled(
 ) -> ServedImages:
     """Copies the images that were given a class to a folder, with where they came from.
 
-    Their paths have class, day and model: CLASS/2026-11-28_drone-classifier_3_SHA256.jpg. Images
-    that it holds already stay where they are, since later decisions are in the ledger; only one
-    that turns out to be of no class moves to the negatives.
+    Later decisions on images that it holds are in the ledger, where no image can be relabelled to
+    no class; such an image moves to the negatives.
     """
-    store = KeptImages(request.served) if request.served else None
-    images = {image.md5: image for image in store.images()} if store else {}
-    decisions: list[Decision] = []
+    decisions: dict[str, Decision] = {}
     if request.decisions:
-        decisions = ledger.read_by_hand(request.decisions, classes, images.keys())
-    dropped: set[str] = set()
+        decisions = ledger.by_hand(ledger.read_by_hand(request.decisions, classes))
+    store = KeptImages(request.served) if request.served else None
+    in_store = {image.sha256: image for image in store.images()} if store else {}
+    # Images of earlier runs as well: the store has deleted some of them since.
+    images = first_by_md5([*{**served_folder.recorded(folder), **in_store}.values()], notify)
+    labels = _labels(images, decisions, classes, served_folder.files_by_sha256(folder))
+    dropped = {md5 for md5, one in decisions.items() if one.action == "drop" and md5 in images}
+    try:
+        outcome = served_folder.take([(images[md5], labels[md5]) for md5 in labels], store, folder)
+    except OSError as error:
+        raise DataError(
+            f"Labelled images cannot be copied to {folder}: {error}. What was copied stays; run "
+            f"the same command again."
+        ) from error
     if store:
-        labels = _labels(images, decisions, classes)
-        dropped = set(_decided(images, decisions)) - set(labels)
-        try:
-            num_new = _take(store, images, labels, folder)
-        except OSError as error:
-            raise DataError(
-                f"Labelled images cannot be copied from {request.served} to {folder}: {error}. "
-                f"What was copied stays there; run the same command again."
-            ) from error
+        undecided = {image.md5 for image in in_store.values()} - decisions.keys()
         notify(
-            f"{request.served}: {num_new} labelled images are new in {folder}, {len(dropped)} were "
-            f"dropped, and {len(images) - len(labels) - len(dropped)} without a decision are left "
-            f"out."
+            f"{request.served}: {outcome.num_new} labelled images are new in {folder}, "
+            f"{len(dropped)} were dropped, and {len(undecided)} without a decision are left out."
         )
-    raw = (str(folder),) if any((folder / _folder(name)).is_dir() for name in classes) else ()
-    negatives = (str(folder / NONE),) if (folder / NONE).is_dir() else ()
-    for_ledger = [_for_ledger(decision) for decision in decisions]
-    return ServedImages(raw, negatives, for_ledger, frozenset(dropped))
+    _notify_of_left_out(outcome, notify)
+    return _served_images(images, decisions, classes, folder, dropped)
 
 
-def _decided(
-    images: Mapping[str, StoredImage], decisions: Sequence[Decision]
-) -> dict[str, Decision]:
-    """Returns the last decision on each image of the store, by md5."""
-    return {md5: one for md5, one in ledger.by_hand(decisions).items() if md5 in images}
+def first_by_md5(
+    images: Sequence[StoredImage], notify: Callable[[str], None]
+) -> dict[str, StoredImage]:
+    """Returns images by md5; of two with the same one the first, whose label it has been."""
+    first: dict[str, StoredImage] = {}
+    for image in images:
+        other = first.setdefault(image.md5, image)
+        if other.sha256 != image.sha256:
+            notify(
+                f"{image.path} is left out: its md5, {image.md5}, is also that of {other.path}, "
+                f"and decisions identify images by it."
+            )
+    return first
+
+
+def _notify_of_left_out(outcome: Outcome, notify: Callable[[str], None]) -> None:
+    if outcome.gone:
+        notify(
+            f"Labelled images left out because the store no longer has them "
+            f"({len(outcome.gone)}): {listed(outcome.gone)}."
+        )
+    if outcome.damaged:
+        notify(
+            f"Labelled images left out because their files in the store are damaged "
+            f"({len(outcome.damaged)}): {listed(outcome.damaged)}."
+        )
+
+
+def _served_images(
+    images: Mapping[str, StoredImage],
+    decisions: Mapping[str, Decision],
+    classes: Sequence[str],
+    folder: Path,
+    dropped: Collection[str],
+) -> ServedImages:
+    """Returns the folder as it is now, and the decisions as the ledger takes them."""
+    present = served_folder.files_by_sha256(folder)
+    absent = {
+        md5
+        for md5, decision in decisions.items()
+        if decision.class_name == NONE and (md5 not in images or images[md5].sha256 not in present)
+    }
+    has_classes = any((folder / folder_name(name)).is_dir() for name in classes)
+    has_negatives = (folder / NONE).is_dir()
+    return ServedImages(
+        raw=(str(folder),) if has_classes else (),
+        negatives=(str(folder / NONE),) if has_negatives else (),
+        decisions=[_for_ledger(one) for md5, one in decisions.items() if md5 not in absent],
+        dropped=frozenset(dropped),
+        absent=frozenset(absent),
+    )
 
 
 def _labels(
-    images: Mapping[str, StoredImage], decisions: Sequence[Decision], classes: Sequence[str]
+    images: Mapping[str, StoredImage],
+    decisions: Mapping[str, Decision],
+    classes: Sequence[str],
+    present: Collection[str],
 ) -> dict[str, str]:
-    """Returns class or `labels.NONE` by md5 of the images that were given one.
+    """Returns class or `labels.NONE` by md5 of the images that are to be taken or moved.
 
-    To keep an image is to agree with the answer that it got when it was served.
+    To keep an image that is new is to agree with the answer that it got when it was served; to keep
+    one that is there changes nothing.
+
+    Args:
+        images: Images by md5.
+        decisions: The last decision on each.
+        classes: Classes of the data set.
+        present: SHA-256 of the images in the folder.
 
     Raises:
         DataError: That answer is no class of the data set.
     """
     labels = {}
-    for md5, decision in _decided(images, decisions).items():
-        if decision.action == "drop":
+    for md5, decision in decisions.items():
+        image = images.get(md5)
+        keeps_present = decision.action == "keep" and image and image.sha256 in present
+        if image is None or decision.action == "drop" or keeps_present:
             continue
-        labels[md5] = decision.class_name or images[md5].label
+        labels[md5] = decision.class_name or image.label
         if labels[md5] not in (*classes, NONE):
             raise DataError(
-                f"The decision to keep {images[md5].path} names no class, and its answer "
-                f"{labels[md5]!r} is none of {', '.join(classes)}. Relabel it instead."
+                f"The decision to keep {image.path} agrees with the answer that it got, "
+                f"{image.label!r}, which is not a class of the data set. Relabel the image instead."
             )
     return labels
 
@@ -156,48 +213,3 @@ def _for_ledger(decision: Decision) -> Decision:
     if decision.class_name != NONE:
         return decision
     return replace(decision, action="keep", class_name="")
-
-
-def _take(
-    store: KeptImages, images: Mapping[str, StoredImage], labels: Mapping[str, str], folder: Path
-) -> int:
-    """Copies what is not there yet; returns the number of images that are new."""
-    present = {file.stem.rpartition("_")[2]: file for file in folder.rglob("*") if file.is_file()}
-    lines = []
-    for md5, label in labels.items():
-        image, before = images[md5], present.get(images[md5].sha256)
-        target = folder / _path(image, label)
-        if before is None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, store.read(image.path))
-            lines.append(_provenance(image, target.relative_to(folder)))
-        elif label == NONE and before.relative_to(folder).parts[0] != NONE:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            before.replace(target)
-    if lines:
-        file = folder / _PROVENANCE_FILE
-        earlier = file.read_bytes() if file.exists() else b""
-        write_whole(file, earlier + b"".join(lines))
-    return len(lines)
-
-
-def _path(image: StoredImage, label: str) -> Path:
-    origin = file_name(f"{image.day} {image.model}")
-    name = f"{origin}_{image.path.rpartition('/')[2]}"
-    return Path(NONE, KIND, name) if label == NONE else Path(_folder(label), name)
-
-
-def _folder(class_name: str) -> str:
-    """Returns the name of a class as that of a folder in the raw folder, which stands for it."""
-    return class_name.replace("/", " ").lstrip(". ")
-
-
-def _provenance(image: StoredImage, path: Path) -> bytes:
-    record = {
-        "source": f"served by {image.model}",
-        "licence": "",
-        **asdict(image),
-        "served_as": image.label,
-        "path": path.as_posix(),
-    }
-    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"

@@ -32,6 +32,7 @@ from drone.workflows.display import SILENT, Display
 from drone.workflows.model_source import ModelSource, NamedModel, fetch_model
 from drone.workflows.requests import ReviewRequest
 from drone.workflows.review import check_page, with_copies
+from drone.workflows.served_images import first_by_md5
 
 _DISPUTED = "disputed"
 
@@ -88,7 +89,7 @@ def write_served_page(request: ReviewRequest, display: Display = SILENT) -> Serv
     check_page(request.out)
     assert request.served is not None
     store = KeptImages(request.served)
-    images = store.images()
+    images = list(first_by_md5(store.images(), display.warn).values())
     dataset = dataset_cache.open_at(request.data, notify=display.show) if request.data else None
     with TemporaryDirectory() as folder:
         predictors = _predictors(request, Path(folder))

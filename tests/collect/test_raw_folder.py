@@ -14,7 +14,7 @@ from PIL import Image
 from drone.collect import provenance
 from drone.collect.raw_folder import collect, count_by_class, download_sequentially, plan_collection
 from drone.errors import DataError, LockedError
-from drone.labels import CLASSES
+from drone.labels import CLASSES, ClassSet
 from tests.collect.website import (
     QUICK,
     Exchange,
@@ -55,6 +55,13 @@ def test_equal_images_of_a_class_are_one_file(site: Website, tmp_path: Path) -> 
     assert sorted(path.suffix for path in tmp_path.rglob("*.jpg")) == [".jpg", ".jpg"]
     counts = count_by_class(urls[:2], provenance.latest_records(tmp_path))
     assert (counts[CLASSES[0]].kept, counts[CLASSES[0]].images) == (2, 1)
+
+
+def test_a_class_with_a_slash_has_one_folder(site: Website, tmp_path: Path) -> None:
+    site.routes["/a"] = responds(image_bytes())
+    (record,) = collect_all([image_url(site.url("/a"), "Birds/Gulls")], tmp_path)
+    assert record.class_name == "Birds/Gulls" and record.path.startswith("Birds Gulls/")
+    assert ClassSet.of(("Birds/Gulls", "Drones")).match("Birds Gulls") == "Birds/Gulls"
 
 
 SCRIPT = """

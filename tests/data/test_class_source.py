@@ -54,25 +54,36 @@ def test_names_alone() -> None:
     ("text", "message"),
     [
         ("a: b", "does not hold a list"),
-        ("- 1\n- 2", "does not hold a list"),
-        ("- {short: A}\n- B", "class 1: name is None; it must be text in quotes"),
-        ("- A\n- {name: 747}", "class 2: name is 747; it must be text in quotes"),
-        ("- A\n- {name: B, short: no}", "class 2: short is False"),
+        ("", "does not hold a list of classes: it is empty"),
+        ("- A\n- 747", "class 2 is 747; a name must be text. Put it in quotes"),
+        ("- A\n- ~", "class 2 is null; a name must be text. Put it in quotes"),
+        ("- {short: A}\n- B", "class 1 has no name"),
+        ("- A\n- {name: 747}", "class 2: name is 747; a name must be text. Put it in quotes"),
+        ("- A\n- {name: B, short: no}", "class 2: short is false; a name must be text"),
+        ("- A\n- {name: B, folders: [747]}", "class 2: a folder is 747; a name must be text"),
+        ("- A\n- !!bool maybe", "line 2 has 'maybe', which is not a valid bool"),
         ("- A\n- {name: B, role: plane}", "class 2: role is 'plane'; allowed are bird, drone"),
         ("- A\n- {name: B, roel: bird}", "class 2 has 'roel'; did you mean 'role'"),
         ("- A\n- {name: B, folders: b}", "folders is 'b'; it must be a list of names"),
         (
             "- {name: A, folders: [x]}\n- {name: B, folders: [x]}",
-            "the folder 'x' of 'A' is called like another class",
+            "the folder 'x' under 'A', but it matches another class",
         ),
-        ("- {name: A, short: x}\n- {name: B, short: x}", "each must differ"),
-        ("- A", "at least two different classes"),
+        ("- {name: A, short: x}\n- {name: B, short: x}", "has the short name 'x' more than once"),
+        ("- A\n- B\n- C\n- B", "has the class 'B' more than once; each must differ"),
+        ("- A", "has 1 class; a data set has from 2 to 200"),
+        ("\n".join(f"- c{number}" for number in range(201)), "has 201 classes; .* from 2 to 200"),
         ("- A\n- none of these", "Name their folder with --negatives"),
+        ("- A\n- {name: B, folders: [None_of_these]}", "Name the folder with --negatives instead"),
+        ("- A/B\n- A B", "'A/B', but its folder, 'A B', would match another class too"),
+        ("- A\n- ..", "is '..', but no folder of images can have that name"),
+        ("- A\n- __MACOSX", "is '__MACOSX', but no folder of images can have that name"),
     ],
 )
 def test_files_that_hold_no_classes(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as raised:
         named_classes(write(tmp_path, text))
+    assert "classes.yaml" in str(raised.value) and len(str(raised.value)) < 500
 
 
 def test_each_folder_is_a_class(tmp_path: Path) -> None:

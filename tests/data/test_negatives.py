@@ -246,13 +246,6 @@ def test_a_relabelled_negative_becomes_an_image_of_a_class(
     assert original.paths == before.split("test").paths
 
 
-def test_an_image_of_a_class_cannot_be_relabelled_to_none(tmp_path: Path) -> None:
-    file = tmp_path / "decisions.jsonl"
-    file.write_text(json.dumps({"md5": "0" * 32, "action": "relabel", "class_name": NONE}))
-    with pytest.raises(DataError, match="line 1 relabels to 'none of these'.*folder of --negat"):
-        ledger.read_by_hand(file, CLASSES)
-
-
 def test_the_readers(made_up: MadeUp, negatives: Path, tmp_path: Path) -> None:
     with_negatives = prepare(made_up, negatives, tmp_path / "set")
     alone = plan_dataset([made_up.folder], SMALL, map_sequentially)

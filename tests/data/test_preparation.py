@@ -281,7 +281,7 @@ class TestBadInput:
             list_raw_files([tmp_path])
 
     def test_one_class_only(self) -> None:
-        with pytest.raises(ConfigError, match="at least two different classes"):
+        with pytest.raises(ConfigError, match="has 1 class; a data set has from 2 to 200"):
             check_classes(ClassSet.of(("Flying Birds",)))
 
     def test_fewer_images_than_splits(self) -> None:

@@ -134,8 +134,13 @@ def test_names_that_are_fine() -> None:
 @pytest.mark.parametrize("name", ["../../x", "/abs", "..", "", "a\nb", "[/x]", "n" * 300, "é/."])
 def test_a_run_name_as_a_folder(name: str) -> None:
     made = file_name(name)
-    assert "/" not in made and not made.startswith((".", "-")) and len(made) <= 80
+    assert "/" not in made and not made.startswith((".", "-")) and len(made.encode()) <= 80
     assert (Path("reports") / f"{made}-1234").parent == Path("reports")
+
+
+def test_a_name_in_another_script_as_part_of_a_file_name(tmp_path: Path) -> None:
+    assert file_name("無人機" * 40) == "無人機" * 8 + "無人"  # 78 bytes; one more letter has three.
+    (tmp_path / f"{file_name('🛸無' * 100)}_{'0' * 64}.jpg").touch()
 
 
 def test_the_jobs_refuse_names(call_job: RunJob, dataset: Dataset, tmp_path: Path) -> None:

@@ -48,8 +48,12 @@ BAD_YAML = {
     "twice": (b"epochs: 1\nseed: 2\nepochs: 3\n", "epochs is set twice below line 1"),
     "tabs": (b"model:\n\tdropout: 0.1\n", "Cannot read"),
     "huge": (b"#" * (2**20 + 1), "more than 1 MiB"),
-    "date": (b"epochs: 2026-99-99", "Cannot read"),
-    "digits": (b"epochs: " + b"9" * 5000, "Cannot read"),
+    "date": (b"epochs: 2026-99-99", "line 1 has '2026-99-99', which is not a valid timestamp"),
+    "digits": (b"epochs: " + b"9" * 5000, "line 1 has '999.*, which is not a valid int"),
+    "no bool": (b"a: 1\nepochs: !!bool maybe", "line 2 has 'maybe', which is not a valid bool"),
+    "no int": (b"epochs: !!int ''", "line 1 has '', which is not a valid int"),
+    "no time": (b"epochs: !!timestamp x", "line 1 has 'x', which is not a valid timestamp"),
+    "no map": (b"model: !!map [1]", "expected a mapping node"),
     "python": (b"!!python/object/apply:os.getcwd []", "Cannot read"),
 }
 

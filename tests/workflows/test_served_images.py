@@ -62,7 +62,10 @@ def md5_of(image: bytes) -> str:
 def prepare(
     folder: Path, decisions: Mapping[bytes, str] | None = None, **options: object
 ) -> list[str]:
-    """Prepares the data set with decisions on served images: a class, NONE, "drop" or "keep"."""
+    """Prepares the data set with decisions on served images: a class, NONE, "drop" or "keep".
+
+    Returns what the user is told, and last the number of missing images.
+    """
     flags: dict = {}
     if decisions is not None:
         lines = [
@@ -77,10 +80,11 @@ def prepare(
         ]
         (folder / "decisions.jsonl").write_text("\n".join(lines) + "\n")
         flags = {"served": "store", "decisions": Path("decisions.jsonl")}
+    flags |= options
     notes: list[str] = []
-    request = PrepareRequest(raw=("raw",), out=Path("set"), **flags, **options)  # type: ignore[arg-type]
-    preparation.prepare(request, SETTINGS, notify=notes.append)
-    return notes
+    request = PrepareRequest(**{"raw": ("raw",), "out": Path("set"), **flags})
+    prepared, _ = preparation.prepare(request, SETTINGS, notify=notes.append)
+    return [*notes, f"{prepared.num_missing} missing"]
 
 
 def rows_of(folder: Path, image: bytes) -> pd.DataFrame:
@@ -134,12 +138,45 @@ def test_a_later_decision_holds_and_a_class_may_turn_out_to_be_none(folder: Path
     assert labels == [[NONE], [CLASSES[2]], [CLASSES[3]]]
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_decisions_on_images_that_the_store_has_deleted(folder: Path) -> None:
+    bird, large, small, winged = (drawing(CLASSES[number], 1000 + number) for number in range(4))
+    prepare(folder, {bird: CLASSES[0], large: CLASSES[1]})
+    for image in (bird, small):
+        for file in (folder / "store").rglob(f"{hashlib.sha256(image).hexdigest()}.*"):
+            file.unlink()
+    # The bird is in the data set, the small one is nowhere any more.
+    notes = prepare(folder, {bird: NONE, small: NONE, winged: CLASSES[3]})
+    assert notes[-1] == "1 missing"
+    assert [rows_of(folder, image)["class_name"].tolist() for image in (bird, winged)] == [
+        [NONE],
+        [CLASSES[3]],
+    ]
+    assert rows_of(folder, small).empty
+    in_ledger = ledger.by_hand(ledger.read(folder / "set" / ledger.LEDGER_FILE))
+    assert md5_of(small) not in in_ledger and in_ledger[md5_of(bird)].action == "keep"
+    # Neither the store nor the folder of served images has to be named, but both may be.
+    before = open_dataset(folder / "set").fingerprint
+    prepare(folder, {large: NONE}, served=None, raw=("raw", "set-served"), dry_run=True)
+    assert rows_of(folder, large)["class_name"].tolist() == [CLASSES[1]]
+    prepare(folder, {large: NONE}, served=None, raw=("raw", "set-served"))
+    assert rows_of(folder, large)["class_name"].tolist() == [NONE]
+    assert open_dataset(folder / "set").fingerprint != before
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_an_image_of_a_raw_folder_cannot_be_relabelled_to_none(folder: Path) -> None:
+    raw = (folder / "raw" / CLASSES[0] / "0.png").read_bytes()
+    with pytest.raises(DataError, match=r"relabels Flying Birds/0.png to 'none of these', which"):
+        prepare(folder, {raw: NONE})
+
+
 def test_what_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="--served needs --decisions"):
         PrepareRequest(raw=("raw",), out=Path("set"), served="store")
     stranger = drawing(CLASSES[0], 5000)
-    with pytest.raises(DataError, match="relabels to 'none of these', which is no class"):
-        prepare(folder, {stranger: NONE})
     shutil.rmtree(folder / "store")
     with pytest.raises(DataError, match="store holds no served images"):
         prepare(folder, {stranger: CLASSES[0]})

@@ -1,5 +1,6 @@
 """Where the classes of a data set come from: names, a YAML file, or the folders of raw images."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ FOLDERS = "folders"
 
 _MAX_NAMED = 8
 """Classes that a suggested command names one by one."""
+
+# YAML reads a class called 747, no or ~ as a number, as false and as nothing.
+_IN_QUOTES = "a name must be text. Put it in quotes."
 
 _FIELDS = ("name", "short", "role", "folders")
 
@@ -56,10 +60,13 @@ def named_classes(values: Sequence[str]) -> ClassSet:
         ConfigError: The file does not hold classes, or a class cannot be called so.
     """
     if len(values) == 1 and values[0].endswith((".yaml", ".yml")):
-        classes = parse_classes(read_yaml(Path(values[0]), list, entry=(str, dict)), values[0])
+        # Every entry is checked below, with an error that says what a class may be.
+        entries = read_yaml(Path(values[0]), list, entry=object, what="a list of classes")
+        classes = parse_classes(entries, values[0])
+        check_classes(classes, values[0])
     else:
         classes = ClassSet.of(values)
-    check_classes(classes)
+        check_classes(classes)
     return classes
 
 
@@ -72,7 +79,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return distinct
 
 
-def parse_classes(entries: Sequence[str | dict[str, Any]], source: str) -> ClassSet:
+def parse_classes(entries: Sequence[Any], source: str) -> ClassSet:
     """Returns the classes of a YAML file.
 
     Args:
@@ -82,11 +89,9 @@ def parse_classes(entries: Sequence[str | dict[str, Any]], source: str) -> Class
     Raises:
         ConfigError: An entry is something else.
     """
-    items: list[dict[str, Any]] = [
-        {"name": entry} if isinstance(entry, str) else entry for entry in entries
+    items = [
+        _item(entry, f"{source}: class {number}") for number, entry in enumerate(entries, start=1)
     ]
-    for number, item in enumerate(items, start=1):
-        _check_entry(item, f"{source}: class {number}")
     return ClassSet.of(
         names=[item["name"] for item in items],
         short_names=_short_names(items),
@@ -102,21 +107,40 @@ def _short_names(items: Sequence[dict[str, Any]]) -> list[str]:
     return [item.get("short", item["name"]) for item in items]
 
 
+def _item(entry: Any, where: str) -> dict[str, Any]:
+    """Returns a class as a mapping, checked."""
+    if isinstance(entry, str):
+        return {"name": entry}
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where} is {_as_written(entry)}; {_IN_QUOTES}")
+    _check_entry(entry, where)
+    return entry
+
+
+def _as_written(value: Any) -> str:
+    """Returns a value that is no text as YAML has it: null, true, 747, 2026-11-28."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)[:80]
+
+
 def _check_entry(item: dict[str, Any], where: str) -> None:
     for key in item:
         if key not in _FIELDS:
             like = nearest(str(key), _FIELDS)
             hint = f"did you mean {like!r}?" if like else f"it may have {', '.join(_FIELDS)}."
             raise ConfigError(f"{where} has {key!r}; {hint}")
-    # YAML reads a class called 747, or no, as something else than text.
+    if "name" not in item:
+        raise ConfigError(f"{where} has no name. Add one: name: Gulls")
     for key in ("name", "short"):
-        if not isinstance(item.get(key, "" if key == "short" else None), str):
-            raise ConfigError(f"{where}: {key} is {item.get(key)!r}; it must be text in quotes.")
+        if not isinstance(item.get(key, ""), str):
+            raise ConfigError(f"{where}: {key} is {_as_written(item[key])}; {_IN_QUOTES}")
     if item.get("role", "other") not in ROLES:
         raise ConfigError(f"{where}: role is {item['role']!r}; allowed are {', '.join(ROLES)}.")
     folders = item.get("folders", [])
-    if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
+    if not isinstance(folders, list):
         raise ConfigError(f"{where}: folders is {folders!r}; it must be a list of names.")
+    for name in folders:
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}: a folder is {_as_written(name)}; {_IN_QUOTES}")
 
 
 def write_classes(classes: ClassSet, target: Path) -> None:

@@ -1,7 +1,7 @@
 """The ledger of a data set: every decision on a file, one JSON object per line, append-only."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from drone.data.prepare.verdicts import BY_HAND
 from drone.errors import DamagedError, DataError
 from drone.files import write_whole
 from drone.labels import NONE, nearest
+from drone.names import listed
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -123,16 +124,14 @@ def _damaged(file: Path, reason: str) -> DamagedError:
     )
 
 
-def read_by_hand(
-    file: Path, classes: Sequence[str], may_be_none: Collection[str] = ()
-) -> list[Decision]:
+def read_by_hand(file: Path, classes: Sequence[str]) -> list[Decision]:
     """Reads the decisions that the review page exported.
 
     Args:
         file: JSON lines with at least "md5" and "action" (keep, drop or relabel, the last with
             "class_name"). "path", "evidence", "by" and "when" are optional.
-        classes: Classes that an image can be relabelled to.
-        may_be_none: md5 of images that can be relabelled to `labels.NONE` as well.
+        classes: Classes that an image can be relabelled to. A served image can be relabelled to
+            `labels.NONE` as well; which images are served ones is for the caller to know.
 
     Raises:
         DataError: The file cannot be read, or a line is no decision; names the line.
@@ -143,7 +142,7 @@ def read_by_hand(
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"The decisions {file} cannot be read: {reason}.") from error
     return [
-        _parse(line, f"{file}, line {number}", classes, may_be_none)
+        _parse(line, f"{file}, line {number}", classes)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -154,9 +153,7 @@ def _lines(file: Path) -> list[str]:
     return file.read_text("utf-8").removesuffix("\n").split("\n")
 
 
-def _parse(
-    line: str, location: str, classes: Sequence[str], may_be_none: Collection[str]
-) -> Decision:
+def _parse(line: str, location: str, classes: Sequence[str]) -> Decision:
     try:
         values = json.loads(line)
     except ValueError as error:
@@ -170,15 +167,9 @@ def _parse(
     action, class_name = values.get("action"), str(values.get("class_name", ""))
     if action not in _ACTIONS:
         raise DataError(f"{location} has the action {action!r}; allowed are {', '.join(_ACTIONS)}.")
-    is_none = class_name == NONE and md5 in may_be_none
-    if action == "relabel" and class_name == NONE and not is_none:
-        raise DataError(
-            f"{location} relabels to {NONE!r}, which is no class. Move the file of the image to a "
-            f"folder of --negatives instead."
-        )
-    if action == "relabel" and class_name not in classes and not is_none:
+    if action == "relabel" and class_name not in (*classes, NONE):
         like = nearest(class_name, classes)
-        hint = f"did you mean {like!r}?" if like else f"the classes are {', '.join(classes)}."
+        hint = f"did you mean {like!r}?" if like else f"the classes are {listed(classes)}."
         raise DataError(f"{location} relabels to {class_name!r}; {hint}")
     return Decision(
         md5=md5,

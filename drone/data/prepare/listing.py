@@ -13,6 +13,7 @@ from drone.commands import quoted
 from drone.data.prepare.roots import Entry, Opener, Root, escaped_name, join_root, open_root
 from drone.errors import DataError
 from drone.labels import CLASSES, ClassSet, normalised
+from drone.names import listed
 
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -26,9 +27,6 @@ _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Vol
 
 MAX_DEPTH = 2
 """Folders that the class folders may lie in, below the root: images/train/Flying Birds."""
-
-_MAX_SHOWN = 10
-"""Folders that an error names."""
 
 _MAX_COUNTED = 100_000
 """Files of a folder that are counted at most, where none of them is read."""
@@ -308,9 +306,9 @@ def _check_classes(
     missing = [name for name in classes if name not in present]
     if missing and require_all:
         raise DataError(
-            f"{names} holds no file of {', '.join(map(repr, missing))}: the folder is missing or "
-            f"empty. Add images, or name all classes that you have, at least two: --classes "
-            f"{' '.join(quoted(name) for name in classes if name in present)}"
+            f"{names} holds no file of {listed([repr(name) for name in missing])}: the folder is "
+            f"missing or empty. Add images, or name all classes that you have, at least two: "
+            f"--classes {' '.join(quoted(name) for name in classes if name in present)}"
         )
 
 
@@ -328,13 +326,10 @@ def _no_class(
     if not unknown:
         return DataError(
             f"{names} has no folders with files. Name a folder that has one per class: "
-            f"{', '.join(classes)}."
+            f"{listed(classes)}."
         )
-    shown = ", ".join(unknown[:_MAX_SHOWN])
-    if len(unknown) > _MAX_SHOWN:
-        shown += f" and {len(unknown) - _MAX_SHOWN} more"
     hint = ", or name your own classes with --classes; folders takes these" if may_choose else ""
     return DataError(
-        f"No folder in {names} matches a class. Folders there: {shown}. Rename them to the "
-        f"classes ({', '.join(classes)}){hint}."
+        f"No folder in {names} matches a class. Folders there: {listed(unknown)}. Rename them to "
+        f"the classes ({listed(classes)}){hint}."
     )
