@@ -23,6 +23,7 @@ from drone.data.dataset import open_dataset
 from drone.files import checksum, seal, unseal
 from drone.labels import CLASSES
 from drone.serving.predictor import Predictor
+from drone.serving.roles import decide
 from drone.training.checkpoint import SCHEMA, STATE_FILE
 from tests.conftest import ROOT, SMALL_PX, MadeUp, RunJob, job_environment, run_to_end
 from tests.jobs.processes import (
@@ -262,7 +263,8 @@ def test_export_checks_calibrates_and_describes(
     # The reference for drift is of the same answers, after the temperature.
     reference = predictor.info.reference
     assert reference is not None
-    bins_N = np.digitize(calm.max(axis=1), reference.edges)
+    confidence_N = calm[rows, decide(calm, predictor.info.classes)]
+    bins_N = np.digitize(confidence_N, reference.edges)
     assert list(reference.confidence) == list(
         np.bincount(bins_N, minlength=len(reference.edges) + 1)
     )
