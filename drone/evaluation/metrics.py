@@ -1,5 +1,6 @@
 """Metrics of a model's predictions. Axes: N images, K classes."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,12 +46,12 @@ class Predictions:
         """Roles of the true classes."""
         return np.array(self.classes.roles)[self.labels_N]
 
-    @property
+    @functools.cached_property
     def predicted_N(self) -> NDArray[np.int64]:
         """Indices of the predicted classes; see `roles.decide`."""
         return decide(self.probs_NK, self.classes)
 
-    @property
+    @functools.cached_property
     def confidence_N(self) -> NDArray[np.float32]:
         """Probabilities of the predicted classes."""
         rows_N = np.arange(len(self.probs_NK))
