@@ -159,6 +159,7 @@ def test_the_packaged_model_is_the_model(built: Built, exported: Path) -> None:
     np.testing.assert_allclose(probs, plain.predict_pixels(pixels), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_registered_model_is_packaged_under_its_name_and_version(
     built: Built,
     exported: Path,

@@ -173,6 +173,7 @@ def test_an_image_of_a_raw_folder_cannot_be_relabelled_to_none(folder: Path) -> 
         prepare(folder, {raw: NONE})
 
 
+@pytest.mark.slow
 def test_what_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="--served needs --decisions"):
         PrepareRequest(raw=("raw",), out=Path("set"), served="store")
