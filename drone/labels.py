@@ -104,6 +104,11 @@ class ClassSet(Sequence[str]):
         return tuple(role for role in ROLES if role in self.roles)
 
     @property
+    def role_indices(self) -> list[int]:
+        """Index of each class's role among `present_roles`."""
+        return [self.present_roles.index(role) for role in self.roles]
+
+    @property
     def tells_drones(self) -> bool:
         """Whether some classes are drones and others are not, so that there can be alarms."""
         return "drone" in self.roles and len(self.present_roles) > 1

@@ -108,6 +108,8 @@ def draw(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> Views:
 
 def _weather(config: AugmentConfig, seed: int, epoch: int, keys_N: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the share of light that is left, (N,), and what haze adds to pixel values, (N,)."""
+    if not config.weather_p:  # Most runs have none, and training draws in each step.
+        return torch.ones(len(keys_N)), torch.zeros(len(keys_N))
     draws_N3 = counter_rng.uniform(seed, epoch, _WEATHER_STREAM, keys_N, 3)
     happens_N, how_much_N, which_N = draws_N3.unbind(1)
     lost_N = how_much_N * config.weather * config.strength

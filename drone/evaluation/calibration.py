@@ -11,7 +11,7 @@ from drone.evaluation.batch_inference import predict_in_batches
 from drone.labels import ClassSet
 from drone.model.known_score import THRESHOLD
 from drone.serving.predictor import Predictor, apply_temperature
-from drone.serving.roles import decide
+from drone.serving.roles import confidences, decide
 
 _TEMPERATURE_RANGE = (0.25, 4.0)
 
@@ -103,7 +103,7 @@ def choose_unsure_threshold(
         classes: Classes in the order of their indices.
     """
     predicted_N = decide(probs_NK, classes)
-    confidence_N = probs_NK[np.arange(len(probs_NK)), predicted_N]
+    confidence_N = confidences(probs_NK, predicted_N)
     right_N = predicted_N == labels_N
     max_threshold = float(np.quantile(confidence_N, _MAX_UNSURE))
     # Upwards and to the first hit: accuracy need not rise with the threshold.

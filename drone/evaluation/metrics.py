@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from drone.labels import ClassSet
-from drone.serving.roles import decide, role_probabilities
+from drone.serving.roles import confidences, decide, role_probabilities
 
 _ECE_BINS = 15
 _NORMAL_QUANTILE = 1.959963984540054
@@ -54,9 +54,7 @@ class Predictions:
     @functools.cached_property
     def confidence_N(self) -> NDArray[np.float32]:
         """Probabilities of the predicted classes."""
-        rows_N = np.arange(len(self.probs_NK))
-        confidence_N: NDArray[np.float32] = self.probs_NK[rows_N, self.predicted_N]
-        return confidence_N
+        return confidences(self.probs_NK, self.predicted_N)
 
     def table(self) -> pd.DataFrame:
         """Returns one row per image: path, true and predicted class, and all probabilities."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drone.serving.predictor import ModelInfo, Outputs
-from drone.serving.roles import decide, role_probabilities
+from drone.serving.roles import confidences, decide, role_probabilities
 
 _MIN_PROBABILITY = 1e-6
 """Smaller probabilities count as this one, so that no single frame can rule a class out."""
@@ -120,7 +120,7 @@ def _agreement(
     own_T = _unless_none(choose(frames.probs_NK), frames, info)
     chosen_T = choose(running.probs_NK)
     answers_T = _unless_none(chosen_T, running, info)
-    confidence_T = running.probs_NK[np.arange(len(chosen_T)), chosen_T]
+    confidence_T = confidences(running.probs_NK, chosen_T)
     # Probabilities of classes say nothing of what is none of them.
     sure_T = (confidence_T >= info.unsure_below) | (answers_T == _NONE)
     last_doubts = np.flatnonzero(~sure_T | (answers_T != answers_T[-1]))

@@ -80,8 +80,7 @@ def discount(
     )
     logs_NR = own_NR - share * around_NR
     logs_NR -= np.logaddexp.reduce(logs_NR, axis=1, keepdims=True)
-    roles_K = [classes.present_roles.index(role) for role in classes.roles]
-    factors_NK = np.exp(logs_NR - own_NR)[:, roles_K]
+    factors_NK = np.exp(logs_NR - own_NR)[:, classes.role_indices]
     discounted_NK = probs_NK * factors_NK
     discounted_NK /= discounted_NK.sum(axis=1, keepdims=True)
     return discounted_NK.astype(np.float32)

@@ -152,7 +152,6 @@ class _Index:
         self._days: dict[str, dict[str, int]] = {}
         """Bytes of each file by its path, by day."""
 
-        self._num_bytes = 0
         self._refresh_at = 0.0
         self._today = ""
 
@@ -167,7 +166,6 @@ class _Index:
         for file in self._store.files():
             self._days.setdefault(_day_of(file.path), {})[file.path] = file.size_bytes
         self._today = _day(when)
-        self._num_bytes = sum(sum(files.values()) for files in self._days.values())
         self.stored = set().union(*map(_pairs, self._days.values()))
         first = _day(when - datetime.timedelta(days=self._settings.keep_days - 1))
         # Of today, another server may be writing the other half.
@@ -181,6 +179,10 @@ class _Index:
     def refresh_soon(self) -> None:
         """Has the store listed again before long: something else may be in it than was thought."""
         self._refresh_at = min(self._refresh_at, time.monotonic() + _RELIST_AFTER_FAILURE_S)
+
+    @property
+    def _num_bytes(self) -> int:
+        return sum(sum(files.values()) for files in self._days.values())
 
     def has_room(self, num_bytes: int) -> bool:
         """Deletes the oldest days until so many bytes fit; False if today's alone are too many."""
@@ -196,7 +198,6 @@ class _Index:
         """Counts the files of an image that was written, with their bytes."""
         for path, num_bytes in files.items():
             self._days.setdefault(_day_of(path), {})[path] = num_bytes
-        self._num_bytes += sum(files.values())
         self.stored |= _pairs(files)
 
     def _delete(self, day: str, paths: Sequence[str]) -> None:
@@ -204,7 +205,8 @@ class _Index:
         if paths:
             self._store.delete(paths)
         files = self._days[day]
-        self._num_bytes -= sum(files.pop(path) for path in paths)
+        for path in paths:
+            del files[path]
         self.stored -= {_stem(path) for path in paths}
         if not files:
             del self._days[day]
@@ -233,8 +235,6 @@ def _stem(path: str) -> str:
 
 def _pairs(paths: Iterable[str]) -> set[str]:
     """Returns the SHA-256 of the images, of one day, that are there with their records."""
-    names = [path.partition("/")[2] for path in paths]
-    records = {_stem(path) for path in paths if path.endswith(".json")}
-    return {
-        name.partition(".")[0] for name in names if not name.endswith((".json", ".new"))
-    } & records
+    whole = [path for path in paths if not path.endswith(".new")]
+    records = {_stem(path) for path in whole if path.endswith(".json")}
+    return records & {_stem(path) for path in whole if not path.endswith(".json")}

@@ -481,8 +481,7 @@ class Predictor:
         label = info.classes[index] if known >= info.known_above else NONE
         [sums_R] = role_probabilities(probs_K[None], info.classes).tolist()
         by_role: dict[Role, float] = dict(zip(info.classes.present_roles, sums_R, strict=True))
-        best = max(by_role, key=by_role.__getitem__)
-        kind = best if label != NONE and len(by_role) > 1 else None
+        kind = info.classes.roles[index] if label != NONE and len(by_role) > 1 else None
         return Prediction(
             index=index,
             label=label,

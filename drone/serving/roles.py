@@ -26,10 +26,15 @@ def decide(probs_NK: NDArray[np.float32], classes: ClassSet) -> NDArray[np.int64
     """
     # In float64, so that the page, whose numbers are, decides alike.
     roles_N = role_probabilities(probs_NK, classes).argmax(axis=1)
-    roles_K = np.array([classes.present_roles.index(role) for role in classes.roles])
-    candidates_NK = np.where(roles_K == roles_N[:, None], probs_NK, -1)
+    candidates_NK = np.where(np.array(classes.role_indices) == roles_N[:, None], probs_NK, -1)
     indices_N: NDArray[np.int64] = candidates_NK.argmax(axis=1)
     return indices_N
+
+
+def confidences(probs_NK: NDArray[np.float32], indices_N: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Returns the probability of the class that each image is said to show, (N,)."""
+    confidences_N: NDArray[np.float32] = probs_NK[np.arange(len(indices_N)), indices_N]
+    return confidences_N
 
 
 def drone_probabilities(

@@ -37,10 +37,7 @@ def check_scheme(location: str) -> None:
     """
     scheme, separator, _ = location.partition("://")
     if separator and scheme not in _SCHEMES:
-        raise ConfigError(
-            f"Cannot open the storage {location}: nothing reads {scheme}://. Name a folder, or a "
-            f"URI such as s3://bucket/folder."
-        )
+        raise _cannot_open(location, f"nothing reads {scheme}://")
 
 
 def head_uri(folder: str) -> str:
@@ -113,11 +110,15 @@ def open_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(location)
     except (ValueError, OSError) as error:
-        raise ConfigError(
-            f"Cannot open the storage {location}: {error}. Name a folder, or a URI such as "
-            f"s3://bucket/folder."
-        ) from error
+        raise _cannot_open(location, error) from error
     return filesystem, path
+
+
+def _cannot_open(location: str, reason: object) -> ConfigError:
+    return ConfigError(
+        f"Cannot open the storage {location}: {reason}. Name a folder, or a URI such as "
+        f"s3://bucket/folder."
+    )
 
 
 def copy_here(location: str, target: Path) -> None:

@@ -146,6 +146,16 @@ def test_halves_of_pairs_go_the_next_day_and_do_not_count_as_stored(tmp_path: Pa
     assert [image.sha256 for image in store.images()] == [sha256]
 
 
+def test_an_image_that_completes_a_half_counts_once(tmp_path: Path) -> None:
+    image = b"GIF8 first" + bytes(1000)
+    (tmp_path / "2026-11-28").mkdir()
+    half = tmp_path / "2026-11-28" / f"{hashlib.sha256(image).hexdigest()}.gif"
+    half.write_bytes(image)
+    offers = [(image, UNSURE), (b"GIF8 second" + bytes(900), UNSURE)]
+    store = kept_by(KeepSettings(keep_gb=2.6e-6), tmp_path, *offers)
+    assert len(store.images()) == 2
+
+
 def test_days_end_without_images_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background_keeper, "_RELIST_S", 0.05)
     days = iter([NOON, *[NOON + datetime.timedelta(days=400)] * 1000])
