@@ -8,9 +8,9 @@ successive halving; one epoch of N random configurations, then all epochs of the
 al. 2023); and `tune.py` as it is by default. The two studies are the job as a user types it. What
 a method chose is trained in this process and predicts the test split, which nothing else reads.
 
-How well a score ranks configurations is measured apart ("rank"): random ones are trained on all
-folds, on the plain training split, and as a final model; the rank correlations with the test
-accuracy of the last are those of the study's score, and of the validation macro F1.
+How well a score ranks configurations is measured apart ("rank"): the trials of a study are trained
+on all folds, on the plain training split, and as a final model; the rank correlations with the test
+accuracy and log-loss of the last are those of the study's score, and of the validation macro F1.
 
 Each cell (task, split, method) lies in a file of --out; stopped and typed again, the program
 resumes. At the end, and with --table alone, the table as Markdown.
@@ -62,6 +62,8 @@ from drone.workflows.search_trials import final_config
 
 METHODS = ("preset", "validation", "one-epoch", "ours")
 CELLS = (*METHODS, "rank")
+# What test says of a model that was ranked.
+TESTS = ("accuracy", "log_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,27 +197,30 @@ def _study(cell: Cell, name: str, *flags: object) -> dict[str, Any]:
 
 
 def ranks(cell: Cell) -> dict[str, Any]:
-    """Rank correlations of two scores of whole trials with the test accuracy of their finals."""
+    """Rank correlations of two scores of whole trials with what test says of their finals."""
     began = time.monotonic()
     flags = ["--scheduler", "none", "--no-until-sure", "--seed", cell.seed]
     cell.tune("rank", cell.bench.ranked, *flags)
     study = Study(cell.folder / "studies" / "rank")
-    spec, preset_epochs = study.read_spec(), get_preset("finetune").epochs
+    spec = study.read_spec()
     scorer = Scorer(HeldOut.of(cell.dataset, spec.folds), spec.objective, spec.base.epochs)
-    folds, split, test = [], [], []
+    folds, split, accuracy, log_loss = [], [], [], []
     for record in study.records("trials"):
         if record.state != "finished" or record.score is None:
             continue
         config = space.apply_params(spec.base, record.params, "trial")
         final = final_config(spec, record, scorer, "train+validation")
         folds.append(-record.score)
-        split.append(_on_validation(cell, replace(config, epochs=preset_epochs)))
-        test.append(cell.train_and_test(final)["accuracy"])
+        split.append(_on_validation(cell, config))
+        result = cell.train_and_test(final)
+        accuracy.append(result["accuracy"])
+        log_loss.append(-result["log_loss"])
     rank = {
-        f"rank_{name}": float(spearmanr(values, test).statistic)
+        f"rank_{name}_{measure}": float(spearmanr(values, test).statistic)
         for name, values in (("folds", folds), ("split", split))
+        for measure, test in zip(TESTS, (accuracy, log_loss), strict=True)
     }
-    values = {"folds": folds, "split": split, "test": test}
+    values = {"folds": folds, "split": split, "accuracies": accuracy, "log_losses": log_loss}
     return {**rank, **values, "seconds": time.monotonic() - began}
 
 
@@ -330,14 +335,14 @@ def markdown(cells: pd.DataFrame, tasks: Sequence[str]) -> str:
             )
     lines += [
         "",
-        "| task | rank correlation with test: folds | validation split |",
-        "|---|---|---|",
+        "| task | rank correlation with test accuracy: folds | split | log-loss: folds | split |",
+        "|---|---|---|---|---|",
     ]
     for task in tasks:
         own = cells[(cells["task"] == task) & (cells["method"] == "rank")]
         if not own.empty:
-            means = own["rank_folds"].mean(), own["rank_split"].mean()
-            lines.append(f"| {task} | {means[0]:.2f} | {means[1]:.2f} |")
+            names = [f"rank_{name}_{test}" for test in TESTS for name in ("folds", "split")]
+            lines.append(f"| {task} | {' | '.join(f'{own[name].mean():.2f}' for name in names)} |")
     return "\n".join(lines)
 
 
