@@ -47,7 +47,7 @@ def start(runtime_env: dict[str, Any], **settings: Any) -> None:
     if shlex.quote(sys.executable) != sys.executable:
         runtime_env = {**runtime_env, "py_executable": shlex.quote(sys.executable)}
     try:
-        with _posix_quoting():
+        with _corrected_commands():
             ray.init(runtime_env=runtime_env, log_to_driver=False, **settings)
     except Exception as error:  # What fails while Ray starts is a bare Exception, or any other.
         if not is_local and isinstance(error, ConnectionError | ValueError):
@@ -99,13 +99,17 @@ def errors_explained() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _posix_quoting() -> Iterator[None]:
-    """Makes Ray quote its processes' commands by the rules by which it reads them again.
+def _corrected_commands() -> Iterator[None]:
+    """Corrects the commands with which Ray starts its processes.
 
-    It quotes them by those of Windows; an apostrophe in a path would end its raylet.
+    Ray quotes them by the rules of Windows, but reads them by those of POSIX: an apostrophe in a
+    path would end its raylet. Its agent listens at one fixed port, and beside another Ray on this
+    machine it would wait for that port in vain for 3 seconds; at 0 it takes a free one.
     """
     original = subprocess.list2cmdline
-    subprocess.list2cmdline = lambda seq: shlex.join(map(str, seq))
+    subprocess.list2cmdline = lambda seq: shlex.join(
+        re.sub("^--listen-port=.*", "--listen-port=0", str(word)) for word in seq
+    )
     try:
         yield
     finally:

@@ -1,14 +1,18 @@
 """Ray starts from any path, and whatever keeps its workers from starting is said."""
 
+import contextlib
 import os
 import shutil
 import site
+import socket
 import subprocess
+import sys
 import time
 import venv
 from pathlib import Path
 
 import pytest
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from drone.data.dataset import Dataset
 from tests.conftest import ROOT, MadeUp, RunJob, job_environment
@@ -50,6 +54,32 @@ def test_an_environment_at_any_path(tmp_path: Path, name: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{folder / '.venv'}\n"
+
+
+def test_beside_another_ray_nothing_waits_for_its_port(tmp_path: Path) -> None:
+    script = "\n".join(
+        [
+            "from drone.cluster import connection, startup",
+            "with connection.connected(num_cpus=1):",
+            "    print((startup._log_folder() / 'dashboard_agent.log').read_text())",
+        ]
+    )
+    with socket.socket() as other:
+        # Where the address is taken, a Ray of another test has the port.
+        with contextlib.suppress(OSError):
+            other.bind(("0.0.0.0", DEFAULT_DASHBOARD_AGENT_LISTEN_PORT))
+            other.listen()
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env={**job_environment(), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "Dashboard agent http address" in done.stdout
+    assert "Failed to bind" not in done.stdout
 
 
 @pytest.fixture
