@@ -6,9 +6,9 @@
 
 Each side starts in a process of its own and looks at the same files for exact and near duplicates:
 imagededup by perceptual hash, cleanvision by md5 and perceptual hash, ours by the whole scan of
-`prepare.py` (which also decodes, measures and judges each file) and its plan, on a local Ray. All
-of them use every processor. Memory is the most that all processes of a side held at one time,
-shared pages counted once (proportional set size).
+`prepare.py` (which also decodes, measures and judges each file) and its plan, mostly on a local
+Ray. All of them use every processor. Memory is the most that all processes of a side held at one
+time, shared pages counted once (proportional set size).
 """
 
 import subprocess
@@ -48,12 +48,10 @@ class Bench:
 
 def ours(folder: Path) -> int:
     """Files in sets of copies or groups of near duplicates."""
-    from drone.cluster import connection as ray_cluster
     from drone.data.prepare.plan import PrepareSettings, plan_dataset
+    from drone.workflows.mapping import mapper
 
-    with ray_cluster.connected():
-        from drone.cluster.data import map_rows
-
+    with mapper() as map_rows:
         frame = plan_dataset([folder], PrepareSettings(), map_rows).manifest
     copies = frame.duplicated("md5", keep=False) & (frame["md5"] != "")
     near = (frame["group"] != "") & frame.duplicated("group", keep=False)

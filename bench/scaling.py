@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from drone.config import override
 from drone.data import augmentation as augment
 from drone.data.batches import DeviceSplit, epoch_order
 from drone.data.dataset import open_dataset
-from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
+from drone.data.prepare.plan import PrepareSettings, Row, map_sequentially, plan_dataset
 from drone.data.prepare.write import write_dataset
 from drone.model import mobilenet, weights
 from drone.model.mobilenet import IMAGENET_MEAN, IMAGENET_STD
@@ -83,11 +84,15 @@ def prepare_here(raw: Path, out: Path, workers: int) -> dict[str, float]:
     from drone.cluster import data as ray_data
 
     with ray_cluster.connected(num_cpus=workers):
-        ray_data.map_rows(lambda row: row, [{"file": 0}] * (2 * workers), "warm-up")
+
+        def on_ray(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:
+            return ray_data.map_rows(function, rows, lambda count: None)
+
+        on_ray(lambda row: row, [{"file": 0}] * (2 * workers), "warm-up")
         began = time.perf_counter()
-        planned = plan_dataset([raw], PrepareSettings(policy="first"), ray_data.map_rows)
+        planned = plan_dataset([raw], PrepareSettings(policy="first"), on_ray)
         scanned = time.perf_counter()
-        write_dataset(planned, out, ray_data.map_rows)
+        write_dataset(planned, out, on_ray)
         return {"scan": scanned - began, "pack": time.perf_counter() - scanned}
 
 

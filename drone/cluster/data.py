@@ -6,14 +6,6 @@ from collections.abc import Callable, Sequence
 
 import ray
 import ray.data
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from drone.cluster import head_files  # noqa: F401  Makes head:// reachable in this process.
 from drone.data.prepare.plan import Row
@@ -25,15 +17,23 @@ cost more than scanning the file, and so would a task for few; yet the load must
 progress bar must move."""
 
 
-def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:
-    """Applies a function to rows on every CPU of Ray, as a `drone.data.prepare.plan.Mapper`.
+def map_rows(
+    function: Callable[[Row], Row], rows: Sequence[Row], advance: Callable[[int], object]
+) -> list[Row]:
+    """Applies a function to rows on every CPU of Ray.
 
-    Shows a progress bar. The results are in the order of the rows. What the user can fix (a
-    DroneError, a full disk) is raised here as it was raised there.
+    Args:
+        function: What is applied; it travels to the workers.
+        rows: Its arguments.
+        advance: Called with the number of rows that are done in addition.
+
+    Returns:
+        The results, in the order of the rows. What the user can fix (a DroneError, a full disk) is
+        raised here as it was raised there.
     """
     if not rows:
         return []
-    # Ray's bars count blocks and its log names operators; our bar counts files.
+    # Ray's bars count blocks and its log names operators; the caller's bar counts files.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = int(ray.cluster_resources().get("CPU", 1))
@@ -56,22 +56,10 @@ def map_rows(function: Callable[[Row], Row], rows: Sequence[Row], label: str) ->
 
     mapped = ray.data.from_items(chunks, override_num_blocks=num_tasks).map(map_chunk)
     results: list[Row] = [{}] * len(rows)
-    with _progress_bar() as progress:
-        task = progress.add_task(label, total=len(rows))
-        for chunk in mapped.iter_rows():
-            mapped_rows = pickle.loads(chunk["rows"])
-            if isinstance(mapped_rows, Exception):
-                raise mapped_rows
-            results[chunk["start"] : chunk["start"] + len(mapped_rows)] = mapped_rows
-            progress.advance(task, len(mapped_rows))
+    for chunk in mapped.iter_rows():
+        mapped_rows = pickle.loads(chunk["rows"])
+        if isinstance(mapped_rows, Exception):
+            raise mapped_rows
+        results[chunk["start"] : chunk["start"] + len(mapped_rows)] = mapped_rows
+        advance(len(mapped_rows))
     return results
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )

@@ -1,7 +1,6 @@
 """Prepares a data set from raw folders, restores its last version, or compares two of them."""
 
 import contextlib
-import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from drone.cluster import connection
 from drone.commands import quoted
 from drone.curation.audit_page import write_audit
 from drone.data.bins import bin_sides
@@ -17,10 +15,8 @@ from drone.data.dataset import Dataset
 from drone.data.prepare import history, ledger
 from drone.data.prepare.class_source import read_classes
 from drone.data.prepare.plan import (
-    Mapper,
     PreparePlan,
     PrepareSettings,
-    Row,
     newest_intact,
     plan_dataset,
 )
@@ -30,7 +26,7 @@ from drone.labels import CLASSES, NONE, ClassSet
 from drone.names import listed
 from drone.storage import dataset_cache
 from drone.storage.raw_roots import open_root
-from drone.workflows import served_images
+from drone.workflows import mapping, served_images
 from drone.workflows.requests import PrepareRequest
 
 
@@ -94,7 +90,7 @@ def prepare(
     with (
         _opened(request, notify) as out,
         served_images.opened(request, classes, out, notify) as served,
-        _ray_mapper() as mapper,
+        mapping.mapper() as mapper,
     ):
         plan = plan_dataset(
             (*served_images.without_served(request.raw, out), *served.raw),
@@ -180,7 +176,7 @@ def undo(out: Path, notify: Callable[[str], None] = lambda sentence: None) -> Da
     Raises:
         DataError: There is no earlier version, or its raw files are gone.
     """
-    with writing(out, notify) as folder, _ray_mapper() as mapper:
+    with writing(out, notify) as folder, mapping.mapper() as mapper:
         return undo_last(folder, mapper, open_root, write_audit=write_audit)
 
 
@@ -207,22 +203,3 @@ def compare(first: str, second: str) -> Comparison:
     """
     old, new = history.open_version(first), history.open_version(second)
     return Comparison((old.fingerprint, new.fingerprint), history.diff(old, new))
-
-
-@contextlib.contextmanager
-def _ray_mapper() -> Iterator[Mapper]:
-    """Maps on Ray, which is only started when there is something to map."""
-    with contextlib.ExitStack() as stack:
-        # Once: planning and writing share one Ray.
-        @functools.cache
-        def connect() -> None:
-            stack.enter_context(connection.connected())
-
-        def mapper(function: Callable[[Row], Row], rows: Sequence[Row], label: str) -> list[Row]:
-            # Ray Data takes seconds to import, which a data set that is up to date does not need.
-            from drone.cluster.data import map_rows
-
-            connect()
-            return map_rows(function, rows, label)
-
-        yield mapper

@@ -17,6 +17,9 @@ from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from drone.data.dataset import Dataset
 from tests.conftest import ROOT, MadeUp, RunJob, job_environment
 from tests.faults.disks import fill, small_disk
+from tests.inference.conftest import onnx
+
+__all__ = ["onnx"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -105,26 +108,31 @@ def test_workers_that_end_at_their_start(
     assert time.monotonic() - began < _MAX_S + 60
 
 
-def test_no_memory_for_workers(run_job: RunJob, made_up: MadeUp, tmp_path: Path) -> None:
-    done = run_job(
-        "prepare", "--raw", made_up.folder, "--out", "set", RAY_memory_usage_threshold="0.01"
-    )
+def on_ray(images: Path, onnx: Path) -> list[object]:
+    """Arguments of a job that needs Ray."""
+    return ["predict", "--images", images, "--onnx", onnx, "--out", "out", "--ray-from", 0]
+
+
+def test_no_memory_for_workers(run_job: RunJob, made_up: MadeUp, onnx: Path) -> None:
+    done = run_job(*on_ray(made_up.folder, onnx), RAY_memory_usage_threshold="0.01")
     assert done.code == 1 and "error: Ray could not run a worker: " in done.err
-    assert "low on memory" in done.err and not (tmp_path / "set").exists()
+    assert "low on memory" in done.err
 
 
-def test_no_space_for_the_files_of_ray(run_job: RunJob, made_up: MadeUp, tmp_path: Path) -> None:
+def test_no_space_for_the_files_of_ray(
+    run_job: RunJob, made_up: MadeUp, onnx: Path, tmp_path: Path
+) -> None:
     with small_disk(tmp_path / "small", 512) as small:
         fill(small)
-        done = run_job("prepare", "--raw", made_up.folder, "--out", "set", RAY_TMPDIR=str(small))
+        done = run_job(*on_ray(made_up.folder, onnx), RAY_TMPDIR=str(small))
     assert done.code == 1
     assert f"error: Ray needs space for its files, and {small} has 0.0 MiB left." in done.err
 
 
 def test_a_folder_for_ray_that_is_too_long(
-    run_job: RunJob, made_up: MadeUp, tmp_path: Path
+    run_job: RunJob, made_up: MadeUp, onnx: Path, tmp_path: Path
 ) -> None:
     long = tmp_path / ("n" * 90)
-    done = run_job("prepare", "--raw", made_up.folder, "--out", "set", RAY_TMPDIR=str(long))
+    done = run_job(*on_ray(made_up.folder, onnx), RAY_TMPDIR=str(long))
     assert done.code == 1 and "error: Ray does not start: " in done.err
     assert "RAY_TMPDIR, at most 40 characters" in done.err
