@@ -22,6 +22,7 @@ for run in client.search_runs(numbers, max_results=1000):
         "id": number,
         "status": run.info.status,
         "state": run.data.tags.get("state"),
+        "reason": run.data.tags.get("reason"),
         "points": points,
         "files": [item.path for item in client.list_artifacts(number)],
         "parent": run.data.tags.get("mlflow.parentRunId"),

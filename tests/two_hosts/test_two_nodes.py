@@ -70,6 +70,7 @@ def trials_are_whole(cluster: Cluster, parent: str, count: int) -> None:
     """Asserts that each trial is there once, over, with each epoch once, and none was lost."""
     trials = [run for same in cluster.runs().values() for run in same if run["parent"] == parent]
     assert len(trials) == count
+    assert [run["reason"] for run in trials if run["state"] == "failed"] == []
     # From random weights some answer one class only, which ends them.
     assert {run["state"] for run in trials} <= {"finished", "pruned", "stopped"}
     for run in trials:
