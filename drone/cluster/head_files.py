@@ -45,7 +45,9 @@ def _call_actor(method: str, *arguments: Any) -> Any:
         raise error.cause if isinstance(error.cause, OSError) else error from None
     # ValueError: no actor of this name, since the job has ended or has not started one.
     except (RayActorError, ValueError) as error:
-        raise OSError(f"the machine that the job runs on cannot be reached: {error}") from error
+        raise ConnectionError(
+            f"the machine that the job runs on cannot be reached: {error}"
+        ) from error
 
 
 # Whoever imports a module of drone.cluster that touches storage imports this one.

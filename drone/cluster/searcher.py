@@ -228,7 +228,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._update(record, result)
         if error:
             record.state = "failed"
-            record.reason = "its process was lost several times (out of memory?)"
+            record.reason = "it was lost several times (out of memory, or no network?)"
         # A pruned trial sends no final report: it is stopped inside the previous one.
         elif record.state == "running":
             _end(record, self._pruned.pop(trial_id, None), self._scorer.epochs)

@@ -70,13 +70,17 @@ class _Stopped(Exception):
 def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
     """Trains one trial fold by fold, reporting each epoch to Ray Tune.
 
-    Nothing is raised if it fails: the reason is its last report.
+    Nothing is raised if it fails for good: the reason is its last report.
 
     Args:
         trial: "number", "part", "params", "seed" and "num_folds" of its record; "until_fold", the
             number of folds after which it waits or ends; "reported" and "wall_s", the number of
             epochs that it has reported earlier, and the seconds these took.
         spec: What trials have in common.
+
+    Raises:
+        ConnectionError: The machine that the job runs on cannot be reached; also another error
+            that this one has caused.
     """
     location = checkpoint_location(spec.storage, trial["part"], trial["number"])
     reporter = _Reporter(spec.base, trial["reported"], trial["wall_s"])
@@ -93,7 +97,10 @@ def run_trial(trial: Mapping[str, Any], spec: TrialSpec) -> None:
     except TrainingError as error:
         reporter.end("stopped", str(error))
     except Exception as error:
-        # Reported: Ray Tune would retry what is raised, and it would fail again.
+        # Ray Tune retries what is raised, as after the loss of a machine. All else would only
+        # fail again.
+        if ConnectionError in (type(error), type(error.__cause__)):
+            raise
         kind = "" if isinstance(error, DroneError) else f"{type(error).__name__}: "
         reporter.end("failed", f"{kind}{error}".strip()[:500])
     if not reporter.has_reported:

@@ -25,7 +25,7 @@ Transport = Callable[..., Any]
 """Calls a method of `HeadFiles` on the job's machine: method name, then its arguments.
 
 Raises:
-    OSError: the method raised it, or the machine cannot be reached.
+    OSError: the method raised it; a ConnectionError: the machine cannot be reached.
 """
 
 # Not an attribute: file systems are pickled into workers, and each process has its own way.

@@ -159,7 +159,12 @@ def test_each_epoch_is_recorded_once(tmp_path: Path) -> None:
         (report(1, 0.5), False, "pruned", ""),
         (report(1, 0.5, "stopped", "diverged"), False, "stopped", "diverged"),
         (report(1, 0.5, "failed", "no data"), False, "failed", "no data"),
-        (None, True, "failed", "its process was lost several times (out of memory?)"),
+        (
+            None,
+            True,
+            "failed",
+            "it was lost several times (out of memory, or no network?)",
+        ),
     ],
 )
 def test_how_a_trial_ended_is_recorded(
