@@ -40,7 +40,7 @@ help:
 	@echo "make setup   the virtual environment in $(VENV) with all dependencies"
 	@echo "make demo    the whole way on a made-up data set; DATA=folder WEIGHTS=file for your own"
 	@echo "make test    quick tests, one real run of each stage among them (6 minutes on two cores)"
-	@echo "make test-all   all tests: faults, clusters and every browser test too (half an hour)"
+	@echo "make test-all   all tests: faults, clusters and every browser test too (24 minutes on two cores)"
 	@echo "make check   lint, types, layers"
 	@echo "make bench   measurements, as ratios against the alternative"
 	@echo "make ui      the MLflow UI on the default store"

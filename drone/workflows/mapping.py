@@ -37,7 +37,7 @@ def mapper(max_s_here: float = _MAX_S_HERE) -> Iterator[Mapper]:
 
 
 class _Mapper:
-    """See `mapper`."""
+    """Maps rows in this process first, and on Ray if the rest would take too long."""
 
     def __init__(self, stack: contextlib.ExitStack, max_s_here: float) -> None:
         self._stack = stack
