@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 
 import ray
@@ -15,6 +16,8 @@ _MAX_CHUNK, _MAX_TASK = 128, 1024
 """Maximum rows that travel as one value, and in one task. A row of Ray Data for each file would
 cost more than scanning the file, and so would a task for few; yet the load must be even, and the
 progress bar must move."""
+
+_MAX_JOIN_S = 5.0
 
 
 def map_rows(
@@ -54,12 +57,19 @@ def map_rows(
             results = error
         return {"start": chunk["start"], "rows": pickle.dumps(results)}
 
+    other_threads = set(threading.enumerate())
     mapped = ray.data.from_items(chunks, override_num_blocks=num_tasks).map(map_chunk)
     results: list[Row] = [{}] * len(rows)
-    for chunk in mapped.iter_rows():
-        mapped_rows = pickle.loads(chunk["rows"])
-        if isinstance(mapped_rows, Exception):
-            raise mapped_rows
-        results[chunk["start"] : chunk["start"] + len(mapped_rows)] = mapped_rows
-        advance(len(mapped_rows))
+    try:
+        for chunk in mapped.iter_rows():
+            mapped_rows = pickle.loads(chunk["rows"])
+            if isinstance(mapped_rows, Exception):
+                raise mapped_rows
+            results[chunk["start"] : chunk["start"] + len(mapped_rows)] = mapped_rows
+            advance(len(mapped_rows))
+    finally:
+        # Ray Data's threads end a moment after the last row, or an error. One that called Ray when
+        # it is shut down would end this process, without a word.
+        for thread in set(threading.enumerate()) - other_threads:
+            thread.join(_MAX_JOIN_S)
     return results
