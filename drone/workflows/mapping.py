@@ -1,6 +1,7 @@
 """Maps the files of a data set: in this process where they are few, on Ray where they are many."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -51,10 +52,7 @@ class _Mapper:
             return []
         with _progress_bar() as progress:
             task = progress.add_task(label, total=len(rows))
-
-            def advance(count: int) -> None:
-                progress.advance(task, count)
-
+            advance = functools.partial(progress.advance, task)
             results = [] if self._connected else self._map_here(function, rows, advance)
             rest = rows[len(results) :]
             return [*results, *self._map_on_ray(function, rest, advance)] if rest else results

@@ -113,10 +113,13 @@ def on_ray(images: Path, onnx: Path) -> list[object]:
     return ["predict", "--images", images, "--onnx", onnx, "--out", "out", "--ray-from", 0]
 
 
-def test_no_memory_for_workers(run_job: RunJob, made_up: MadeUp, onnx: Path) -> None:
+def test_no_memory_for_workers(
+    run_job: RunJob, made_up: MadeUp, onnx: Path, tmp_path: Path
+) -> None:
     done = run_job(*on_ray(made_up.folder, onnx), RAY_memory_usage_threshold="0.01")
     assert done.code == 1 and "error: Ray could not run a worker: " in done.err
     assert "low on memory" in done.err
+    assert not (tmp_path / "out" / "predictions.csv").exists()
 
 
 def test_no_space_for_the_files_of_ray(
