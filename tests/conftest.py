@@ -24,6 +24,7 @@ from drone.labels import CLASSES
 from drone.serving.preprocess import Preprocessing
 from drone.synth.drawing import draw
 from drone.synth.raw_folder import GroundTruth, SynthSettings, write_raw_folder
+from ray_jobs.console import console
 from tests.job_process import JobProcess
 from tests.lively import export_mixed
 
@@ -215,15 +216,17 @@ def run_job(tmp_path: Path) -> RunJob:
 
 @contextlib.contextmanager
 def restored_process() -> Iterator[None]:
-    """Restores what a job sets for its own process: signals, and hooks for exceptions."""
+    """Restores what a job sets for its own process: signals, hooks for exceptions, the console."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+    on_stderr = console.stderr
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
+        console.stderr = on_stderr
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ import pytest
 
 from drone.labels import CLASSES
 from drone.serving.predictor import Predictor
-from ray_jobs.console import console
 from tests.conftest import ROOT, restored_process
 from tests.serving import hostile
 from tests.serving.lambda_events import (
@@ -195,7 +194,6 @@ def test_a_registered_model_is_packaged_under_its_name_and_version(
     monkeypatch.setattr(sys, "argv", ["package.py", *args, "--python", version])
     with restored_process(), pytest.raises(SystemExit) as end:
         packager.cli.start(packager.Package, packager.main)
-    console.stderr = False
     assert end.value.code == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     with zipfile.ZipFile(result["zip"]) as packed:
