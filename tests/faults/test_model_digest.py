@@ -112,9 +112,10 @@ def test_the_lambda_package_refuses_it_too(
 def test_an_export_is_checked_against_its_description(
     tracked: TrackedModel, dataset: Dataset, call: RunJob, package: Package
 ) -> None:
-    done = call("export", "--model", CHAMPION, "--out", "out", "--unchecked", "--json")
+    done = call("export", "--model", CHAMPION, "--out", "exported", "--unchecked", "--json")
     assert done.code == 0, done.err
-    onnx, info = tracked.folder / "out" / "model.onnx", tracked.folder / "out" / "model.json"
+    onnx = tracked.folder / "exported" / "model.onnx"
+    info = onnx.with_name("model.json")
     assert json.loads(info.read_text())["sha256"] == {"model.onnx": file_sha256(onnx)}
     check_exported(onnx)
     described = info.read_text()

@@ -66,6 +66,15 @@ def finished(folder: Path) -> str:
     return done.result["run_id"]
 
 
+@pytest.fixture(scope="module")
+def export(folder: Path, finished: str) -> tuple[Path, dict]:
+    """The folder of the exported run, and the result of the job."""
+    args = ["--run", finished, "--out", "export", "--int8", "--alarm-recall", 0.5, "--json"]
+    done = run_to_end("export", *args, cwd=folder)
+    assert done.code == 0, done.err
+    return folder / "export", done.result
+
+
 @pytest.fixture
 def client(folder: Path) -> MlflowClient:
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
@@ -230,26 +239,22 @@ def test_the_logged_model_predicts_over_http(
         server.wait(timeout=30)
 
 
-def test_export_checks_calibrates_and_describes(
-    folder: Path, finished: str, call_job: RunJob
-) -> None:
-    args = ["--run", finished, "--out", "export", "--int8", "--alarm-recall", 0.5, "--json"]
-    done = call_job("export", *args, cwd=folder)
-    assert done.code == 0, done.err
-    parity, int8 = done.result["parity"], done.result["int8"]
+def test_export_checks_calibrates_and_describes(folder: Path, export: tuple[Path, dict]) -> None:
+    exported, result = export
+    parity, int8 = result["parity"], result["int8"]
     assert parity["max_difference"] < 1e-3 and parity["top1_agreement"] == 1
     assert parity["num_images"] == len(open_dataset(folder / "dataset").split("test"))
-    facts = json.loads((folder / "export" / "model.json").read_text())
-    predictor = Predictor(folder / "export" / "model.onnx")
+    facts = json.loads((exported / "model.json").read_text())
+    predictor = Predictor(exported / "model.onnx")
     assert facts["classes"] == list(predictor.info.classes)
     assert facts["temperature"] == predictor.info.temperature != 1
     assert 0 < facts["unsure_below"] == predictor.info.unsure_below < 1
     assert facts["fingerprint"] == open_dataset(folder / "dataset").fingerprint
-    assert (folder / "export" / "model.int8.onnx").exists() == int8["kept"]
+    assert (exported / "model.int8.onnx").exists() == int8["kept"]
     assert int8["kept"] == (
         int8["accuracy_int8"] >= int8["accuracy_fp32"] - 0.005 and int8["speedup"] > 1
     )
-    assert int8["size_mb"] < 0.5 * (folder / "export" / "model.onnx").stat().st_size / 1e6
+    assert int8["size_mb"] < 0.5 * (exported / "model.onnx").stat().st_size / 1e6
     assert 0 < facts["alarm_above"] == predictor.info.alarm_above
     # The temperature makes validation likelier, and the file is_up what it says.
     validation = open_dataset(folder / "dataset").split("validation")
@@ -303,7 +308,9 @@ def test_an_export_without_parity_is_refused(
         aside.rename(original)
 
 
-def test_a_run_is_served(folder: Path, finished: str, made_up: MadeUp) -> None:
+def test_a_run_is_served(
+    folder: Path, finished: str, export: tuple[Path, dict], made_up: MadeUp
+) -> None:
     port = free_port()
     image = next(made_up.folder.glob("Winged Drones/winged_00*.jpg")).read_bytes()
     with started(folder, "serve", "--run", finished, "--port", port) as server:
@@ -319,7 +326,7 @@ def test_a_run_is_served(folder: Path, finished: str, made_up: MadeUp) -> None:
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=90) == 130, (folder / "job.log").read_text()
     # As sure, and as unsure, as the exported file.
-    exported = json.loads((folder / "export" / "model.json").read_text())
+    exported = json.loads((export[0] / "model.json").read_text())
     assert served["temperature"] == exported["temperature"] != 1
     assert served["unsure_below"] == exported["unsure_below"] > 0
 
