@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drone.data.batches import Batches
-from drone.data.bins import PIXEL_BUDGET
 from drone.serving.predictor import Outputs, Predictor
 
 LoadPixels = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -19,7 +18,12 @@ Track = Callable[[Iterable[int], str, int], Iterable[int]]
 """Passes numbers on and shows progress: the numbers, a label and their count."""
 
 _MAX_BATCH_SIZE = 64
-"""Images per batch; fewer for large images, within the pixel budget."""
+"""Maximum number of images per batch."""
+
+_PIXEL_BUDGET = 3 * 224 * 224
+"""Maximum number of pixels per batch, unless a single image has more. With the mirror images, the
+largest activation of so many has less than 32 MB; for each larger one the C library asks the system
+for memory anew, and PyTorch then takes three times as long for an image."""
 
 
 def no_progress(numbers: Iterable[int], label: str, total: int) -> Iterable[int]:
@@ -44,7 +48,7 @@ def predict_in_batches(
         label: What the progress display calls it.
     """
     # As the only rank, so that no image is left to another process.
-    batches = Batches(sides_N, len(sides_N), PIXEL_BUDGET).sequential(0, 1, _MAX_BATCH_SIZE)
+    batches = Batches(sides_N, len(sides_N), _PIXEL_BUDGET).sequential(0, 1, _MAX_BATCH_SIZE)
     rows = [
         predict(load_pixels(batches[number]))
         for number in track(range(len(batches)), label, len(batches))
