@@ -2,6 +2,9 @@
 
 from drone.curation.learning_curve import ClassGain, CleaningGain, Estimate, LearningCurve
 
+_LITTLE = 0.01
+"""Width of an interval that says that there is little to gain, however few images there are."""
+
 
 def sentences(curve: LearningCurve) -> list[str]:
     """Returns the advice of learning curves as English sentences, the most valuable first."""
@@ -25,7 +28,7 @@ def _class_sentence(item: ClassGain) -> str:
         )
     if item.gain.low > 0:
         return f"{extra} more {name} are worth {_points(item.gain)}."
-    return f"{extra} more {name}: too few images to tell, {_between(item.gain)} points of accuracy."
+    return f"{extra} more {name}: {_not_worth(item.gain)}"
 
 
 def _labels_sentence(labels: CleaningGain) -> str:
@@ -33,7 +36,17 @@ def _labels_sentence(labels: CleaningGain) -> str:
     what = f"the {labels.num_suspects} doubtful labels"
     if gain.low > 0:
         return f"Training without {what} is worth {_points(gain)}."
-    return f"Training without {what}: too few images to tell, {_between(gain)} points of accuracy."
+    return f"Training without {what}: {_not_worth(gain)}"
+
+
+def _not_worth(gain: Estimate) -> str:
+    """Returns the rest of a sentence on a gain that may be none."""
+    if gain.high < 0:
+        loss, low, high = (_in_points(-part) for part in (gain.value, gain.high, gain.low))
+        return f"worse by about {loss:.1f} points of accuracy ({low:.1f} to {high:.1f})."
+    if gain.high - gain.low < _LITTLE:
+        return f"hardly any difference, {_between(gain)} points of accuracy."
+    return f"too few images to tell, {_between(gain)} points of accuracy."
 
 
 def _points(gain: Estimate) -> str:

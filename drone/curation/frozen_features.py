@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drone.data.augmentation import normalise
-from drone.data.dataset import Dataset
+from drone.data.dataset import SPLITS, Dataset
 from drone.evaluation.batch_inference import LoadPixels, Track, predict_in_batches
 from drone.model.config import ModelConfig
 from drone.model.inference import with_mirrored
@@ -41,16 +41,19 @@ class FrozenFeatures:
     """Rows of the manifest, in the order of the images."""
 
 
-def compute(dataset: Dataset, weights: Weights, track: Track) -> FrozenFeatures:
-    """Computes the features of all kept images.
+def compute(
+    dataset: Dataset, weights: Weights, track: Track, splits: Sequence[str] = SPLITS
+) -> FrozenFeatures:
+    """Computes the features of the kept images.
 
     Args:
         dataset: The data set.
         weights: Pretrained weights of the backbone.
         track: Shows progress.
+        splits: Splits whose images are taken.
     """
     rows = dataset.packed_rows()
-    rows = rows[rows["kept"]].reset_index(drop=True)
+    rows = rows[rows["kept"] & rows["split"].isin(splits)].reset_index(drop=True)
     pixel_rows_N = rows["pixel_row"].to_numpy(np.int64, copy=True)
     features_ND = _pooled(
         np.full(len(rows), dataset.preprocessing.side_px),

@@ -175,17 +175,22 @@ class Dataset:
         Folds are stratified by class, and no group of near duplicates is in two of them.
 
         Raises:
-            DataError: There are fewer groups than folds.
+            DataError: There are too few groups for so many folds.
         """
         rows = self._development_rows()
-        num_groups = rows["group"].nunique()
-        if num_groups < num_folds:
-            raise DataError(
-                f"{self.folder} has {num_groups} different images for training and validation: "
-                f"too few for {num_folds} folds. Add images, or lower --folds."
-            )
         names = assign_folds(rows, self.classes, num_folds, seed=0)
-        return np.array([int(name) for name in names])
+        if names.nunique() < num_folds:
+            raise DataError(
+                f"{self.folder} has {rows['group'].nunique()} different images for training and "
+                f"validation: too few for {num_folds} folds. Add images, or lower --folds."
+            )
+        numbers_N: NDArray[np.int64] = names.to_numpy(np.int64)
+        return numbers_N
+
+    def development_groups(self) -> NDArray[np.int64]:
+        """Returns the number of the group of near duplicates of each image of `development`."""
+        groups_N: NDArray[np.int64] = pd.factorize(self._development_rows()["group"])[0]
+        return groups_N
 
     def _development_rows(self) -> pd.DataFrame:
         return pd.concat([self.rows(name) for name in SPLITS[:2]])

@@ -24,7 +24,8 @@ def assign_folds(
     """
     names = [str(number) for number in range(num_folds)]
     unassigned = pd.Series("", index=images.index)
-    return partition(images, unassigned, classes, names, np.full(num_folds, 1 / num_folds), seed)
+    shares = np.full(num_folds, 1 / num_folds)
+    return partition(images, unassigned, classes, names, shares, seed, ties_to_emptiest=True)
 
 
 def partition(
@@ -34,6 +35,8 @@ def partition(
     parts: Sequence[str],
     shares: NDArray[np.float64],
     seed: int,
+    *,
+    ties_to_emptiest: bool = False,
 ) -> "pd.Series[str]":
     """Returns the part of each image.
 
@@ -49,6 +52,9 @@ def partition(
         parts: Names of the parts, S of them.
         shares: Share of each part, (S,); they sum to 1.
         seed: Another seed gives another partition.
+        ties_to_emptiest: Whether a group that several parts need alike goes to the one furthest
+            below its share of all images, not to the first. With fewer groups of a class than
+            parts, the last parts would get nothing of any class.
     """
     counts = pd.crosstab(images["group"], images["class_name"])
     counts = counts.reindex(columns=list(classes), fill_value=0)
@@ -68,6 +74,8 @@ def partition(
     for group in unassigned:
         # How far each part is below its share of the classes in this group.
         need_S = (missing_SC / np.maximum(target_SC, 1e-9)) @ counts_of[group]
+        if ties_to_emptiest:
+            need_S = np.where(np.isclose(need_S, need_S.max()), missing_SC.sum(axis=1), -np.inf)
         neediest = int(np.argmax(need_S))
         part_of[group] = parts[neediest]
         missing_SC[neediest] -= counts_of[group]

@@ -1,6 +1,7 @@
 """Samples each trial with Optuna's TPE, from the results of earlier ones."""
 
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -212,18 +213,22 @@ class Sampler:
         return record.has_ended or len(record.history) >= self.num_epochs
 
     def _state(self, record: TrialRecord) -> TrialState:
-        # Ended before its first epoch, a trial says nothing.
-        if record.state == "failed" or not record.history:
+        # Without an epoch, or with a score that is no number, a trial says nothing.
+        if record.state == "failed" or not self._scores(record):
             return TrialState.FAIL
         is_short = len(record.history) < self.num_epochs
         return TrialState.PRUNED if record.state == "pruned" and is_short else TrialState.COMPLETE
 
     def _scores(self, record: TrialRecord) -> dict[int, float]:
-        """Returns the trial's score after each epoch, counted over all folds."""
-        return {
-            step: float(entry["metrics"]["score"])
-            for step, entry in enumerate(record.history[: self.num_epochs], start=1)
-        }
+        """Returns the trial's score after each epoch, counted over all folds.
+
+        Scores that are no numbers are left out: Optuna refuses them.
+        """
+        scores = enumerate(
+            (float(entry["metrics"]["score"]) for entry in record.history[: self.num_epochs]),
+            start=1,
+        )
+        return {step: score for step, score in scores if math.isfinite(score)}
 
     def importances(self) -> dict[str, Importance]:
         """Returns how much each setting decides whether a trial is a good one, as shares of 1.

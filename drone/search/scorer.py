@@ -1,6 +1,6 @@
 """Scores and compares the trials of a study."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from drone.search import scoring
@@ -75,6 +75,7 @@ class Scorer:
         other: TrialRecord,
         metric: str | None = None,
         num_folds: int | None = None,
+        num_compared: int = 1,
     ) -> Difference | None:
         """Compares two trials on the folds that both have completed.
 
@@ -86,6 +87,8 @@ class Scorer:
             other: The trial that it is compared with.
             metric: What is compared; None is the study's objective.
             num_folds: Number of first folds to compare on; None for all.
+            num_compared: Number of trials of which the first is the best; see
+                `scoring.difference`.
 
         Returns:
             By how much the first is better; None if they have no complete fold in common.
@@ -94,10 +97,23 @@ class Scorer:
         num_folds = common if num_folds is None else num_folds
         if not num_folds:
             return None
-        skipped = 1 if self.first_fold_selects and num_folds > 1 else 0
-        folds = range(skipped, num_folds)
+        folds = range(self._num_selecting(num_folds), num_folds)
         score, base = (self._score_on(trial, folds) for trial in (record, other))
-        return scoring.difference(score, base, metric or self.objective)
+        return scoring.difference(score, base, metric or self.objective, num_compared)
+
+    def _num_selecting(self, num_folds: int) -> int:
+        """Returns how many first folds have only selected trials, and compare none."""
+        return 1 if self.first_fold_selects and num_folds > 1 else 0
+
+    def num_candidates(self, ordered: Sequence[TrialRecord]) -> int:
+        """Returns how many trials the best one is the best of, on the folds that compare it.
+
+        Args:
+            ordered: Trials that have a score, best first.
+        """
+        min_folds = 1 + self._num_selecting(self.num_complete_folds(ordered[0]))
+        count = sum(self.num_complete_folds(record) >= min_folds for record in ordered)
+        return max(1, count - 1)  # Less the one that it is compared with.
 
     def gain_on(self, record: TrialRecord, num_folds: int) -> float:
         """Returns a trial's objective over its first folds, negative if less is better."""

@@ -3,16 +3,19 @@
 A trial is trained once for each fold, on the images outside it, and predicts those in it. Its
 predictions for all folds together, after temperature scaling, give its log-loss, accuracy and
 macro F1 at each epoch. Two trials have predicted the same images, so they are compared image by
-image: what makes an image hard is the same for both, and cancels out.
+image: what makes an image hard is the same for both, and cancels out. Near duplicates are hard
+alike, so errors come from resampling whole groups of them.
 
-Axes: M held-out images that were predicted, K classes, R resamples of the images.
+Axes: M held-out images that were predicted, G groups of near duplicates among them, K classes, R
+resamples.
 """
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -29,7 +32,7 @@ Objective = Literal["log_loss", "macro_f1"]
 METRICS = ("log_loss", "accuracy", "macro_f1")
 
 _MAX_RESAMPLES, _MIN_RESAMPLES, _MAX_DRAWS = 1000, 200, 2 * 10**7
-"""Resamples of the images: fewer of many images, so that they fit into memory."""
+"""Resamples of the groups: fewer of many groups, so that they fit into memory."""
 
 _MIN_FOLDS = 5
 """Each fold holds out a fifth of the images at most: with more, a trial is judged on too little
@@ -64,6 +67,9 @@ class HeldOut:
     labels: tuple[NDArray[np.int64], ...]
     """Class indices of the images of each fold."""
 
+    groups: tuple[NDArray[np.int64], ...]
+    """Number of the group of near duplicates that each of these images belongs to."""
+
     classes: ClassSet
 
     @staticmethod
@@ -74,15 +80,26 @@ class HeldOut:
             DataError: The data set has too few images for so many folds.
         """
         if num_folds == 1:
-            return HeldOut((dataset.split("validation").labels_N,), dataset.classes)
+            labels_N = dataset.split("validation").labels_N
+            groups_N, _ = pd.factorize(dataset.rows("validation")["group"])
+            return HeldOut((labels_N,), (groups_N,), dataset.classes)
         numbers_N = dataset.fold_numbers(num_partitions(num_folds))
-        labels_N = dataset.development().labels_N
-        labels = tuple(labels_N[numbers_N == number] for number in range(num_folds))
-        return HeldOut(labels, dataset.classes)
+        labels_N, groups_N = dataset.development().labels_N, dataset.development_groups()
+        folds = [numbers_N == number for number in range(num_folds)]
+        return HeldOut(
+            tuple(labels_N[fold_N] for fold_N in folds),
+            tuple(groups_N[fold_N] for fold_N in folds),
+            dataset.classes,
+        )
 
     def labels_of(self, folds: range) -> NDArray[np.int64]:
         """Returns the class indices of the images of some folds, (M,)."""
         return np.concatenate([self.labels[fold] for fold in folds])
+
+    def groups_of(self, folds: range) -> NDArray[np.int64]:
+        """Returns the groups of the images of some folds, (M,), numbered from 0 to G - 1."""
+        groups_M = np.concatenate([self.groups[fold] for fold in folds])
+        return np.unique(groups_M, return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,8 @@ class Score:
     """Calibrated probabilities."""
 
     labels_M: NDArray[np.int64]
+    groups_M: NDArray[np.int64]
+    """Group of near duplicates of each image, from 0 to G - 1."""
 
     @cached_property
     def losses_M(self) -> NDArray[np.float64]:
@@ -111,15 +130,19 @@ class Score:
         return losses_M
 
     def samples(self, metric: str) -> NDArray[np.float64]:
-        """Returns the metric over resampled images, (R,); alike for all trials, so paired."""
-        return _metric(metric, _resamples(len(self.labels_M)), self)
+        """Returns the metric over resampled groups, (R,); alike for all trials, so paired."""
+        return _metric(metric, _resamples(self._num_groups), self)
 
     def value(self, metric: str) -> float:
         """Returns the metric."""
-        return float(_metric(metric, np.ones((1, len(self.labels_M)), np.float32), self)[0])
+        return float(_metric(metric, np.ones((1, self._num_groups), np.float32), self)[0])
+
+    @property
+    def _num_groups(self) -> int:
+        return int(self.groups_M.max()) + 1
 
     def standard_error(self, metric: str) -> float:
-        """Returns the standard error of the metric (bootstrap over images: Efron 1979)."""
+        """Returns the standard error of the metric (bootstrap over groups: Efron 1979)."""
         return float(self.samples(metric).std())
 
     def metrics(self, classes: ClassSet) -> dict[str, float]:
@@ -128,14 +151,14 @@ class Score:
         for metric in METRICS:
             named[metric] = self.value(metric)
             named[f"{metric}_se"] = self.standard_error(metric)
-        predicted_M = self.probs_MK.argmax(axis=1)
+        right_M = self.probs_MK.argmax(axis=1) == self.labels_M
         for number, name in enumerate(classes.short_names):
             own_M = self.labels_M == number
-            right_M = predicted_M[own_M] == number
-            for metric, values in (("log_loss", self.losses_M[own_M]), ("recall", right_M)):
-                if len(values):
-                    named[f"{metric}_{key(name)}"] = float(values.mean())
-                    named[f"{metric}_{key(name)}_se"] = float(values.std() / len(values) ** 0.5)
+            for metric, values_M in (("log_loss", self.losses_M), ("recall", right_M)):
+                if own_M.any():
+                    value, error = _mean_over_groups(values_M[own_M], self.groups_M[own_M])
+                    named[f"{metric}_{key(name)}"] = value
+                    named[f"{metric}_{key(name)}_se"] = error
         return named
 
 
@@ -184,7 +207,8 @@ def score_at(history: History, held_out: HeldOut, epoch: int, folds: range) -> S
     scaled_MK -= scaled_MK.max(axis=1, keepdims=True)
     probs_MK = np.exp(scaled_MK)
     probs_MK /= probs_MK.sum(axis=1, keepdims=True)
-    return Score(epoch, len(folds), temperature, probs_MK, labels_M)
+    groups_M = held_out.groups_of(folds)
+    return Score(epoch, len(folds), temperature, probs_MK, labels_M, groups_M)
 
 
 def best_score(
@@ -219,52 +243,73 @@ def in_words(objective: Objective) -> str:
     return {"log_loss": "log-loss", "macro_f1": "macro F1"}[objective]
 
 
-def difference(score: Score, other: Score, metric: str) -> Difference:
-    """Compares two trials that have predicted the same images (paired bootstrap over images).
+def difference(score: Score, other: Score, metric: str, num_compared: int = 1) -> Difference:
+    """Compares two trials that have predicted the same images (paired bootstrap over groups).
+
+    Args:
+        score: Score of a trial.
+        other: Score of the trial that it is compared with.
+        metric: What is compared.
+        num_compared: Number of trials of which the first is the best on these images. The best of
+            many had luck, so its interval is that much wider (Bonferroni).
 
     Returns:
         By how much the first is better than the other, in units of the metric.
     """
     assert len(score.labels_M) == len(other.labels_M)
     gains_R = sign(metric) * (score.samples(metric) - other.samples(metric))
-    low, high = np.quantile(gains_R, [0.025, 0.975])
-    gain = sign(metric) * (score.value(metric) - other.value(metric))
-    return Difference(gain, float(low), float(high), float(gains_R.std()))
+    gain, error = sign(metric) * (score.value(metric) - other.value(metric)), float(gains_R.std())
+    if num_compared == 1:
+        low, high = np.quantile(gains_R, [0.025, 0.975])
+        return Difference(gain, float(low), float(high), error)
+    # Resamples are too few for quantiles so far out.
+    half_width = float(stats.norm.ppf(1 - 0.025 / num_compared)) * error
+    return Difference(gain, gain - half_width, gain + half_width, error)
+
+
+def _mean_over_groups(values_M: NDArray[Any], groups_M: NDArray[np.int64]) -> tuple[float, float]:
+    """Returns the mean of some images' values, and its standard error over their groups."""
+    mean = float(values_M.mean())
+    sums_G = np.bincount(groups_M, weights=values_M - mean)
+    return mean, float(np.sqrt((sums_G**2).sum()) / len(values_M))
 
 
 @lru_cache(maxsize=4)
-def _resamples(num_images: int) -> NDArray[np.float32]:
-    """Returns how often each image is drawn in each resample, (R, M); always the same."""
-    generator = np.random.default_rng(num_images)
-    count = int(np.clip(_MAX_DRAWS // num_images, _MIN_RESAMPLES, _MAX_RESAMPLES))
+def _resamples(num_groups: int) -> NDArray[np.float32]:
+    """Returns how often each group is drawn in each resample, (R, G); always the same."""
+    generator = np.random.default_rng(num_groups)
+    count = int(np.clip(_MAX_DRAWS // num_groups, _MIN_RESAMPLES, _MAX_RESAMPLES))
     return np.stack(
         [
-            np.bincount(generator.integers(num_images, size=num_images), minlength=num_images)
+            np.bincount(generator.integers(num_groups, size=num_groups), minlength=num_groups)
             for _ in range(count)
         ]
     ).astype(np.float32)
 
 
-def _metric(metric: str, weights_RM: NDArray[np.float32], score: Score) -> NDArray[np.float64]:
-    """Returns the metric of weighted images, (R,)."""
+def _metric(metric: str, weights_RG: NDArray[np.float32], score: Score) -> NDArray[np.float64]:
+    """Returns the metric of weighted groups, (R,)."""
     predicted_M = score.probs_MK.argmax(axis=1)
-    if metric == "log_loss":
-        values_M = score.losses_M
-    elif metric == "accuracy":
-        values_M = (predicted_M == score.labels_M).astype(np.float64)
-    else:
-        return _macro_f1(weights_RM, predicted_M, score)
-    means_R: NDArray[np.float64] = weights_RM @ values_M / weights_RM.sum(axis=1)
+    if metric == "macro_f1":
+        return _macro_f1(weights_RG, predicted_M, score)
+    values_M = score.losses_M if metric == "log_loss" else predicted_M == score.labels_M
+    sums_G = np.bincount(score.groups_M, weights=values_M)
+    means_R: NDArray[np.float64] = weights_RG @ sums_G / (weights_RG @ np.bincount(score.groups_M))
     return means_R
 
 
 def _macro_f1(
-    weights_RM: NDArray[np.float32], predicted_M: NDArray[np.int64], score: Score
+    weights_RG: NDArray[np.float32], predicted_M: NDArray[np.int64], score: Score
 ) -> NDArray[np.float64]:
     numbers = np.arange(score.probs_MK.shape[1])
     true_MK = score.labels_M[:, None] == numbers
     predicted_MK = predicted_M[:, None] == numbers
-    hits_RK = weights_RM @ (true_MK & predicted_MK)
-    totals_RK = weights_RM @ (true_MK.astype(np.float64) + predicted_MK)
-    f1_R: NDArray[np.float64] = (2 * hits_RK / np.maximum(totals_RK, 1)).mean(axis=1)
+    hits_GK, totals_GK = (
+        np.stack([np.bincount(score.groups_M, weights=column) for column in values_MK.T], axis=1)
+        for values_MK in (true_MK & predicted_MK, true_MK.astype(np.float64) + predicted_MK)
+    )
+    hits_RK, totals_RK = weights_RG @ hits_GK, weights_RG @ totals_GK
+    # Over the classes that were drawn or predicted: one that is absent has no F1.
+    f1_sums_R = (2 * hits_RK / np.maximum(totals_RK, 1)).sum(axis=1)
+    f1_R: NDArray[np.float64] = f1_sums_R / (totals_RK > 0).sum(axis=1)
     return f1_R

@@ -42,10 +42,15 @@ class Outlook:
 
     def sentence(self, objective: Objective) -> str:
         """Returns it in words."""
+        gain = (
+            f"{self.num_more} more are expected to gain {self.gain:.4f} in {in_words(objective)}"
+            if self.gain > 0 or not self.num_more
+            else f"their scores ({in_words(objective)}) differ by no more than the noise"
+        )
         return (
-            f"Enough after {self.num_trials} trials: {self.num_more} more are expected to gain "
-            f"{self.gain:.4f} in {in_words(objective)}, and a difference between two good trials "
-            f"has a standard error of {self.noise:.4f}. --no-until-sure runs them all."
+            f"Enough after {self.num_trials} trials: {gain}, and a difference between two good "
+            f"trials has a standard error of {self.noise:.4f}. --no-until-sure runs all "
+            f"{self.num_trials + self.num_more}."
         )
 
 
@@ -86,5 +91,6 @@ def outlook(
 
 def _without_noise(excess: float, noise: float) -> float:
     """Returns the excess that is left when noise of this standard error is taken out."""
-    # A difference has the noise of two trials, an excess that of one.
-    return math.sqrt(max(0.0, excess**2 - noise**2 / 2))
+    # A difference has the noise of two trials, an excess that of one; of normal scores the better
+    # half is ahead of the median by sqrt(2 / pi) of their standard deviation.
+    return math.sqrt(max(0.0, excess**2 - 2 / math.pi * noise**2 / 2))

@@ -10,6 +10,7 @@ them. Each is written to another name and renamed.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -92,7 +93,8 @@ class TrialRecord:
     @property
     def has_score(self) -> bool:
         """Whether its score says something about its configuration."""
-        return self.score is not None and self.state != "failed"
+        is_known = self.score is not None and math.isfinite(self.score)
+        return is_known and self.state != "failed"
 
 
 def mean_history(history: History) -> History:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from drone.search.domain import Choice, Domain, Range, Space
 from drone.search.sampler import Importance
@@ -20,6 +22,8 @@ _IDENTITY = ("model.unfreeze_depth", "model.head_width", "augment.strength")
 _MIN_TRIALS = 8
 """Minimum number of trials for a statement about a setting."""
 
+_SIGNIFICANCE, _NUM_PERMUTATIONS = 0.05, 1000
+
 
 @dataclass(frozen=True)
 class RankedTrial:
@@ -30,11 +34,15 @@ class RankedTrial:
     """Number of folds that it has completed."""
 
     difference: Difference | None
-    """By how much the best trial is better, in units of the objective; None for the best trial,
-    and for one without a complete fold."""
+    """By how much the best trial is better, in units of the objective, on the folds that both have;
+    None for the best trial, and for one without a complete fold. The interval allows for the best
+    of many trials having had luck."""
 
     accuracy: Difference | None
     """Likewise in accuracy."""
+
+    is_tie: bool
+    """Whether it was trained on as many folds as the best, and may be as good."""
 
     @property
     def may_be_best(self) -> bool:
@@ -42,23 +50,31 @@ class RankedTrial:
         return self.difference is not None and self.difference.low <= 0
 
     @property
-    def is_tie(self) -> bool:
-        """Whether it was trained on as many folds as the best, and may be as good."""
-        return self.difference is not None and self.difference.is_tie
+    def is_ahead(self) -> bool:
+        """Whether it is surely better than the best on the folds that both have."""
+        return self.difference is not None and self.difference.high < 0
 
 
 def rank(records: Sequence[TrialRecord], scorer: Scorer) -> list[RankedTrial]:
     """Returns the trials that have a score, best first, each compared with the best."""
     ordered = scorer.ordered(records)
-    return [_ranked(record, ordered[0], scorer) for record in ordered]
+    num_compared = scorer.num_candidates(ordered) if ordered else 1
+    return [_ranked(record, ordered[0], scorer, num_compared) for record in ordered]
 
 
-def _ranked(record: TrialRecord, best: TrialRecord, scorer: Scorer) -> RankedTrial:
+def _ranked(
+    record: TrialRecord, best: TrialRecord, scorer: Scorer, num_compared: int
+) -> RankedTrial:
     num_folds = scorer.num_complete_folds(record)
     if record is best:
-        return RankedTrial(record, num_folds, None, None)
-    differences = [scorer.difference(best, record, metric) for metric in (None, "accuracy")]
-    return RankedTrial(record, num_folds, *differences)
+        return RankedTrial(record, num_folds, None, None, is_tie=False)
+    difference, accuracy = (
+        scorer.difference(best, record, metric, num_compared=num_compared)
+        for metric in (None, "accuracy")
+    )
+    has_all_folds = num_folds == scorer.num_complete_folds(best)
+    is_tie = difference is not None and difference.is_tie and has_all_folds
+    return RankedTrial(record, num_folds, difference, accuracy, is_tie)
 
 
 def select_for_confirmation(
@@ -84,14 +100,16 @@ def select_for_confirmation(
 def table(records: Sequence[TrialRecord], names: Mapping[int, str], scorer: Scorer) -> pd.DataFrame:
     """Returns a row per trial, best first: what it is, its score, and how it compares.
 
-    "behind" is by how much the best trial is better, from "low" to "high" (95 %); "tie" says
-    whether that interval holds 0.
+    "behind" is by how much the best trial is better on the folds that both have, from "low" to
+    "high" (95 %, allowing for the choice among many); "tie" says whether that interval holds 0 for
+    a trial of as many folds.
     """
     ranked = {trial.record.number: trial for trial in rank(records, scorer)}
     last = [record for record in records if record.number not in ranked]
     rows = []
     for record in [*(trial.record for trial in ranked.values()), *last]:
-        difference = ranked[record.number].difference if record.number in ranked else None
+        trial = ranked.get(record.number)
+        difference = trial.difference if trial else None
         rows.append(
             {
                 "trial": record.number,
@@ -103,7 +121,7 @@ def table(records: Sequence[TrialRecord], names: Mapping[int, str], scorer: Scor
                 "behind": difference.gain if difference else None,
                 "low": difference.low if difference else None,
                 "high": difference.high if difference else None,
-                "tie": "tie" if difference and difference.is_tie else "",
+                "tie": "tie" if trial and trial.is_tie else "",
                 "epochs": len(record.history),
                 "seconds": record.usage.get("resource/wall_s"),
                 **record.params,
@@ -162,9 +180,7 @@ def _sentence(
         prefix = f"Importance {importance.share:.0%} ({interval}). "
     if best == worst:
         return f"{prefix}Only {best} was tried often enough to compare."
-    error = math.sqrt(sum(_variance(groups[label]) / len(groups[label]) for label in (best, worst)))
-    # Twice the standard error: about 95 %.
-    noise = abs(means[best] - means[worst]) < 2 * error
+    noise = _chance_of_range(list(groups.values())) > _SIGNIFICANCE
     verdict = " The difference is within the noise." if noise else ""
     return (
         f"{prefix}Best at {best}, mean {means[best]:.3f} over {len(groups[best])} trials; weakest "
@@ -172,9 +188,21 @@ def _sentence(
     )
 
 
-def _variance(scores: Sequence[float]) -> float:
-    # A single score has no spread, so no difference to it counts.
-    return statistics.variance(scores) if len(scores) > 1 else math.inf
+def _chance_of_range(groups: Sequence[Sequence[float]]) -> float:
+    """Returns how often scores that have nothing to do with their groups would differ as much.
+
+    A permutation test of the difference between the best and the weakest group's mean: with several
+    groups, two of them are far apart by chance.
+    """
+    ends = np.cumsum([len(scores) for scores in groups])[:-1]
+
+    def span(scores: NDArray[np.float64]) -> float:
+        return float(np.ptp([part.mean() for part in np.split(scores, ends)]))
+
+    scores = np.concatenate(groups)
+    generator, observed = np.random.default_rng(0), span(scores)
+    spans = [span(generator.permutation(scores)) for _ in range(_NUM_PERMUTATIONS)]
+    return float(np.mean([drawn >= observed for drawn in spans]))
 
 
 def _groups(points: Sequence[tuple[Any, float]], domain: Domain) -> dict[str, list[float]]:

@@ -21,53 +21,79 @@ def decide(
     records: Sequence[TrialRecord],
     scorer: Scorer,
     names: Mapping[int, str],
-    first_is_preset: bool,
+    baseline: str | None,
 ) -> Verdict | None:
     """Selects a trial, and says what is known of it; None if no trial has a score.
 
-    That is the best one, but the preset where none is surely better: the best of many trials owes
+    That is the best one, but the baseline where none is surely better: the best of many trials owes
     part of its score to luck (docs/log.md).
 
     Args:
         records: Trials of the study, or of its confirmation.
         scorer: Compares them.
         names: Names of the configurations by trial.
-        first_is_preset: Whether trial 0 is the preset as it is.
+        baseline: What trial 0 is in words ("the preset"), if one would use it without a search;
+            None if it is just the first one that was tried.
     """
     ranked = rank(records, scorer)
     if not ranked:
         return None
     best = ranked[0].record
     first = next((trial for trial in ranked if trial.record.number == 0), None)
-    reference = "the preset" if first_is_preset else f"the first trial ({names.get(0)})"
-    sentence = _sentence(best, first, names[best.number], reference, scorer)
+    sentence = _sentence(
+        ranked, first, names, baseline or f"the first trial ({names.get(0)})", scorer
+    )
+    sentence = f"{sentence}: {_value(best, scorer)}."
     winner = best
-    if first is not None and first_is_preset and first.may_be_best:
+    if first is None and baseline is not None:
+        sentence += f" Its comparison with {baseline} is missing: that trial has no score."
+    elif first is not None and baseline is not None and first.may_be_best:
         winner = first.record
-        sentence += f" The preset is kept: {_value(winner, scorer)}."
-    return Verdict(winner, f"{sentence} {_ties(ranked)}".strip())
+        sentence += f" {baseline[0].upper()}{baseline[1:]} is kept: {_value(winner, scorer)}."
+    return Verdict(winner, f"{sentence} {_ties(ranked, winner)}".strip())
 
 
 def _sentence(
-    winner: TrialRecord, first: RankedTrial | None, name: str, reference: str, scorer: Scorer
+    ranked: Sequence[RankedTrial],
+    first: RankedTrial | None,
+    names: Mapping[int, str],
+    reference: str,
+    scorer: Scorer,
 ) -> str:
-    value, subject = _value(winner, scorer), f"{name} (trial {winner.number})"
-    if first is not None and first.record is winner:
-        return f"Nothing found is better than {reference}: {value}."
+    """Returns what is known of the best trial, without its score."""
+    best = ranked[0].record
+    subject = _subject(best, names)
+    if first is not None and first.record is best:
+        ahead = [trial for trial in ranked if trial.is_ahead]
+        if not ahead:
+            return f"Nothing found is better than {reference}"
+        others = ", ".join(_subject(trial.record, names) for trial in ahead)
+        return (
+            f"{others} {'was' if len(ahead) == 1 else 'were'} better than {reference} on the folds "
+            f"that both have, but ended before the others; {reference} is kept"
+        )
     if first is None or first.difference is None:
-        return f"{subject} is the best found: {value}."
+        return f"{subject} is the best found"
     gain = _gain(first, scorer)
-    if first.may_be_best:
-        ahead = f"is ahead by {gain}"
-        if first.difference.gain <= 0:
-            ahead = "has the best score, but not on the folds after the first, which selected it"
-        return f"Nothing found is surely better than {reference}. {subject} {ahead}: {value}."
-    return f"{subject} is better than {reference} by {gain}: {value}."
+    if not first.may_be_best:
+        return f"{subject} is better than {reference} by {gain}"
+    ahead_by = f"is ahead by {gain}"
+    if first.difference.gain <= 0:
+        ahead_by = "has the best score, but not on the folds that compare the two"
+    return f"Nothing found is surely better than {reference}. {subject} {ahead_by}"
+
+
+def _subject(record: TrialRecord, names: Mapping[int, str]) -> str:
+    return f"{names[record.number]} (trial {record.number})"
 
 
 def _value(record: TrialRecord, scorer: Scorer) -> str:
     folds = scorer.num_complete_folds(record)
-    where = "on validation" if len(scorer.held_out.labels) == 1 else f"over {folds} folds"
+    where = f"over {folds} fold{'' if folds == 1 else 's'}"
+    if len(scorer.held_out.labels) == 1:
+        where = "on validation"
+    elif not folds:
+        where = "over a part of the first fold"
     error = f" (standard error {record.score_se:.3f})" if record.score_se is not None else ""
     return f"{in_words(scorer.objective)} {record.score:.3f} {where}{error}"
 
@@ -79,7 +105,10 @@ def _gain(trial: RankedTrial, scorer: Scorer) -> str:
     if scorer.objective == "macro_f1":
         return _points(difference)
     text = f"{difference.gain:.3f} in log-loss ({difference.low:.3f} to {difference.high:.3f})"
-    return f"{text} and {_points(accuracy)} of accuracy" if accuracy else text
+    if accuracy is None:
+        return text
+    link = "but" if accuracy.high < 0 else "and"
+    return f"{text} {link} {_points(accuracy)} of accuracy"
 
 
 def _points(difference: Difference) -> str:
@@ -87,8 +116,10 @@ def _points(difference: Difference) -> str:
     return f"{values[0]:.1f} points ({values[1]:.1f} to {values[2]:.1f})"
 
 
-def _ties(ranked: Sequence[RankedTrial]) -> str:
-    count = sum(trial.is_tie and trial.num_folds == ranked[0].num_folds for trial in ranked)
+def _ties(ranked: Sequence[RankedTrial], winner: TrialRecord) -> str:
+    """Returns how many trials may be as good, besides the best one and the winner."""
+    count = sum(trial.is_tie and trial.record is not winner for trial in ranked)
+    others = [trial for trial in ranked[1:] if trial.record is not winner]
     if count == 0:
-        return "No other trial is a tie." if len(ranked) > 1 else ""
+        return "No other trial is a tie." if others else ""
     return f"{count} other {'trial is a tie' if count == 1 else 'trials are ties'}."

@@ -10,9 +10,9 @@ from pathlib import Path
 from pyarrow import fs
 
 from drone.errors import ResumableError, RunError
-from drone.files import unseal
+from drone.files import SchemaError, unseal
 from drone.storage.filesystem import copy_here, is_object_storage, open_filesystem, probe
-from drone.training.checkpoint import SCHEMA, STATE_FILE, is_whole
+from drone.training.checkpoint import SCHEMA, STATE_FILE, is_whole, other_schema
 
 MAX_OUTAGE_S = 120.0
 """Seconds that storage may fail before a run does."""
@@ -43,6 +43,9 @@ def newest(
     Args:
         location: Folder or URI.
         notify: Called with a message for each damaged one.
+
+    Raises:
+        RunError: One is of another version of this program.
     """
     # By position: each attempt has a folder of its own, and the latest may have got less far.
     by_position = attrgetter("epoch", "batch")
@@ -72,6 +75,8 @@ def _checkpoints(location: str) -> Iterator[StoredCheckpoint]:
         try:
             with filesystem.open_input_stream(file) as stream:
                 state = unseal(stream.read(), SCHEMA)
+        except SchemaError as error:
+            raise other_schema(prefix + folder, error) from error
         except ValueError:
             continue  # Cut short: the copy was not completed.
         # The state names every other file, and is the first to arrive in some storage.

@@ -125,15 +125,20 @@ def read_position(folder: Path) -> tuple[Position, Identity]:
         )
         return Position(**state["position"]), identity
     except SchemaError as error:
-        raise RunError(
-            f"Cannot read the checkpoint {folder}: it has schema {error.schema}, this version "
-            f"reads {SCHEMA}. Start a new run: {command('train', 'finetune', data='DATASET')}"
-        ) from error
+        raise other_schema(folder, error) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"The checkpoint {folder} is damaged: {STATE_FILE}: {error}. Remove its folder, and "
             f"--resume continues from the one before."
         ) from error
+
+
+def other_schema(folder: Path | str, error: SchemaError) -> RunError:
+    """Returns the error for a checkpoint of another version of this program."""
+    return RunError(
+        f"Cannot read the checkpoint {folder}: it has schema {error.schema}, this version reads "
+        f"{SCHEMA}. Start a new run: {command('train', 'finetune', data='DATASET')}"
+    )
 
 
 def load(folder: Path) -> tuple[Position, Identity, Tensors]:

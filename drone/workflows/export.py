@@ -211,7 +211,12 @@ def _check_parity(
     display: Display,
 ) -> Parity | None:
     """Compares the exported with the trained model; None if that is gone and --unchecked is set."""
-    stored = checkpoints.newest(spec.storage, display.warn)
+    try:
+        stored = checkpoints.newest(spec.storage, display.warn)
+    except RunError:  # Of another version.
+        if request.unchecked:
+            return None
+        raise
     if stored is None:
         if request.unchecked:
             return None

@@ -268,6 +268,7 @@ def _run_locked(
         display.warn("Starting from random weights: the runs are tagged pretrained=none.")
     # Before there is a run: it would have failed.
     folds = _num_folds(spec, dataset)
+    confirmation = _confirmation(after, folds, dataset)
     tags = {"pretrained": starting.pretrained, "fingerprint": dataset.fingerprint}
     with runs.start_run(spec.name, display.warn, spec.run_id or None, tags) as parent:
         if not spec.run_id:
@@ -293,8 +294,7 @@ def _run_locked(
                 )
             runner = StudyRunner(study, spec, parent, dataset, starting, resources, progress)
             runner.search()
-            confirm = after.confirm or default_confirmation(spec.folds)
-            confirmed = runner.confirm(*confirm) if min(confirm) else []
+            confirmed = runner.confirm(*confirmation) if min(confirmation) else []
         final_on = after.final_on or default_final_on(spec.folds)
         best = conclude(runner, parent, confirmed, final_on, display)
     display.show("", best.sentence, *best.advice)
@@ -320,6 +320,23 @@ def _num_folds(spec: StudySpec, dataset: Dataset) -> int:
     except DataError:  # A handful of images, as a first try may have.
         return 1
     return num_folds
+
+
+def _confirmation(after: AfterSearch, num_folds: int, dataset: Dataset) -> tuple[int, int]:
+    """Returns how many configurations are trained again, and on how many folds.
+
+    Raises:
+        DataError: The data set has too few images for those that the user asked for.
+    """
+    confirmation = after.confirm or default_confirmation(num_folds)
+    if min(confirmation):
+        try:
+            HeldOut.of(dataset, confirmation[1])
+        except DataError:
+            if after.confirm:
+                raise
+            return (0, 0)
+    return confirmation
 
 
 def _num_epochs(spec: StudySpec, dataset: Dataset) -> int:

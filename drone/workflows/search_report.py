@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from drone.curation import plots as curation_plots
 from drone.data.dataset import Dataset
 from drone.errors import TrainingError
 from drone.evaluation import plots as evaluation_plots
+from drone.presets import get_preset
 from drone.redaction import redact
 from drone.search import plots, report, summary
 from drone.search.scoring import in_words, sign
@@ -97,8 +98,7 @@ def conclude(
     study, records = runner.study, runner.study.records("trials")
     names = {record.number: runner.name_of(record) for record in records}
     scorer = runner.confirmation_scorer if confirmed else runner.scorer
-    is_preset = bool(records) and records[0].params == _preset_params(runner.spec)
-    verdict = decide(confirmed or records, scorer, names, is_preset)
+    verdict = decide(confirmed or records, scorer, names, _baseline(runner, records))
     if verdict is None:
         raise TrainingError(
             "No trial completed an epoch, so there is nothing to select from. Resume the study "
@@ -129,8 +129,17 @@ def conclude(
     )
 
 
-def _preset_params(spec: StudySpec) -> dict[str, Any]:
-    return base_params(spec.base, spec.space)
+def _baseline(runner: StudyRunner, records: Sequence[TrialRecord]) -> str | None:
+    """Returns what the first trial is in words, if one would use it without a search."""
+    spec = runner.spec
+    if not records or records[0].params != base_params(spec.base, spec.space):
+        return None
+    config = runner.config_of(records[0])
+    preset = replace(get_preset(config.preset), epochs=config.epochs, seed=config.seed)
+    # A narrowed domain moves the preset's value, and --config changes others.
+    if config == preset:
+        return "the preset"
+    return f"the study's start ({runner.name_of(records[0])})"
 
 
 def _report(

@@ -93,3 +93,18 @@ def test_what_is_certain_comes_first() -> None:
         "200 more Small QuadCopters are worth about +1.5 points of accuracy (0.4 to 2.6).",
         "70 more Flying Birds: too few images to tell, between -0.5 and +5.0 points of accuracy.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("gain", "sentence"),
+    [
+        (Estimate(0.0, 0.0, 0.0), "hardly any difference, between +0.0 and +0.0 points"),
+        (Estimate(-0.03, -0.05, -0.01), "worse by about 3.0 points of accuracy (1.0 to 5.0)."),
+        (Estimate(0.01, -0.02, 0.04), "too few images to tell, between -2.0 and +4.0 points"),
+        (Estimate(0.03, 0.01, 0.05), "is worth about +3.0 points of accuracy (1.0 to 5.0)."),
+    ],
+)
+def test_what_cleaner_labels_bring(gain: Estimate, sentence: str) -> None:
+    curve = LearningCurve([], (0.1, 0.1, 0.5), [], CleaningGain(96, gain, gain, gain))
+    (said,) = advice.sentences(curve)
+    assert said.startswith("Training without the 96 doubtful labels") and sentence in said

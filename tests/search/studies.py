@@ -29,7 +29,9 @@ def scorer(
 ) -> Scorer:
     """Scores trials on folds of 80 images, 20 of each class."""
     labels_N = np.arange(FOLD_SIZE) % len(CLASSES)
-    return Scorer(HeldOut((labels_N,) * num_folds, CLASSES), objective, epochs, first_fold_selects)
+    groups = tuple(np.arange(FOLD_SIZE) + FOLD_SIZE * fold for fold in range(num_folds))
+    held_out = HeldOut((labels_N,) * num_folds, groups, CLASSES)
+    return Scorer(held_out, objective, epochs, first_fold_selects)
 
 
 @lru_cache(maxsize=1000)

@@ -66,6 +66,18 @@ def test_optunas_database_is_rebuilt_from_the_trials(tmp_path: Path, damage: str
     assert rebuilt.suggest() == whole.suggest()
 
 
+def test_a_score_that_is_no_number_is_not_learnt(tmp_path: Path) -> None:
+    sampler = open_sampler(tmp_path / "whole")
+    records = run_trials(sampler, 2)
+    number, params = sampler.suggest()
+    record = trial_record(number, [3.0], "stopped", params)
+    record.history[-1]["metrics"]["score"] = float("nan")
+    sampler.tell(record)
+    assert sampler.study.get_trials()[number].state.name == "FAIL"
+    rebuilt = open_sampler(tmp_path / "again", [*records, record])
+    assert database(rebuilt) == database(sampler)
+
+
 def test_an_unfinished_trial_of_an_earlier_attempt_is_updated_when_it_ends(tmp_path: Path) -> None:
     whole, resumed = open_sampler(tmp_path / "whole"), tmp_path / "resumed"
     records = run_trials(whole, 14)

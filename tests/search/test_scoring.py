@@ -1,16 +1,18 @@
 """Scores from the predictions of held-out images, and paired comparisons."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, log_loss
 
 from drone.data.dataset import Dataset
 from drone.errors import DataError
-from drone.labels import ClassSet
+from drone.labels import CLASSES, ClassSet
 from drone.search import scoring
-from drone.search.scoring import HeldOut
+from drone.search.scoring import METRICS, HeldOut, Score
 from drone.training.predictions import decode, encode
-from tests.search.studies import EPOCHS, scorer, trial_record
+from tests.search.studies import EPOCHS, FOLD_SIZE, scorer, trial_record
 
 
 def test_predictions_come_back_to_three_digits() -> None:
@@ -132,3 +134,54 @@ def test_the_fold_that_selected_the_trials_does_not_compare_them() -> None:
     short = trial_record(3, [4.0] * EPOCHS, "pruned", num_folds=2)
     first = scorer(2, first_fold_selects=True).difference(short, other)
     assert first is not None and first.gain > 0
+
+
+def test_near_duplicates_are_not_independent_evidence() -> None:
+    scores = scorer()
+    record = trial_record(0, [3.0] * EPOCHS, "finished")
+    single = scores.score(record)
+    assert single is not None
+    fourfold = replace(
+        single,
+        probs_MK=np.repeat(single.probs_MK, 4, axis=0),
+        labels_M=np.repeat(single.labels_M, 4),
+        groups_M=np.repeat(single.groups_M, 4),
+    )
+    for metric in METRICS:
+        assert fourfold.value(metric) == pytest.approx(single.value(metric))
+        assert fourfold.standard_error(metric) == pytest.approx(single.standard_error(metric))
+    apart = replace(fourfold, groups_M=np.arange(4 * FOLD_SIZE))
+    assert apart.standard_error("accuracy") < 0.6 * single.standard_error("accuracy")
+    of_class = single.metrics(CLASSES)["recall_FB_se"]
+    assert fourfold.metrics(CLASSES)["recall_FB_se"] == pytest.approx(of_class)
+
+
+def test_a_class_that_is_not_held_out_has_no_f1() -> None:
+    probs_MK = np.eye(4)[[0, 0, 1, 2]]
+    labels_M = np.array([0, 0, 1, 2])
+    perfect = Score(1, 1, 1.0, probs_MK, labels_M, np.arange(4))
+    assert perfect.value("macro_f1") == 1
+    assert perfect.standard_error("macro_f1") == 0
+    wrong = replace(perfect, labels_M=np.array([0, 0, 1, 3]))
+    assert wrong.value("macro_f1") == 0.5
+
+
+def test_the_best_of_many_equals_is_not_called_better() -> None:
+    """Of 30 trials that differ by luck alone, on images that no race has selected them on."""
+    num_claims = 0
+    for study in range(40):
+        scores = scorer(epochs=1)
+        records = [
+            trial_record(number, [3.0], "finished", epochs=1)
+            for number in range(30 * study, 30 * study + 30)
+        ]
+        best, *others = scores.ordered(records)
+        first = records[0]
+        if first is not best:
+            num_compared = scores.num_candidates([best, *others])
+            plain = scores.difference(best, first)
+            allowing = scores.difference(best, first, num_compared=num_compared)
+            assert plain is not None and allowing is not None
+            assert allowing.low < plain.low and allowing.gain == plain.gain
+            num_claims += allowing.low > 0
+    assert num_claims <= 3

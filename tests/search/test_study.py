@@ -11,8 +11,9 @@ from drone.errors import RunError
 from drone.presets import get_preset
 from drone.search import report, summary, verdict
 from drone.search.sampler import Importance
+from drone.search.scorer import Scorer
 from drone.search.space import DEFAULT
-from drone.search.study import Study, StudySpec, mean_history
+from drone.search.study import Study, StudySpec, TrialRecord, mean_history
 from drone.training.early_stopping import reason_to_stop
 from tests.search.studies import EPOCHS, scorer, trial_record
 
@@ -127,14 +128,62 @@ def test_the_verdict_says_what_is_known(
         trial_record(number, [quality] * EPOCHS, "finished")
         for number, quality in enumerate(qualities)
     ]
-    found = verdict.decide(records, scorer(), {n: f"d{n}" for n in range(3)}, True)
+    found = verdict.decide(records, scorer(), {n: f"d{n}" for n in range(3)}, "the preset")
     assert found is not None and found.sentence.startswith(sentence)
     assert found.winner.number == winner
     assert ("The preset is kept: log-loss 0." in found.sentence) == ("surely" in found.sentence)
-    again = verdict.decide(records, scorer(), {n: f"d{n}" for n in range(3)}, False)
+    again = verdict.decide(records, scorer(), {n: f"d{n}" for n in range(3)}, None)
     assert again is not None and "the first trial (d0)" in again.sentence
     assert again.winner.number == int(np.argmax(qualities))
-    assert verdict.decide([], scorer(), {}, True) is None
+    assert verdict.decide([], scorer(), {}, "the preset") is None
+
+
+def decided(records: list[TrialRecord], scores: Scorer) -> str:
+    """The sentence of a study."""
+    names = {record.number: f"d{record.number}" for record in records}
+    found = verdict.decide(records, scores, names, "the preset")
+    assert found is not None
+    return found.sentence
+
+
+def test_the_verdict_counts_the_ties_of_the_table() -> None:
+    scores = scorer(num_folds=2)
+    records = [
+        trial_record(0, [3.0] * 2 * EPOCHS, "finished", num_folds=2),
+        trial_record(1, [3.0] * EPOCHS, "pruned", num_folds=2),
+        trial_record(2, [3.0] * 2 * EPOCHS, "finished", num_folds=2),
+    ]
+    table = summary.table(records, dict.fromkeys(range(3), "d0"), scores)
+    assert sorted(table["tie"]) == ["", "", "tie"]
+    # The tie of the table is the preset or what is ahead of it by chance, so no other one is left.
+    expected = "No other trial is a tie."
+    if table["trial"].iloc[0] == 0:
+        expected = "1 other trial is a tie."
+    assert decided(records, scores).endswith(expected)
+
+
+def test_the_verdict_names_what_it_could_not_compare() -> None:
+    scores = scorer(num_folds=2)
+    preset = trial_record(0, [1.0] * 2 * EPOCHS, "finished", num_folds=2)
+    better = trial_record(1, [5.0] * EPOCHS, "stopped", num_folds=2)
+    assert decided([preset, better], scores).startswith(
+        "d1 (trial 1) was better than the preset on the folds that both have, but ended before the "
+        "others; the preset is kept: log-loss"
+    )
+    failed = trial_record(0, [1.0] * EPOCHS, "failed", num_folds=2)
+    assert "Its comparison with the preset is missing" in decided([failed, better], scores)
+    assert "over 1 fold (" in decided([failed, better], scores)
+    cut_short = trial_record(1, [2.0], "stopped", num_folds=2)
+    assert "over a part of the first fold" in decided([cut_short], scores)
+
+
+def test_a_score_that_is_no_number_counts_as_none() -> None:
+    record = trial_record(1, [3.0] * EPOCHS, "stopped")
+    record.score = math.nan
+    assert not record.has_score
+    assert (
+        summary.rank([trial_record(0, [1.0], "finished"), record], scorer())[0].record.number == 0
+    )
 
 
 def test_near_copies_are_confirmed_if_only_rates_are_searched() -> None:
@@ -175,7 +224,23 @@ def test_a_sentence_on_each_setting() -> None:
     )
     assert "weakest at 0, 0.6" in sentences["model.unfreeze_depth"]
     assert "The difference is within the noise." in sentences["optim.lr_head"]
+    assert "noise" not in sentences["model.unfreeze_depth"]
     assert sentences["model.dropout"] == "Only 0 trials used it: too few to say anything."
+
+
+def test_settings_without_effect_are_within_the_noise() -> None:
+    num_claims = 0
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        records = []
+        for number in range(30):
+            params = {"model.unfreeze_depth": [0, 1, 2, 3, 5, 8, 12, 19][generator.integers(8)]}
+            record = trial_record(number, [1.0], "finished", params)
+            record.score = generator.normal()
+            records.append(record)
+        depth = summary.sentences(records, DEFAULT, {}, "log_loss")["model.unfreeze_depth"]
+        num_claims += "within the noise" not in depth
+    assert num_claims <= 3
 
 
 def test_the_report_shows_everything_and_is_self_contained(tmp_path: Path) -> None:

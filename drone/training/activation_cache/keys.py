@@ -65,7 +65,7 @@ def common_facts(
     return {
         # All blocks, not those below a cut only: one view serves every cut.
         "weights": _digest(model.features),
-        # Neither their classes nor their splits: every fold and every label has the same views.
+        # Not their classes, nor which fold they are in: all folds and labels have the same views.
         "images": images_id,
         "dtype": str(activation_dtype(config.precision, device)),
         "device": device.type,
