@@ -42,11 +42,9 @@ def reason_to_stop(
 
 
 def _predicts_one_class(entry: Mapping[str, Any]) -> bool:
-    recalls = [
-        value for name, value in entry["metrics"].items() if name.startswith("validation/recall_")
-    ]
-    # If all images fall into one class, it has recall 1 and every other 0.
-    return sorted(recalls) == [0.0] * (len(recalls) - 1) + [1.0]
+    metrics = entry["metrics"]
+    # Rightly, where images of one class are held out.
+    return bool(metrics["validation/predicted_classes"] == 1 and metrics["validation/accuracy"] < 1)
 
 
 def worse_than_start(history: History, head_only_epochs: float, patience: int) -> str | None:

@@ -55,7 +55,7 @@ class EpochMetrics:
         return self._sums[:-1].view(self.num_classes, -1).cpu()
 
     def metrics(self, prefix: str, classes: ClassSet) -> dict[str, float]:
-        """Loss, accuracy, macro F1 and recall by class, named "prefix/...".
+        """Loss, accuracy, macro F1, predicted classes and recall by class, named "prefix/...".
 
         A class without images has recall 0; F1 is 2 TP / (2 TP + FP + FN), 0 where that has
         no denominator.
@@ -70,6 +70,7 @@ class EpochMetrics:
             f"{prefix}/loss": float(self._sums[-1].cpu() / total),
             f"{prefix}/accuracy": float(hits_K.sum() / total),
             f"{prefix}/macro_f1": float(f1_K.mean()),
+            f"{prefix}/predicted_classes": int((predicted_K > 0).sum()),
         }
         for name, recall in zip(classes.short_names, recall_K.tolist(), strict=True):
             metrics[f"{prefix}/recall_{key(name)}"] = recall

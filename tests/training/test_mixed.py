@@ -145,9 +145,9 @@ def test_the_resizers_learning_rate_stays_below_its_ratio_of_the_heads(
 
 def history(*scores: float) -> History:
     def entry(epoch: int, score: float) -> dict:
-        recalls = {f"validation/recall_{name}": score for name in "abc"}
-        figures = {"validation/macro_f1": score, "validation/loss": 1.0, "train/loss": 1.0}
-        return {"epoch": epoch, "time_ms": epoch, "metrics": {**recalls, **figures}}
+        metrics = {"validation/macro_f1": score, "validation/loss": 1.0, "train/loss": 1.0}
+        metrics |= {"validation/accuracy": score, "validation/predicted_classes": 3}
+        return {"epoch": epoch, "time_ms": epoch, "metrics": metrics}
 
     return [entry(number + 1, score) for number, score in enumerate(scores)]
 
@@ -174,7 +174,7 @@ def test_early_stopping_names_its_reason_and_can_be_disabled() -> None:
         EarlyStopping(config, 3).check(history(0.7, 0.8, 0.6, 0.6))
     collapsed = history(0.7, 0.8, 0.9, 0.9)
     for entry in collapsed[2:]:
-        entry["metrics"] |= {f"validation/recall_{name}": float(name == "b") for name in "abc"}
+        entry["metrics"]["validation/predicted_classes"] = 1
     with pytest.raises(TrainingError, match="collapsed: a single class"):
         EarlyStopping(config, 3).check(collapsed)
     diverged = history(0.7, 0.8)
