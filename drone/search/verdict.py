@@ -107,7 +107,7 @@ def _gain(trial: RankedTrial, scorer: Scorer) -> str:
     text = f"{difference.gain:.3f} in log-loss ({difference.low:.3f} to {difference.high:.3f})"
     if accuracy is None:
         return text
-    link = "but" if accuracy.high < 0 else "and"
+    link = "but" if accuracy.gain < 0 else "and"
     return f"{text} {link} {_points(accuracy)} of accuracy"
 
 
