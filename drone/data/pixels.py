@@ -95,7 +95,8 @@ class PixelStore:
         except (OSError, ValueError) as error:
             if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
                 raise DataError(
-                    f"{file} cannot be opened: too many files are open. Raise the limit: ulimit -n"
+                    f"{file} cannot be opened: too many files are open. Raise the limit: "
+                    f"ulimit -n 65536"
                 ) from error
             raise damaged(file, error) from error
         if shard.shape != expected or shard.dtype != np.uint8:

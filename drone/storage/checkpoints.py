@@ -166,7 +166,7 @@ def wait_for_space(location: str, checkpoint: Path, notify: Callable[[str], None
             if time.monotonic() >= give_up_at:
                 raise ResumableError(
                     f"The storage {location} could not be written for {MAX_OUTAGE_S:.0f} s: "
-                    f"{error}. Free some space or mend it; earlier checkpoints are safe."
+                    f"{error}. Free some space or repair it; earlier checkpoints are safe."
                 ) from error
             if not failed:
                 notify(f"The storage {location} cannot be written ({error}). Training waits.")

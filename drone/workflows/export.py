@@ -125,7 +125,8 @@ def export_model(request: ExportRequest, display: Display = SILENT) -> ExportRes
         elif logged.info.fingerprint != dataset.fingerprint:
             raise RunError(
                 f"{model} was trained on the data set {logged.info.fingerprint[:12]}, and --data "
-                f"{request.data} is {dataset.fingerprint[:12]}. Name one of its own."
+                f"{request.data} is {dataset.fingerprint[:12]}. Give the one that it was "
+                f"trained on."
             )
         alarms.check_request(request, spec.config, logged.info)
         measured = _check_parity(request, spec, logged, dataset, building, display)

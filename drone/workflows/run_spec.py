@@ -68,7 +68,8 @@ def read_spec(run_id: str) -> RunSpec:
     except artifacts.MissingArtifactError as error:
         raise RunError(
             f"Run {run_id} has no {SPEC_FILE}: it stopped before training started, or was not "
-            f"started by python ray_jobs/train.py. Start a new one."
+            f"started by python ray_jobs/train.py. Start a new run: "
+            f"{command('train', 'finetune', data='DATASET')}"
         ) from error
     try:
         home = str(content["home"])

@@ -386,7 +386,7 @@ def _open_dataset(spec: StudySpec, display: Display) -> Dataset:
         again = command("tune", data=spec.data, num_trials=spec.num_trials)
         raise ConfigError(
             f"Cannot resume the study {spec.name}: it was started on the data set "
-            f"{spec.fingerprint[:12]}, and {spec.data} is {dataset.fingerprint[:12]} now. Name its "
-            f"own with --data, or start a new study: {again}"
+            f"{spec.fingerprint[:12]}, and {spec.data} is {dataset.fingerprint[:12]} now. Give "
+            f"that one with --data, or start a new study: {again}"
         )
     return dataset

@@ -159,7 +159,8 @@ def resume(
     elif dataset.fingerprint != fingerprint:
         raise ConfigError(
             f"Cannot resume run {info.run_name} with --data {data}: it was started on the data set "
-            f"{fingerprint[:12]}, and this is {dataset.fingerprint[:12]}. Name its own."
+            f"{fingerprint[:12]}, and this is {dataset.fingerprint[:12]}. Give the data set that "
+            f"it was started on."
         )
     starting = _load_weights(spec, dataset, display)
     with runs.start_run(info.run_name, display.warn, info.run_id) as tracked:

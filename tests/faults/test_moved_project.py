@@ -120,7 +120,7 @@ def test_another_data_set_for_a_resumed_run(
 ) -> None:
     MlflowClient().set_terminated(moved.run_id, "KILLED")
     done = call("train", "--resume", "linear", "--data", mixed.folder)
-    assert done.code == 2 and "Name its own." in done.err
+    assert done.code == 2 and "Give the data set that it was started on." in done.err
 
 
 def test_a_study_finds_its_storage_in_its_own_folder(tmp_path: Path) -> None:
