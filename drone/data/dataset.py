@@ -169,6 +169,11 @@ class Dataset:
         """Returns the images of training, then those of validation: all that training may see."""
         return self._images("development", self._development_rows())
 
+    def images_by_content(self) -> Split:
+        """Returns the images of all splits, ordered by their content, so alike for every split."""
+        rows = pd.concat([self.rows(name) for name in SPLITS])
+        return self._images("all", rows.sort_values(["md5", "path"]))
+
     def fold_numbers(self, num_folds: int) -> NDArray[np.int64]:
         """Returns the fold of each image of `development`, (N,): 0 to num_folds - 1.
 

@@ -28,10 +28,14 @@ class TrainingData:
     """The training and validation images of a run."""
 
     images: Split
-    """All of them."""
+    """All images of the data set, in an order that does not depend on their splits: what the
+    activation cache numbers them by. Those of test are never read."""
 
     images_id: str
     """Identity of their pixels, in their order: what the activation cache names views by."""
+
+    development_N: NDArray[np.int64]
+    """Positions of the images of training and validation, whatever fold is held out."""
 
     train_N: NDArray[np.int64]
     """Positions of the training images."""
@@ -54,13 +58,15 @@ class TrainingData:
             fold: Fold that is held out for validation; None holds out the validation split.
             train_on: With "train+validation" nothing is held out.
         """
-        images = dataset.development()
+        images, development = dataset.images_by_content(), dataset.development()
+        by_row = np.argsort(images.rows_N)
+        development_N = by_row[np.searchsorted(images.rows_N[by_row], development.rows_N)]
         if train_on == "train+validation":
             assert fold is None
-            held_out_N, suffix = np.zeros(len(images), bool), ""
+            held_out_N, suffix = np.zeros(len(development), bool), ""
         elif fold is None:
             num_train = len(dataset.rows("train"))
-            held_out_N, suffix = np.arange(len(images)) >= num_train, ""
+            held_out_N, suffix = np.arange(len(development)) >= num_train, ""
         else:
             held_out_N = dataset.fold_numbers(fold.count) == fold.number
             # Keeps the checkpoints of one fold from being used for another.
@@ -68,8 +74,9 @@ class TrainingData:
         return TrainingData(
             images=images,
             images_id=_images_id(dataset, images),
-            train_N=np.flatnonzero(~held_out_N),
-            validation_N=np.flatnonzero(held_out_N),
+            development_N=development_N,
+            train_N=development_N[~held_out_N],
+            validation_N=development_N[held_out_N],
             classes=dataset.classes,
             fingerprint=f"{dataset.fingerprint}{suffix}",
         )

@@ -78,7 +78,7 @@ class Inputs:
         self.batch_size = min(config.batch_size, len(self.train))
         self.batches = _batches(config, data.train, self.batch_size)
         self._validation_batches = _batches(config, data.validation, _EVALUATION_BATCH)
-        self._images = ImageSource(config, images, data.train_N, data.validation_N)
+        self._images = ImageSource(config, images, data)
         # Before the cache is opened: it names views by a digest of weights and statistics.
         if not has_statistics(model.features):
             estimate_statistics(model.features, self._sample(model))

@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ import torch
 
 from drone.data.batches import DeviceSplit
 from drone.data.dataset import Dataset, open_dataset
+from drone.data.prepare.plan import PrepareSettings, map_sequentially, plan_dataset
+from drone.data.prepare.split import SplitSettings
+from drone.data.prepare.write import write_dataset
 from drone.model import mobilenet
 from drone.training.activation_cache import store as store_module
 from drone.training.activation_cache.keys import View, augmented_view_facts, common_facts
@@ -25,6 +29,7 @@ from drone.training.best_epoch import History
 from drone.training.context import LocalContext
 from drone.training.data import Fold, TrainingData
 from drone.training.loop import fit
+from tests.conftest import MadeUp
 from tests.job_process import FORK_SERVER
 from tests.training.short_runs import assert_same_metrics, short_config, train
 
@@ -167,7 +172,7 @@ def test_epochs_share_views_if_there_are_fewer_views(dataset: Dataset, tmp_path:
     config = short_config(epochs=4, views=2)
     data = TrainingData.of(dataset)
     split = DeviceSplit(data.images, torch.device("cpu"))
-    images = ImageSource(config, split, data.train_N, data.validation_N)
+    images = ImageSource(config, split, data)
     assert [images.view_of(epoch) for epoch in range(4)] == [0, 1, 0, 1]
     model = mobilenet.build(config.model, 4, 0, None)
     computed = ComputedActivations(model.eval(), images)
@@ -187,22 +192,24 @@ def _run(
     results.put(fit(config, TrainingData.of(dataset), model, context, cache))
 
 
+def fit_with_statistics(folder: Path, data: TrainingData, cache: CacheSpec | None) -> History:
+    """Trains a model that has batch statistics, as pretrained weights have them."""
+    config = short_config(epochs=2, model={"unfreeze_depth": 1, "test_time_flip": True})
+    model = mobilenet.build(config.model, 4, config.seed, None)
+    # Without any, they would be those of some training images, and so different in each fold.
+    state = {
+        name: value + 0.01 if name.endswith("running_mean") else value
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    return fit(config, data, model, LocalContext(folder), cache)
+
+
 def test_every_fold_reads_the_same_views(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = short_config(epochs=2, model={"unfreeze_depth": 1, "test_time_flip": True})
-    # With statistics of its own, as pretrained weights have them, and not of a fold's images.
-    state = mobilenet.build(config.model, 4, 0, None).state_dict()
-    state = {
-        name: value + 0.01 if name.endswith("running_mean") else value
-        for name, value in state.items()
-    }
-
     def run(name: str, fold: Fold | None, cache: CacheSpec | None) -> History:
-        model = mobilenet.build(config.model, 4, config.seed, None)
-        model.load_state_dict(state)
-        context = LocalContext(tmp_path / name)
-        return fit(config, TrainingData.of(dataset, fold), model, context, cache)
+        return fit_with_statistics(tmp_path / name, TrainingData.of(dataset, fold), cache)
 
     cache = cache_in(tmp_path)
     folds = [Fold(number, 3) for number in range(3)]
@@ -211,6 +218,36 @@ def test_every_fold_reads_the_same_views(
     for fold in (*folds[1:], None):
         read = run(f"read-{fold}", fold, cache)
         assert_same_metrics(run(f"computed-{fold}", fold, None), read, 0)
+
+
+def test_after_a_new_split_only_images_that_were_in_test_are_computed(
+    dataset: Dataset, made_up: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(
+        PrepareSettings(preprocessing=dataset.preprocessing), split=SplitSettings(seed=1)
+    )
+    planned = plan_dataset([made_up.folder], settings, map_sequentially)
+    other = write_dataset(planned, tmp_path / "other", map_sequentially)[0]
+    earlier, later = (set(each.development().keys_N.tolist()) for each in (dataset, other))
+    assert later - earlier and earlier - later
+
+    cache, computed = cache_in(tmp_path), []
+    fit_with_statistics(tmp_path / "first", TrainingData.of(dataset), cache)
+    forward = CachedActivations._forward
+
+    def count(self: CachedActivations, activations: torch.Tensor, *rest: Any) -> Any:
+        computed.append(len(activations))
+        return forward(self, activations, *rest)
+
+    monkeypatch.setattr(CachedActivations, "_forward", count)
+    data = TrainingData.of(other)
+    read = fit_with_statistics(tmp_path / "read", data, cache)
+    # Two augmented views, and of validation the plain and the mirrored one.
+    assert sum(computed) == 4 * len(later - earlier)
+    assert_same_metrics(fit_with_statistics(tmp_path / "computed", data, None), read, 0)
+    computed.clear()
+    fit_with_statistics(tmp_path / "again", TrainingData.of(dataset), cache)
+    assert not computed
 
 
 @pytest.mark.slow

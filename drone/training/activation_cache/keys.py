@@ -15,7 +15,7 @@ from drone.model.mobilenet import Classifier
 from drone.training.config import TrainConfig
 from drone.training.device import activation_dtype
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised whenever another version of this program could mean something else by a part."""
 
 PART_ROWS = 128
@@ -27,7 +27,7 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class View:
-    """A view of all images of training and validation."""
+    """A view of all images of a data set."""
 
     name: str
     """Checksum of the facts that decide it."""
@@ -59,13 +59,13 @@ def common_facts(
     Args:
         config: Config of the run.
         model: Model with its starting weights.
-        images_id: Identity of the images of training and validation.
+        images_id: Identity of the images of the data set.
         device: Device that computes the activations.
     """
     return {
         # All blocks, not those below a cut only: one view serves every cut.
         "weights": _digest(model.features),
-        # Not their classes, nor which fold they are in: all folds and labels have the same views.
+        # Neither their classes nor their splits: every fold, split and label has the same views.
         "images": images_id,
         "dtype": str(activation_dtype(config.precision, device)),
         "device": device.type,

@@ -29,6 +29,7 @@ from drone.training.activation_cache.keys import (
 )
 from drone.training.activation_cache.store import ActivationStore, CacheSpec
 from drone.training.config import TrainConfig
+from drone.training.data import TrainingData
 from drone.training.device import activation_dtype, autocast
 
 _FILL_BATCH = 64
@@ -65,27 +66,21 @@ class ActivationSource(Protocol):
 class ImageSource:
     """Images as the network takes them: normalised, with or without augmentation.
 
-    Images are addressed by their position among all images of training and validation, so that
-    every fold of them, and every trial, has the same views.
+    Images are addressed by their position among all images of the data set, so that every split
+    and fold of them, and every trial, has the same views.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        images: DeviceSplit,
-        train_N: NDArray[np.int64],
-        validation_N: NDArray[np.int64],
-    ) -> None:
+    def __init__(self, config: TrainConfig, images: DeviceSplit, data: TrainingData) -> None:
         """Reads from the images.
 
         Args:
             config: Config of the run.
-            images: Images of training and validation.
-            train_N: Positions of the training images among them.
-            validation_N: Positions of the validation images among them.
+            images: All images of the data set, on the device.
+            data: Says which of them are read.
         """
         self.config, self.images = config, images
-        self.train_N, self.validation_N = train_N, validation_N
+        self.train_N, self.validation_N = data.train_N, data.validation_N
+        self.development_N = data.development_N
         self._mean_C = torch.tensor(IMAGENET_MEAN, device=images.device)
         self._std_C = torch.tensor(IMAGENET_STD, device=images.device)
 
@@ -171,7 +166,7 @@ class CachedActivations:
         Args:
             model: Model with its starting weights: trainable blocks have not been trained yet.
             images: Images that activations are computed from.
-            images_id: Identity of the images of training and validation.
+            images_id: Identity of the images of the data set.
             cache: Where activations are stored, and at which cuts.
         """
         config = images.config
@@ -184,6 +179,8 @@ class CachedActivations:
         self._device = images.images.device
         dtype = activation_dtype(config.precision, self._device)
         self._rows = _row_shapes(self._blocks, self._cuts, images, dtype)
+        self._is_used_N = np.zeros(len(images.images), bool)
+        self._is_used_N[images.development_N] = True
         self._common = common_facts(config, model, images_id, self._device)
         self._train: tuple[View, _Parts] | None = None
         self._validation: dict[str, _Parts] = {}
@@ -225,46 +222,70 @@ class CachedActivations:
     ) -> _Parts:
         """The parts of a view that hold these images; missing ones are computed."""
         self._store.describe(view, facts)
-        parts = {part: self._read(view, part) for part in parts_of(positions_N)}
+        parts = {part: self._read_whole(view, part) for part in parts_of(positions_N)}
         # First the parts that no other process is computing, then those that others were.
         for wait in (False, True):
             for part in [part for part, rows in parts.items() if rows is None]:
                 with self._store.claim(view, part, wait) as claimed:
                     if claimed:
-                        parts[part] = self._read(view, part)
+                        parts[part] = self._read_whole(view, part)
                         if parts[part] is None:
                             parts[part] = self._fill(view, part, load)
         return {part: rows for part, rows in parts.items() if rows is not None}
 
-    def _read(self, view: View, part: int) -> Tensor | None:
-        return self._store.read(view, self._cut, part, self._rows[self._cut])
+    def _read(self, view: View, cut: int, part: int) -> Tensor | None:
+        return self._store.read(view, cut, part, self._rows[cut])
+
+    def _read_whole(self, view: View, part: int) -> Tensor | None:
+        """A part that has all images that are used; None if some are missing."""
+        rows = self._read(view, self._cut, part)
+        return None if len(_missing(rows, self._used_offsets(view, part))) else rows
+
+    def _used_offsets(self, view: View, part: int) -> NDArray[np.int64]:
+        """Where in a part the images of training and validation are."""
+        return np.flatnonzero(self._is_used_N[view.positions(part)])
 
     @torch.no_grad()
     def _fill(self, view: View, part: int, load: _LoadImages) -> Tensor:
-        """Computes a part at all cuts that are missing, and stores them."""
-        positions = view.positions(part)
-        stored = [(cut, self._store.read(view, cut, part, self._rows[cut])) for cut in self._cuts]
+        """Computes what a part lacks at all cuts, and stores it.
+
+        A part that was computed for another split of the same images lacks those that were in test.
+        """
+        positions, stored = view.positions(part), {}
+        for cut in self._cuts:
+            stored[cut] = self._read(view, cut, part)
+        offsets = _missing(stored[self._cut], self._used_offsets(view, part))
         # Starts from the deepest cut below this one that another trial has stored.
         start, source = max(
-            ((cut, rows) for cut, rows in stored if rows is not None and cut < self._cut),
+            (
+                (cut, rows)
+                for cut, rows in stored.items()
+                if rows is not None and cut < self._cut and not len(_missing(rows, offsets))
+            ),
             key=lambda pair: pair[0],
             default=(0, None),
         )
-        missing = [cut for cut, rows in stored if rows is None and cut > start]
+        missing = [
+            cut for cut, rows in stored.items() if cut > start and len(_missing(rows, offsets))
+        ]
         pieces: dict[int, list[Tensor]] = {cut: [] for cut in missing}
-        for first in range(0, len(positions), _FILL_BATCH):
-            chunk = slice(first, first + _FILL_BATCH)
+        for first in range(0, len(offsets), _FILL_BATCH):
+            chunk = offsets[first : first + _FILL_BATCH]
             if source is None:
                 activations = load(positions[chunk])
             else:
                 activations = _as_activations(source[chunk].to(self._device))
             for cut, rows in self._forward(activations, start, missing).items():
                 pieces[cut].append(rows.cpu())
-        for cut, rows_of_cut in pieces.items():
-            self._store.write(view, cut, part, torch.cat(rows_of_cut))
-        mapped = self._read(view, part)
+        filled = {
+            cut: _with_rows(stored[cut], len(positions), offsets, torch.cat(rows_of_cut))
+            for cut, rows_of_cut in pieces.items()
+        }
+        for cut, rows in filled.items():
+            self._store.write(view, cut, part, rows)
+        mapped = self._read_whole(view, part)
         # Without space on the disk it stays in memory for as long as the view is open.
-        return mapped if mapped is not None else torch.cat(pieces[self._cut])
+        return mapped if mapped is not None else filled[self._cut]
 
     def _forward(self, activations: Tensor, start: int, cuts: list[int]) -> dict[int, Tensor]:
         """Rows at some cuts, from the activations at an earlier one."""
@@ -294,6 +315,25 @@ class CachedActivations:
         return _as_activations(rows.to(self._device))
 
 
+def _missing(rows: Tensor | None, offsets_P: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of these images of a part have no activations: their rows are NaN."""
+    if rows is None:
+        return offsets_P
+    return offsets_P[rows.flatten(1)[:, 0].isnan().numpy()[offsets_P]]
+
+
+def _with_rows(
+    stored: Tensor | None, count: int, offsets_P: NDArray[np.int64], rows: Tensor
+) -> Tensor:
+    """A part with rows of some images put in; those of images that it lacks are NaN."""
+    if stored is None:
+        whole = torch.full((count, *rows.shape[1:]), torch.nan, dtype=rows.dtype)
+    else:
+        whole = stored.clone()
+    whole[torch.from_numpy(offsets_P)] = rows
+    return whole
+
+
 def _as_activations(rows: Tensor) -> Tensor:
     """Rows as they are stored, (N, H, W, C) or (N, C), in the network's order of axes."""
     return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
@@ -303,7 +343,7 @@ def _row_shapes(
     blocks: nn.Sequential, cuts: tuple[int, ...], images: ImageSource, dtype: torch.dtype
 ) -> dict[int, tuple[int, ...]]:
     """Shape of a stored row at each cut, with the bytes of a value as the last axis."""
-    activation = images.plain(np.zeros(1, dtype=np.int64))
+    activation = images.plain(images.development_N[:1])
     shapes: dict[int, tuple[int, ...]] = {}
     with torch.no_grad():
         for cut, block in enumerate(blocks, start=1):
