@@ -319,7 +319,8 @@ def _missing(rows: Tensor | None, offsets_P: NDArray[np.int64]) -> NDArray[np.in
     """Which of these images of a part have no activations: their rows are NaN."""
     if rows is None:
         return offsets_P
-    return offsets_P[rows.flatten(1)[:, 0].isnan().numpy()[offsets_P]]
+    is_missing_P: NDArray[np.bool_] = rows.flatten(1)[:, 0].isnan().numpy()
+    return offsets_P[is_missing_P[offsets_P]]
 
 
 def _with_rows(
