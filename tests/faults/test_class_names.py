@@ -43,7 +43,7 @@ def test_every_class_has_its_metric_in_mlflow(store: Path) -> None:
         run.log_history([{"epoch": 1, "time_ms": 1, "metrics": metrics}])
     assert not warnings
     logged = MlflowClient().get_run(run.run_id).data.metrics
-    assert metrics.keys() <= logged.keys() and len(metrics) == 3 + len(classes)
+    assert metrics.keys() <= logged.keys() and len(metrics) == 4 + len(classes)
     assert {"validation/recall_Birds :26: bats", "validation/recall_CON"} <= logged.keys()
 
 

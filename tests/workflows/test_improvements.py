@@ -3,8 +3,10 @@
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torchvision.models import mobilenet_v2
 
 from drone.data.dataset import Dataset
@@ -29,13 +31,30 @@ def test_it_speaks_of_every_class(dataset: Dataset, weights: Weights) -> None:
     assert all(name in text for name in dataset.classes)
 
 
-def test_it_says_nothing_of_random_features_or_too_many_images(
+def test_it_says_why_it_estimates_nothing(
     dataset: Dataset, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    random_weights = Weights("none", b"")
-    assert improvements.estimate(dataset, random_weights, SILENT).sentences == ()
+    nothing = improvements.estimate(dataset, Weights("none", b""), SILENT)
+    assert nothing.curve is None and "the weights are random" in nothing.sentences[0]
     monkeypatch.setattr(improvements, "_MAX_IMAGES", 3)
-    assert improvements.estimate(dataset, weights, SILENT).curve is None
+    too_many = improvements.estimate(dataset, weights, SILENT)
+    assert too_many.curve is None and "python ray_jobs/review.py" in too_many.sentences[0]
+
+
+def test_it_does_not_read_test(
+    dataset: Dataset, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[int] = set()
+    pixels = Dataset.pixels
+
+    def remember(self: Dataset, rows_N: NDArray[np.int64]) -> NDArray[np.uint8]:
+        read.update(rows_N.tolist())
+        return pixels(self, rows_N)
+
+    monkeypatch.setattr(Dataset, "pixels", remember)
+    improvements.estimate(dataset, weights, SILENT)
+    assert read == set(dataset.development().rows_N.tolist())
+    assert not read & set(dataset.split("test").rows_N.tolist())
 
 
 def test_too_few_images_are_no_error(dataset: Dataset, weights: Weights) -> None:
