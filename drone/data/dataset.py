@@ -35,6 +35,8 @@ SCHEMA = 7
 """Raised whenever a program of another version could misread the folder."""
 
 SPLITS = ("train", "validation", "test")
+DEVELOPMENT_SPLITS = SPLITS[:2]
+"""Splits that training and search may read."""
 
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
@@ -150,7 +152,7 @@ class Dataset:
             ConfigError: There is no such split.
             DataError: The folder is damaged.
         """
-        names = SPLITS[:2] if name == "development" else (_checked(name),)
+        names = DEVELOPMENT_SPLITS if name == "development" else (_checked(name),)
         rows = pd.concat([self._kept_rows(split) for split in names])
         rows = rows[rows["class_name"] == NONE]
         return Negatives(
@@ -198,7 +200,7 @@ class Dataset:
         return groups_N
 
     def _development_rows(self) -> pd.DataFrame:
-        return pd.concat([self.rows(name) for name in SPLITS[:2]])
+        return pd.concat([self.rows(name) for name in DEVELOPMENT_SPLITS])
 
     def split_before_review(self, name: str) -> tuple[Split, NDArray[np.bool_]]:
         """Returns a split as it would be without the user's decisions on its images.

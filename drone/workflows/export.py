@@ -215,9 +215,9 @@ def _check_parity(
     try:
         stored = checkpoints.newest(spec.storage, display.warn)
     except RunError:  # Of another version.
-        if request.unchecked:
-            return None
-        raise
+        if not request.unchecked:
+            raise
+        stored = None
     if stored is None:
         if request.unchecked:
             return None

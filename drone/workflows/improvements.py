@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from drone.commands import command
 from drone.curation import advice, frozen_features, learning_curve, probe
 from drone.curation.learning_curve import LearningCurve
-from drone.data.dataset import SPLITS, Dataset
+from drone.data.dataset import DEVELOPMENT_SPLITS, Dataset
 from drone.errors import DataError
 from drone.model.weights import Weights
 from drone.workflows.display import Display
-
-_SPLITS = SPLITS[:2]
 
 _MAX_IMAGES = 5000
 """Of more images the features take longer than a user of a search would wait."""
@@ -31,7 +29,7 @@ def estimate(dataset: Dataset, weights: Weights, display: Display) -> Improvemen
     From training and validation images: a search does not read test.
     """
     rows = dataset.packed_rows()
-    kept = rows[rows["kept"] & rows["split"].isin(_SPLITS)]
+    kept = rows[rows["kept"] & rows["split"].isin(DEVELOPMENT_SPLITS)]
     if weights.pretrained == "none":
         return Improvements(
             None, ("What more images would add is not estimated: the weights are random.",)
@@ -45,7 +43,7 @@ def estimate(dataset: Dataset, weights: Weights, display: Display) -> Improvemen
     except DataError as error:
         return Improvements(None, (str(error),))
     display.show("", "Estimating what more images, or cleaner labels, would add ...")
-    features = frozen_features.compute(dataset, weights, display.track, _SPLITS)
+    features = frozen_features.compute(dataset, weights, display.track, DEVELOPMENT_SPLITS)
     predictions = probe.out_of_fold(features.features_ND, features.labels_N, features.groups_N)
     curve = learning_curve.measure(features, predictions)
     return Improvements(curve, advice.sentences(curve))

@@ -11,7 +11,7 @@ from typing import Any
 from drone.cluster import connection
 from drone.commands import command
 from drone.config import override
-from drone.data.dataset import SPLITS, Dataset
+from drone.data.dataset import DEVELOPMENT_SPLITS, Dataset
 from drone.errors import ConfigError, DataError, RunError
 from drone.files import locked
 from drone.model import weights
@@ -314,7 +314,7 @@ def _num_folds(spec: StudySpec, dataset: Dataset) -> int:
     if spec.folds:
         HeldOut.of(dataset, spec.folds)
         return spec.folds
-    num_folds = default_num_folds(*(len(dataset.rows(name)) for name in SPLITS[:2]))
+    num_folds = default_num_folds(*(len(dataset.rows(name)) for name in DEVELOPMENT_SPLITS))
     try:
         HeldOut.of(dataset, num_folds)
     except DataError:  # A handful of images, as a first try may have.

@@ -13,7 +13,7 @@ from drone.cluster.trial import TrialSpec, checkpoint_location
 from drone.cluster.tune import TrialSlots, choose_slots, run_trials
 from drone.commands import command
 from drone.config import flatten, to_dict
-from drone.data.dataset import SPLITS, Dataset
+from drone.data.dataset import DEVELOPMENT_SPLITS, Dataset
 from drone.errors import Interrupted, TrainingError
 from drone.evaluation.calibration import choose_unsure_threshold
 from drone.model.weights import Weights
@@ -265,7 +265,7 @@ class StudyRunner:
         spec, cache = self.spec, self.resources.cache
         strengths = spec.space.get("augment.strength", Choice((spec.base.augment.strength,)))
         depths = spec.space.get("model.unfreeze_depth", Choice((spec.base.model.unfreeze_depth,)))
-        num_train, num_validation = (len(self.dataset.rows(name)) for name in SPLITS[:2])
+        num_train, num_validation = (len(self.dataset.rows(name)) for name in DEVELOPMENT_SPLITS)
         workload = search_workload(
             # Over all folds, every image is trained on.
             num_train=num_train if spec.folds == 1 else num_train + num_validation,

@@ -175,10 +175,10 @@ def test_the_best_of_many_equals_is_not_called_better() -> None:
             trial_record(number, [3.0], "finished", epochs=1)
             for number in range(30 * study, 30 * study + 30)
         ]
-        best, *others = scores.ordered(records)
-        first = records[0]
+        ordered = scores.ordered(records)
+        best, first = ordered[0], records[0]
         if first is not best:
-            num_compared = scores.num_candidates([best, *others])
+            num_compared = scores.num_candidates(ordered)
             plain = scores.difference(best, first)
             allowing = scores.difference(best, first, num_compared=num_compared)
             assert plain is not None and allowing is not None

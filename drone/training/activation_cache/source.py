@@ -251,9 +251,8 @@ class CachedActivations:
 
         A part that was computed for another split of the same images lacks those that were in test.
         """
-        positions, stored = view.positions(part), {}
-        for cut in self._cuts:
-            stored[cut] = self._read(view, cut, part)
+        positions = view.positions(part)
+        stored = {cut: self._read(view, cut, part) for cut in self._cuts}
         offsets = _missing(stored[self._cut], self._used_offsets(view, part))
         # Starts from the deepest cut below this one that another trial has stored.
         start, source = max(
